@@ -16,6 +16,7 @@ from transformers import (
     SegformerForSemanticSegmentation,
 )
 
+from twig.engine.backends.openvino import process_core
 from twig.engine.calibration import Calibration
 
 torch.set_num_threads(1)
@@ -139,3 +140,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     save_checkpoint(folder)
     return folder
+
+
+@pytest.fixture
+def skip_without_bf16():
+    """Skip what computes in bf16 where this CPU has no instructions for it, and for no other reason."""
+
+    def skip():
+        if "BF16" not in process_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            pytest.skip("this CPU has no bf16 instructions")
+
+    return skip

@@ -1,6 +1,7 @@
 """What an installed Twig brings: run against a wheel by CI, against the folder otherwise."""
 
 import ast
+import json
 import subprocess
 import sys
 import tomllib
@@ -70,3 +71,10 @@ def test_imports_point_one_way(layer):
             if isinstance(node, ast.ImportFrom) and node.level == depth:
                 names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
                 assert not set(names) & set(above), f"{path}:{node.lineno} imports from a layer above"
+
+
+def test_no_part_of_the_model_names_the_folder_it_was_trained_in():
+    configs = list((ROOT / "engine" / "assets").rglob("config.json"))
+    assert configs
+    for path in configs:
+        assert "_name_or_path" not in json.loads(path.read_text()), path

@@ -42,13 +42,13 @@ def assemble(folder: Path, out: Path) -> None:
     clean = folder / "phases" / "clean" / "unet"
     if clean.exists():
         UNet2DConditionModel.from_pretrained(clean).half().save_pretrained(out / "clean_unet")
-    strip_types(model)
+    strip_configs(out)
 
 
-def strip_types(model: Path) -> None:
-    """Forget the dtype in transformers' configurations: whoever loads the model chooses it."""
-    for part in ("text_encoder", "segmenter"):
-        path = model / part / "config.json"
+def strip_configs(out: Path) -> None:
+    """Forget the folder a part was trained in, and its dtype: whoever loads the model chooses it."""
+    for path in out.glob("**/config.json"):
         config = json.loads(path.read_text())
-        config.pop("dtype", None)
+        for key in ("dtype", "_name_or_path"):
+            config.pop(key, None)
         path.write_text(json.dumps(config, indent=2) + "\n")
