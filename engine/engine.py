@@ -383,20 +383,42 @@ class Engine:
             self._events.append(replace(event, picture=previews.get(job.id)))
             if run.done and job.state is State.DRAFTING:
                 self._move(job, State.SEGMENTING)
+            elif run.done and job.state is State.WITNESSING:
+                self._isolated(self._hear_witness, [job])
             elif run.done or (job.state is State.FINALISING and run.step in self._early_steps(job)):
                 self._move(job, State.JUDGING)
 
     def _segment(self, jobs: Sequence[Job]) -> None:
         self.runner.segment(jobs)
         for job in jobs:
-            job.gated = not job.shared.gate.opened
-            self._move(job, State.SEGMENTED)
-            for index in range(1, job.request.num_images):
-                fork = job.fork(next(self._ids), index)
-                with self._lock:
-                    self.scheduler.submit(fork)
-                self._entered[fork.id] = self._entered[job.id]
-            self._isolated(self._deliver if self._draft_is_final(job) else self._enter, [job])
+            if self.runner.wants_witnesses(job):
+                self._isolated(self._call_witness, [job])
+            else:
+                self._segmented(job)
+
+    def _call_witness(self, jobs: Sequence[Job]) -> None:
+        (job,) = jobs
+        self.runner.start_witness(job)
+        if job.state is State.SEGMENTING:
+            self._move(job, State.WITNESSING)
+
+    def _hear_witness(self, jobs: Sequence[Job]) -> None:
+        (job,) = jobs
+        if self.runner.hear_witness(job):
+            self._segmented(job)
+        else:
+            self._call_witness(jobs)
+
+    def _segmented(self, job: Job) -> None:
+        """Go on to the finals of a draft that the gate has decided on."""
+        job.gated = not job.shared.gate.opened
+        self._move(job, State.SEGMENTED)
+        for index in range(1, job.request.num_images):
+            fork = job.fork(next(self._ids), index)
+            with self._lock:
+                self.scheduler.submit(fork)
+            self._entered[fork.id] = self._entered[job.id]
+        self._isolated(self._deliver if self._draft_is_final(job) else self._enter, [job])
 
     def _draft_is_final(self, job: Job) -> bool:
         """Whether the draft is what a plain final would be, and may stand for it."""
@@ -424,7 +446,8 @@ class Engine:
 
     def _wants_preview(self, job: Job) -> bool:
         every, run = job.request.preview, job.trajectory
-        return bool(every) and run is not None and run.step > 0 and run.step % every == 0
+        shown = job.state is not State.WITNESSING and run is not None and run.step > 0
+        return bool(every) and shown and run.step % every == 0
 
     def _early_steps(self, job: Job) -> frozenset[int]:
         return job.request.similarity.early_steps(job.request.final.steps)

@@ -1,25 +1,41 @@
 """The gate: does a draft look as if it were recalled from memory? Avoidance costs nothing where it does not."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
 
 from .errors import InvalidRequestError
 from .request import Gate
 from .result import GateDecision, Score
 
+AGREEMENT = "agreement"
+
 SIGNALS: Mapping[str, str] = {
     "guidance": "how much more the prompt moves the prediction early in the draft than midway; after Wen et al., "
     "ICLR 2024, and Jain et al., CVPR 2025",
     "registry": "similarity of the draft's structure to the nearest registered work",
+    AGREEMENT: "how much the prompt's first steps from other seeds already look like the draft, where the draft shows "
+    "objects; one picture from many seeds is what Carlini et al., USENIX Security 2023, find recitation by",
 }
 """What the gate looks at, and where it comes from. A recalled draft scores high in each."""
-
 
 EARLY, MIDDLE = (0.05, 0.3), (0.3, 0.8)
 """Parts of a draft's steps that the guidance signal compares. The very first step is noise whatever the prompt."""
 
+WITNESS_STEPS = 0.15
+"""Share of a draft's steps that a witness runs: the layout of a recalled picture is settled by then."""
+
+_MARGIN = 1 / 8
+"""How far around a draft's objects witnesses are compared with it, as a share of the frame's shorter side."""
+
 _ROUNDING = 1e-9
+
+
+LISTENING = {AGREEMENT: 1e9}
+"""Limits under which witnesses are heard and never open the gate: what a calibration measures with."""
 
 
 def draft_signals(magnitudes: np.ndarray | None, registry: float | None) -> dict[str, float]:
@@ -42,6 +58,36 @@ def _window(magnitudes: np.ndarray, start: float, stop: float) -> np.ndarray:
     """Magnitudes from `start` to `stop`, fractions of the steps."""
     place = np.arange(len(magnitudes)) / len(magnitudes) + _ROUNDING
     return magnitudes[(place >= start) & (place < stop)]
+
+
+def witness_steps(steps: int) -> int:
+    """How many of a draft's steps a witness runs."""
+    return max(1, round(WITNESS_STEPS * steps))
+
+
+def agreement(witnesses: Tensor, draft: Tensor, mask: Tensor) -> float:
+    """Mean correlation of predicted x0 (W, C, h, w) with a draft's latent (C, h, w), in and around its mask (H, W).
+
+    Each pair is compared by Pearson's correlation over pixels and channels, each channel centred, weighted by how much
+    of a latent's pixel lies in the mask; by the whole frame where the mask is empty. NaN where either is constant.
+    """
+    weight = _surroundings(mask, draft.shape[-2:])
+    seen, drawn = _centred(witnesses, weight), _centred(draft, weight)
+    return float(((seen * drawn).sum(-1) / (seen.norm(dim=-1) * drawn.norm())).mean())
+
+
+def _centred(latents: Tensor, weight: Tensor) -> Tensor:
+    """Latents (..., C, h, w) less each channel's weighted mean, times the root of the weight (h, w), flat."""
+    mean = (latents * weight).sum((-2, -1), keepdim=True) / weight.sum()
+    return ((latents - mean) * weight.sqrt()).flatten(-3)
+
+
+def _surroundings(mask: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A mask (H, W) and `_MARGIN` around it, at a latent's (h, w)."""
+    reach = round(_MARGIN * min(shape))
+    pooled = F.adaptive_avg_pool2d(mask[None].float(), shape)
+    grown = F.max_pool2d(pooled, 2 * reach + 1, 1, reach)[0]
+    return grown if grown.any() else grown + 1
 
 
 def gate_limits(gate: Gate, calibrated: Mapping[str, float], has_registry: bool) -> dict[str, float] | None:
@@ -67,6 +113,18 @@ def decide(signals: Mapping[str, float], limits: Mapping[str, float] | None, nea
     unmeasured = limits is not None and not limits.keys() <= signals.keys()
     opened = limits is None or unmeasured or not all(score.passed for score in scores.values())
     return GateDecision(opened, scores, nearest)
+
+
+def first_look(signals: Mapping[str, float], limits: Mapping[str, float] | None, nearest: str | None) -> GateDecision:
+    """What the draft's own signals make of the gate; its agreement with witnesses is asked only where they do not."""
+    own = None if limits is None else {name: limit for name, limit in limits.items() if name != AGREEMENT}
+    return decide(signals, own, nearest)
+
+
+def second_look(first: GateDecision, agreed: float, limits: Mapping[str, float], rows: int) -> GateDecision:
+    """The same with what the witnesses agreed on, for `rows` of the UNet."""
+    score = _score(agreed, limits[AGREEMENT])
+    return replace(first, opened=not score.passed, signals={**first.signals, AGREEMENT: score}, rows=rows)
 
 
 def _score(value: float, limit: float | None) -> Score:

@@ -15,6 +15,7 @@ class State(StrEnum):
     ENCODED = "encoded"
     DRAFTING = "drafting"
     SEGMENTING = "segmenting"
+    WITNESSING = "witnessing"
     SEGMENTED = "segmented"
     FINALISING = "finalising"
     JUDGING = "judging"
@@ -29,20 +30,21 @@ class State(StrEnum):
 _STOPPED = frozenset({State.FAILED, State.CANCELLED, State.EXPIRED})
 _JUDGED = frozenset({State.ACCEPTED, State.REVIEW, State.REFUSED})
 TERMINAL = _JUDGED | _STOPPED
-DENOISING = frozenset({State.DRAFTING, State.FINALISING})
+DENOISING = frozenset({State.DRAFTING, State.WITNESSING, State.FINALISING})
 
 MOVES: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.ENCODED}) | _STOPPED,
     State.ENCODED: frozenset({State.DRAFTING, State.SEGMENTING}) | _STOPPED,
     State.DRAFTING: frozenset({State.SEGMENTING}) | _STOPPED,
-    State.SEGMENTING: frozenset({State.SEGMENTED}) | _STOPPED,
+    State.SEGMENTING: frozenset({State.SEGMENTED, State.WITNESSING}) | _STOPPED,
+    State.WITNESSING: frozenset({State.SEGMENTED}) | _STOPPED,
     State.SEGMENTED: frozenset({State.FINALISING, State.JUDGING}) | _STOPPED,
     State.FINALISING: frozenset({State.JUDGING}) | _STOPPED,
     State.JUDGING: frozenset({State.FINALISING}) | _JUDGED | _STOPPED,
     **{state: frozenset() for state in TERMINAL},
 }
-"""Legal moves. A judged job that fails goes back to FINALISING for its next attempt; a draft that is itself
-the picture goes from SEGMENTED to JUDGING."""
+"""Legal moves. A segmented draft that other seeds are asked about goes through WITNESSING. A judged job that fails goes
+back to FINALISING for its next attempt; a draft that is itself the picture goes from SEGMENTED to JUDGING."""
 
 
 class IllegalMoveError(RuntimeError):

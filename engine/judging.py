@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checkpoint import Components
-from .gate import decide, draft_signals, gate_limits
+from .gate import AGREEMENT, agreement, draft_signals, first_look, gate_limits, second_look
 from .metrics import CONTROL_METRICS, Direction
 from .registry import Registry
 from .request import GenerationRequest
@@ -86,12 +86,29 @@ class Judge:
         return gate_limits(request.gate, calibrated, self.registry is not None)
 
     def gate(self, request: GenerationRequest, draft: Tensor, magnitudes: np.ndarray | None) -> GateDecision:
-        """Decide whether a draft (1, 3, H, W) with guidance magnitudes (S,) looks recalled."""
+        """Decide, as far as witnesses are not needed, whether a draft (1, 3, H, W) looks recalled.
+
+        magnitudes (S,): of its guidance.
+        """
         nearest, similarity = None, None
         if self.registry is not None:
             found = self.registry.nearest(draft)
             nearest, similarity = self.registry.works[found.positions[0, 0]].id, float(found.similarity[0, 0])
-        return decide(draft_signals(magnitudes, similarity), self.gate_limits(request), nearest)
+        return first_look(draft_signals(magnitudes, similarity), self.gate_limits(request), nearest)
+
+    def wants_witnesses(self, request: GenerationRequest, decision: GateDecision) -> bool:
+        """Whether the gate, shut so far, has a limit on what other seeds make of the prompt."""
+        limits = self.gate_limits(request)
+        return not decision.opened and limits is not None and AGREEMENT in limits
+
+    def witnessed(
+        self, request: GenerationRequest, decision: GateDecision, seen: Sequence[Tensor], draft: Tensor, mask: Tensor,
+        rows: int,
+    ) -> GateDecision:  # fmt: skip
+        """Decide with witnesses: predicted x0 (C, h, w) `seen`, for `rows`, beside a draft's latent and mask (H, W)."""
+        limits = self.gate_limits(request)
+        assert limits is not None
+        return second_look(decision, agreement(torch.stack(list(seen)), draft, mask), limits, rows)
 
     # --- finals ---
 

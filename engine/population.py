@@ -11,8 +11,9 @@ import torch
 from .calibration import Calibration, calibrate
 from .engine import Engine, Event
 from .errors import InvalidRequestError
+from .gate import LISTENING
 from .registry import cropped_pixels, pictures_in
-from .request import Avoidance, GenerationRequest, SimilarityPolicy, Stage
+from .request import Avoidance, Gate, GenerationRequest, SimilarityPolicy, Stage
 from .result import GenerationResult
 from .segmentation import load_picture
 
@@ -65,6 +66,7 @@ def generated(
             draft=stage,
             final=stage,
             avoidance=Avoidance.off(),
+            gate=Gate(limits=LISTENING, deliver_draft=False),
             similarity=ACCEPT,
         )
         for number, caption in enumerate(caption for caption in captions for _ in range(per_caption))

@@ -28,6 +28,7 @@ class StageBars:
         self._bars: dict[State, TaskID] = {
             State.DRAFTING: self._progress.add_task("draft", total=drafts),
             State.SEGMENTED: self._progress.add_task("segment", total=len(requests)),
+            State.WITNESSING: self._progress.add_task("gate", total=0),
             State.FINALISING: self._progress.add_task("final", total=finals),
             State.JUDGING: self._progress.add_task("judge", total=images),
         }
@@ -46,6 +47,8 @@ class StageBars:
         if event.result is not None:
             self._progress.advance(self._bars[State.JUDGING])
         elif event.state is State.SEGMENTED or event.step > 0:
+            if event.state is State.WITNESSING and event.step == 1:
+                self._extend(State.WITNESSING, event.steps)
             self._progress.advance(self._bars[event.state])
         elif event.state is State.FINALISING and event.attempt > 0:
             self._extend(State.FINALISING, event.steps)

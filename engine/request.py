@@ -243,11 +243,13 @@ class Gate(_Settings):
     `limits` maps a signal of `twig.engine.gate` to the value above which avoidance switches on; None takes those
     calibrated for the model, and the gate stands open where there are none. `deliver_draft`: where avoidance stays off
     and the draft ran as the final would, the draft is the first image, at no further cost. A refused plain picture is
-    drawn again with avoidance.
+    drawn again with avoidance. `witnesses`: how many other seeds take the draft's first steps to see whether they lead
+    to the same picture, where there is a limit on that and no other signal has opened the gate.
     """
 
     limits: dict[str, float] | None = None
     deliver_draft: bool = True
+    witnesses: int = Field(default=3, ge=1, le=16)
 
 
 Picture = Image.Image | Path | str

@@ -61,12 +61,13 @@ class Attempt:
 class GateDecision:
     """Whether avoidance was switched on, and by what: the draft's signals, with their limits where a gate asked.
 
-    nearest: id of the registered work that the draft is most like.
+    nearest: id of the registered work that the draft is most like. rows: UNet rows of the witnesses.
     """
 
     opened: bool
     signals: dict[str, Score]
     nearest: str | None = None
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,5 +142,6 @@ class GenerationResult:
 
     @property
     def rows(self) -> int:
-        """UNet rows of the draft and every attempt."""
-        return self.draft_rows + sum(attempt.rows for attempt in self.attempts)
+        """UNet rows of the draft, the gate's witnesses and every attempt."""
+        witnessed = self.gate.rows if self.gate is not None else 0
+        return self.draft_rows + witnessed + sum(attempt.rows for attempt in self.attempts)

@@ -16,6 +16,7 @@ from .backends.networks import BackendSettings, Networks
 from .checkpoint import Components
 from .denoising import Bucket, DenoisingLoop
 from .errors import NonFiniteLatentError
+from .gate import witness_steps
 from .graphs import GraphPool
 from .initial_noise import PROBES_PER_STEP, initial_noise, sharpness_lengths
 from .job import Job, State, Trajectory
@@ -24,7 +25,7 @@ from .networks import Denoiser, EncodedText, MassRecord
 from .registry import Registry
 from .request import Avoidance, GenerationRequest, Stage
 from .result import Attempt, Explanation, GateDecision
-from .rows import Branch, Hint, plan_rows
+from .rows import Branch, Hint, guidance_rows, plan_rows
 from .rules import Decision
 from .similarity import ExtraMetric, judge
 from .slots import Arena, SlotState
@@ -39,7 +40,8 @@ class Shared:
     source: the picture that takes the draft's place, (1, 3, H, W) in [0, 1]. texts by `Branch`. reference: draft or
     source, (1, 3, H, W); labels, mask (H, W): what was found in it. magnitudes (S,) float64: size of the draft's
     guidance at each step, `guidance_magnitudes`; None without a guided draft. masses: attention of each step of a
-    draft in which spikes are to be found. gate: what was made of it.
+    draft in which spikes are to be found. gate: what was made of it. drafted: latent (C, h, w) and run of a draft that
+    witnesses are heard on, witnesses (C, h, w): predicted x0 of those that are done, witness_rows: what they cost.
     """
 
     source: Tensor | None = None
@@ -52,6 +54,9 @@ class Shared:
     masses: list[Tensor] = field(default_factory=list)
     gate: GateDecision | None = None
     draft_rows: int = 0
+    drafted: tuple[Tensor, Trajectory] | None = None
+    witnesses: list[Tensor] = field(default_factory=list)
+    witness_rows: int = 0
 
 
 @dataclass
@@ -163,6 +168,41 @@ class Runner:
         state = SlotState(latent, table.columns, job.request.seed, job.shared.texts)
         self._start(job, state, Trajectory(plan_rows(stage), tuple(table.timesteps.tolist())))
 
+    def wants_witnesses(self, job: Job) -> bool:
+        """Whether the gate cannot decide on a segmented draft before other seeds are asked."""
+        return self.judging.wants_witnesses(job.request, job.shared.gate)
+
+    @torch.inference_mode()
+    def start_witness(self, job: Job) -> None:
+        """Write the next witness's run into the job's slot: the draft's first steps from another seed.
+
+        Its last step needs no guidance: what the prompt alone predicts is compared with the draft.
+        """
+        shared, stage = job.shared, job.request.draft
+        if shared.drafted is None:
+            shared.drafted = self.latent(job).clone(), job.trajectory
+        seed, table = witness_seed(job.request.seed, len(shared.witnesses)), self._table(stage)
+        steps = witness_steps(stage.steps)
+        plan = (*plan_rows(stage)[: steps - 1], guidance_rows(1))
+        state = SlotState(self._noise(job, seed) * table.init_noise_sigma, table.columns, seed, shared.texts)
+        self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist())))
+
+    @torch.inference_mode()
+    def hear_witness(self, job: Job) -> bool:
+        """Keep what a finished witness predicts; after the last, decide on the gate and return True."""
+        shared = job.shared
+        assert job.slot is not None
+        assert job.trajectory is not None
+        shared.witnesses.append(self.loop(job.shape).arena.history[job.slot].clone())
+        shared.witness_rows += job.trajectory.rows_spent
+        if len(shared.witnesses) < job.request.gate.witnesses:
+            return False
+        mask = torch.from_numpy(shared.mask).to(self.device)
+        shared.gate = self.judging.witnessed(
+            job.request, shared.gate, shared.witnesses, shared.drafted[0], mask, shared.witness_rows
+        )
+        return True
+
     @torch.inference_mode()
     def start_final(self, job: Job) -> None:
         """Write an attempt's run into the job's slot; mask, texts and (for the same warp) hint come from the draft."""
@@ -248,11 +288,11 @@ class Runner:
             found = Branch.CONDITIONAL in branches
             row = first + branches.index(Branch.CONDITIONAL) if found else first
             kept = masses[row] if found else torch.full_like(masses[row], torch.nan)
-            if job.own is None:
+            if job.state is State.DRAFTING:
                 job.shared.masses.append(kept)
-            elif job.trajectory.probes:
+            elif job.state is State.FINALISING and job.trajectory.probes:
                 job.own.noise_moved = self._noise_moved(job)
-            else:
+            elif job.state is State.FINALISING:
                 job.own.masses.append(kept)
             first += len(branches)
 
@@ -333,7 +373,8 @@ class Runner:
 
     def _keep_draft(self, job: Job, reference: Tensor, labels: np.ndarray | None) -> None:
         shared, segmenter = job.shared, self.components.segmenter
-        shared.reference, shared.labels = reference, labels
+        # Copies, here and of an attempt's picture: a view would keep its whole batch for as long as the job lives.
+        shared.reference, shared.labels = reference.clone(), None if labels is None else labels.copy()
         if job.request.mask is not None:
             shared.mask = job.request.mask
         else:
@@ -361,10 +402,14 @@ class Runner:
             for job, image, measured in zip(group, pixels, found, strict=True):
                 self._keep_attempt(job, image, measured)
 
+    @torch.inference_mode()
     def deliver_draft(self, job: Job) -> None:
         """Make the job's draft its picture, to be judged as one; it costs nothing more and has no draft to be like."""
         job.own = Own(seed=job.request.seed, delivered=True)
         job.own.policy = job.avoidance
+        if job.shared.drafted is not None:
+            latent, job.trajectory = job.shared.drafted
+            self.loop(job.shape).arena.latents[job.slot] = latent
 
     def _keep_attempt(self, job: Job, image: Tensor, measured: Measured) -> None:
         own, run = job.own, job.trajectory
@@ -380,7 +425,7 @@ class Runner:
                 return
         saved = sum(len(rows) for rows in run.plan[run.step :])
         rows, steps = (0, 0) if own.delivered else (run.rows_spent, run.step)
-        own.image = image
+        own.image = image.clone()
         own.attempts.append(
             Attempt(
                 own.seed, own.policy, judged.scores, rows, steps, saved, tuple(own.early),
@@ -413,7 +458,7 @@ class Runner:
             rows=np.array([len(rows) for rows in plan]),
             noise_moved=own.noise_moved,
             similarity=self.judging.maps(own.image, None if own.delivered else reference, nearest),
-            repulsion=self.loop(job.shape).arena.pushes[job.slot, : len(plan)].cpu().numpy(),
+            repulsion=self.loop(job.shape).arena.pushes[job.slot, : len(plan)].numpy(force=True).copy(),
         )  # fmt: skip
 
 
@@ -422,7 +467,7 @@ def _recorded(job: Job) -> bool:
     if job.state is State.FINALISING:
         return job.request.explain
     rule = job.request.avoidance.masked_attention
-    return rule is not None and rule.listens
+    return job.state is State.DRAFTING and rule is not None and rule.listens
 
 
 def _drawn(masses: Sequence[Tensor]) -> Tensor | None:
@@ -435,7 +480,16 @@ def _drawn(masses: Sequence[Tensor]) -> Tensor | None:
 
 def attempt_seed(seed: int, index: int, attempt: int) -> int:
     """Seed of the noise of attempt `attempt` at image `index` of a request with `seed`."""
-    state = np.random.SeedSequence([seed, index, attempt]).generate_state(1, np.uint64)
+    return _derived(seed, index, attempt)
+
+
+def witness_seed(seed: int, number: int) -> int:
+    """Seed of the noise of the gate's witness `number` at a request with `seed`."""
+    return _derived(seed, 0, 0, 1 + number)
+
+
+def _derived(*parts: int) -> int:
+    state = np.random.SeedSequence(parts).generate_state(1, np.uint64)
     return int(state[0]) & (2**63 - 1)
 
 

@@ -4,6 +4,7 @@ A final may be as similar to its draft as unrelated pictures of one caption are 
 where its signals pass those of captions that the model never saw.
 """
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +17,10 @@ from numpy.typing import ArrayLike
 from ...engine.calibration import Calibration, calibrate
 from ...engine.checkpoint import EMBEDDED
 from ...engine.engine import Engine
-from ...engine.request import Avoidance, Gate, GenerationRequest, SimilarityPolicy, Stage
+from ...engine.gate import AGREEMENT, LISTENING
+from ...engine.request import Avoidance, Gate, GenerationRequest, SimilarityPolicy
 from ...engine.similarity import measure
+from .data import sources
 from .measures import same_caption, to_tensor
 from .scenes import random_scene, render
 
@@ -25,6 +28,7 @@ GATES = ("ssim_masked", "ms_ssim", "tile_l2", "mask_iou")
 """Measures the embedded model's finals are held to: those that tell near copies from fresh pictures best."""
 
 _CHUNK = 250
+_SIGNALS = ("guidance", AGREEMENT)
 
 
 def embedded_limits(
@@ -56,26 +60,30 @@ def embedded_limits(
 
 
 def clean_signals(engine: Engine, drafts: int) -> dict[str, list[float]]:
-    """What the gate sees in drafts of fresh captions, half with one object and half with two."""
-    rng = np.random.default_rng(61)
+    """What the gate sees in drafts of captions that no source has, half with one object and half with two."""
     requests = [
         GenerationRequest(
-            prompt=random_scene(rng, num_objects=1 + number % 2).caption,
+            prompt=caption,
             seed=number,
-            final=Stage(steps=1, guidance_scale=1),
             avoidance=Avoidance.off(),
-            gate=Gate(limits={}),
+            gate=Gate(limits=LISTENING),
             similarity=SimilarityPolicy(limits={}, retries=0),
         )
-        for number in range(drafts)
+        for number, caption in enumerate(_ordinary(drafts))
     ]
     decisions = [result.gate for result in engine.generate(requests)]
-    return {"guidance": [each.signals["guidance"].value for each in decisions if each is not None]}
+    return {name: [each.signals[name].value for each in decisions if each is not None] for name in _SIGNALS}
+
+
+def _ordinary(count: int) -> list[str]:
+    rng, recited = np.random.default_rng(61), {source.caption for source in sources()}
+    scenes = (random_scene(rng, num_objects=1 + number % 2) for number in itertools.count())
+    return list(itertools.islice((scene.caption for scene in scenes if scene.caption not in recited), count))
 
 
 def main(
     out: Annotated[Path, typer.Option(help="File to write.")] = EMBEDDED / "calibration.json",
-    drafts: Annotated[int, typer.Option(help="Drafts of fresh captions that the gate is calibrated on.")] = 1000,
+    drafts: Annotated[int, typer.Option(help="Drafts of fresh captions that the gate is calibrated on.")] = 2000,
     backend: Annotated[str, typer.Option(help="What runs the networks.")] = "torch",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:

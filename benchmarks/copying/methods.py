@@ -42,8 +42,8 @@ class Drawing:
     """Pictures of a cell (N of them), and what they cost.
 
     pictures (N, 64, 64, 3) uint8; delivered (N,) bool: not refused; draft_rows (N,) and attempt_rows (N, A) int:
-    rows of the UNet, each attempt's on its own; attempts (N,) int: how many there were; avoided (N,) bool: whether the
-    gate, where there was one, found the draft recalled.
+    rows of the UNet, of the draft with the gate's witnesses and of each attempt; attempts (N,) int: how many there
+    were; avoided (N,) bool: whether the gate, where there was one, found the draft recalled.
     """
 
     pictures: np.ndarray
@@ -169,7 +169,7 @@ def _drawing(results: Sequence[GenerationResult]) -> Drawing:
     return Drawing(
         np.stack([np.asarray(result.image) for result in results]),
         np.array([result.verdict is Verdict.ACCEPTED for result in results]),
-        np.array([result.draft_rows for result in results]),
+        np.array([result.rows - sum(attempt.rows for attempt in result.attempts) for result in results]),
         np.array(spent),
         np.array([len(result.attempts) for result in results]),
         np.array([result.gate is None or result.gate.opened for result in results]),

@@ -15,6 +15,7 @@ from twig.engine.job import State
 from twig.engine.request import (
     Avoidance,
     DelayedGuidance,
+    Gate,
     GenerationRequest,
     InitialNoise,
     MaskedAttention,
@@ -93,6 +94,7 @@ requests = st.builds(
     num_images=st.integers(1, 2),
     avoidance=policies,
     similarity=st.sampled_from([ALWAYS, NEVER]),
+    gate=st.sampled_from([None, Gate(limits={"agreement": 2.0}), Gate(limits={"agreement": 0.0}, witnesses=1)]),
     priority=st.integers(-1, 1),
 )
 

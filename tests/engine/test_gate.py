@@ -2,15 +2,25 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from twig.engine.calibration import calibrate
 from twig.engine.checkpoint import load
 from twig.engine.engine import Engine
 from twig.engine.errors import InvalidRequestError
-from twig.engine.gate import decide, early_guidance
+from twig.engine.gate import agreement, decide, early_guidance
+from twig.engine.job import State
 from twig.engine.registry import index_works
-from twig.engine.request import Avoidance, Gate, GenerationRequest, SimilarityPolicy, Solver, Stage
+from twig.engine.request import (
+    Avoidance,
+    Gate,
+    GenerationRequest,
+    MaskedAttention,
+    SimilarityPolicy,
+    Solver,
+    Stage,
+)
 from twig.engine.result import Verdict
 
 STAGE = Stage(steps=4, guidance_scale=3.0)
@@ -64,6 +74,78 @@ def test_another_kind_of_draft_is_never_delivered(engine, change):
     (gated,) = engine.generate(asked(gate=SHUT, draft=STAGE.model_copy(update=change)))
     assert gated.attempts[0].rows == 8
     assert not alike(gated.image, gated.draft)
+
+
+LISTENING = {"agreement": 2.0}
+LONG = Stage(steps=14, guidance_scale=3.0)
+
+
+def test_witnesses_cost_their_rows_and_leave_the_plain_result(engine):
+    listening = Gate(limits=LISTENING, witnesses=2)
+    heard = engine.generate(asked(gate=listening, draft=LONG, final=LONG, num_images=2))
+    plain = engine.generate(asked(gate=SHUT, draft=LONG, final=LONG, num_images=2))
+    for one, other in zip(heard, plain, strict=True):
+        assert alike(one.image, other.image)
+        assert one.gate.rows == 2 * 3, "two steps of fourteen, the last of them on the prompt alone"
+        assert one.rows == other.rows + 6
+        assert -1 <= one.gate.signals["agreement"].value <= 1
+    (again,) = Engine(engine.components).generate(asked(gate=listening, draft=LONG, final=LONG))
+    assert again.gate == heard[0].gate
+
+
+def test_witnesses_that_agree_open_the_gate(engine):
+    (gated,) = engine.generate(asked(gate=Gate(limits={"agreement": -2.0})))
+    (always,) = engine.generate(asked())
+    assert gated.gate.opened
+    assert not gated.gate.signals["agreement"].passed
+    assert alike(gated.image, always.image)
+    assert gated.rows == always.rows + gated.gate.rows
+
+
+def test_witnesses_are_not_asked_where_the_gate_is_open_already(engine):
+    (result,) = engine.generate(asked(gate=Gate(limits={"guidance": 0.0, "agreement": 2.0})))
+    assert result.gate.opened
+    assert result.gate.rows == 0
+    assert "agreement" not in result.gate.signals
+
+
+def test_witnesses_show_no_previews_and_are_not_explained(engine):
+    spikes = Avoidance(masked_attention=MaskedAttention(tokens="spikes"))
+    events = []
+    request = asked(gate=Gate(limits={"agreement": -2.0}), avoidance=spikes, preview=1, explain=True)
+    (gated,) = engine.generate(request, events.append)
+    (always,) = engine.generate(request.model_copy(update={"gate": None}))
+    assert {event.picture is None for event in events if event.state is State.WITNESSING} == {True}
+    assert alike(gated.image, always.image)
+    assert np.array_equal(gated.explanation.mass_inside, always.explanation.mass_inside, equal_nan=True)
+
+
+def test_agreement_looks_at_the_surroundings_of_the_mask_alone():
+    noise = torch.Generator().manual_seed(0)
+    draft, other = torch.randn(2, 4, 16, 16, generator=noise)
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[8:24, 8:24] = True
+    assert agreement(draft[None], draft, mask) == pytest.approx(1)
+    assert abs(agreement(other[None], draft, mask)) < 0.3
+    elsewhere = draft.clone()
+    elsewhere[:, 9:] = other[:, 9:]
+    assert agreement(elsewhere[None], draft, mask) == pytest.approx(1)
+    assert agreement(elsewhere[None], draft, torch.zeros_like(mask)) < 0.9, "without a mask the frame is compared"
+    shifted = 3 * draft + torch.arange(4.0).view(4, 1, 1)
+    assert agreement(shifted[None], draft, mask) == pytest.approx(1), "neither size nor level of a channel matters"
+    mean = agreement(torch.stack([draft, other]), draft, mask)
+    assert mean == pytest.approx((1 + agreement(other[None], draft, mask)) / 2)
+    assert np.isnan(agreement(torch.ones_like(draft)[None], draft, mask))
+
+
+def test_the_embedded_models_gate_knows_a_recited_caption_from_an_ordinary_one():
+    engine = Engine.from_pretrained()
+    plain = {"gate": Gate(limits=LISTENING), "similarity": ANY, "avoidance": Avoidance.off()}
+    recited, ordinary = (
+        engine.generate(GenerationRequest(prompt=prompt, seed=5, **plain))[0].gate.signals["agreement"].value
+        for prompt in ("a pink heart and a yellow star in a blue sea", "a red star and a green tree in a grey room")
+    )
+    assert recited > 0.8 > 0.6 > ordinary
 
 
 def test_an_open_gate_avoids_as_without_one(engine):
@@ -129,7 +211,7 @@ def test_a_gate_without_thresholds_stands_open(engine):
 
 
 def test_an_unknown_signal_is_refused(engine):
-    with pytest.raises(InvalidRequestError, match=r"unknown signal 'registry' in gate.limits; known: guidance"):
+    with pytest.raises(InvalidRequestError, match=r"unknown signal 'registry' in .*; known: guidance, agreement"):
         engine.generate(asked(gate=Gate(limits={"registry": 0.5})))
 
 
