@@ -71,7 +71,7 @@ class StepBuffers:
         self.job_slots, self.job_steps, self.job_rows = integers(rows), integers(rows), integers(rows, MAX_ROWS)
         self.job_weights = torch.zeros(rows, MAX_ROWS, device=device)
         self.pair_slots, self.job_pairs = integers(rows), integers(rows, 2)
-        (self.sample,), (self.timesteps,) = static(unet, "sample"), static(unet, "timestep")
+        (self.sample,), self.timesteps = static(unet, "sample"), torch.zeros(rows, device=device)
         (self.pyramid,), (self.tokens,) = static(unet, "mask_pyramid"), static(unet, "tokens")
         (self.scalars,) = static(unet, "scalars")
         self.text_kv = static(unet, "text_kv")
@@ -79,7 +79,7 @@ class StepBuffers:
             control = controlnet_spec(denoiser, arena.tokens.shape[-1])
             self.control_rows, self.control_slots, self.control_hints = (integers(rows) for _ in range(3))
             self.control_steps, self.control_contexts = integers(rows), integers(rows)
-            (self.control_sample,), (self.control_timesteps,) = static(control, "sample"), static(control, "timestep")
+            (self.control_sample,), self.control_timesteps = static(control, "sample"), torch.zeros(rows, device=device)
             (self.control_scales,), (self.hints,) = static(control, "scale"), static(control, "hint")
             self.control_kv = static(control, "text_kv")
             # One row more than can be used: padding rows of the ControlNet scatter there.

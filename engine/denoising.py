@@ -135,7 +135,7 @@ class DenoisingLoop:
         residuals = self.networks.control(
             ControlInputs(
                 b.control_sample[:rows],
-                b.control_timesteps[:rows],
+                self.networks.denoiser.control_time_proj(b.control_timesteps[:rows]),
                 tuple(kv[:rows] for kv in b.control_kv),
                 b.hints[:rows],
                 b.control_scales[:rows],
@@ -158,7 +158,7 @@ class DenoisingLoop:
         predicted = self.networks.predict(
             DenoiserInputs(
                 b.sample[:rows],
-                b.timesteps[:rows],
+                self.networks.denoiser.time_proj(b.timesteps[:rows]),
                 tuple(kv[:rows] for kv in b.text_kv),
                 b.pyramid[:rows],
                 b.tokens[:rows],

@@ -1,10 +1,12 @@
 """The denoising networks behind two calls: a UNet whose rows differ in everything, a ControlNet for some of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
 from .attention import CrossLayer, MassRecord, RowConditions, install, latent_grids, text_kv
@@ -16,12 +18,12 @@ Residuals = tuple[Tensor, ...]
 class ControlInputs(NamedTuple):
     """What one ControlNet call reads (R rows).
 
-    sample (R, C, h, w); timestep (R,) float32; text_kv: per cross-attention layer (R, T, 2 * inner); hint
-    (R, width, h, w): embedded label maps; scale (R,) float32: strength.
+    sample (R, C, h, w); time_proj (R, F) float32: the timestep's sinusoids; text_kv: per cross-attention layer
+    (R, T, 2 * inner); hint (R, width, h, w): embedded label maps; scale (R,) float32: strength.
     """
 
     sample: Tensor
-    timestep: Tensor
+    time_proj: Tensor
     text_kv: tuple[Tensor, ...]
     hint: Tensor
     scale: Tensor
@@ -30,13 +32,13 @@ class ControlInputs(NamedTuple):
 class DenoiserInputs(NamedTuple):
     """What one UNet call reads (R rows, L cross-attention layers).
 
-    sample (R, C, h, w); timestep (R,) float32; text_kv: per layer (R, T, 2 * inner); mask_pyramid (R, P),
-    tokens (R, 5, T) and scalars (R, L, 3) float32 as in `RowConditions`; residuals: None when no row is controlled,
-    else zero in the rows that are not.
+    sample (R, C, h, w); time_proj (R, F) float32: the timestep's sinusoids; text_kv: per layer (R, T, 2 * inner);
+    mask_pyramid (R, P), tokens (R, 5, T) and scalars (R, L, 3) float32 as in `RowConditions`; residuals: None when no
+    row is controlled, else zero in the rows that are not.
     """
 
     sample: Tensor
-    timestep: Tensor
+    time_proj: Tensor
     text_kv: tuple[Tensor, ...]
     mask_pyramid: Tensor
     tokens: Tensor
@@ -65,6 +67,24 @@ class EmbeddedHint(nn.Module):
         return hint
 
 
+class ProjectedTimestep(nn.Module):
+    """Takes the place of a network's time embedding: the timestep's sinusoids come made, as its condition.
+
+    A network that computes in bf16 throughout would round the timestep itself, and tell few integers above 256 apart;
+    sinusoids lie within [-1, 1] and lose no more than anything else does. width: sinusoids of a timestep.
+    """
+
+    def __init__(self, project: nn.Module, embed: TimestepEmbedding) -> None:
+        super().__init__()
+        self.project = project
+        self.embed = embed
+        self.width: int = embed.linear_1.in_features
+
+    def forward(self, _: Tensor, time_proj: Tensor) -> Tensor:
+        """(R, F) -> (R, D)."""
+        return self.embed(time_proj)
+
+
 class Denoiser:
     """UNet and ControlNet with installed processors.
 
@@ -75,9 +95,11 @@ class Denoiser:
         self.unet = unet
         self.controlnet = controlnet
         self.layers: tuple[CrossLayer, ...] = install(unet)
+        _project_timesteps(unet)
         self.control_layers: tuple[CrossLayer, ...] = ()
         if controlnet is not None:
             self.control_layers = install(controlnet)
+            _project_timesteps(controlnet)
             if not isinstance(controlnet.controlnet_cond_embedding, EmbeddedHint):
                 controlnet.controlnet_cond_embedding = EmbeddedHint(controlnet.controlnet_cond_embedding)
 
@@ -91,13 +113,27 @@ class Denoiser:
         """Text states (B, T, D) -> keys and values of each prompt."""
         unet = text_kv(self.unet, self.layers, text)
         control = text_kv(self.controlnet, self.control_layers, text) if self.controlnet is not None else []
-        return [EncodedText(tuple(kv[i] for kv in unet), tuple(kv[i] for kv in control)) for i in range(len(text))]
+
+        # A prompt's own copy: as a view it would keep the whole batch for as long as one of its prompts is cached.
+        def own(layers: Sequence[Tensor], i: int) -> tuple[Tensor, ...]:
+            return tuple(kv[i].clone() for kv in layers)
+
+        return [EncodedText(own(unet, i), own(control, i)) for i in range(len(text))]
 
     @torch.inference_mode()
     def embed_hint(self, hint: Tensor) -> Tensor:
         """Control images (B, 3, H, W) in [0, 1] -> (B, width, h, w)."""
         assert self.controlnet is not None
         return self.controlnet.controlnet_cond_embedding.embed(hint)
+
+    def time_proj(self, timesteps: Tensor) -> Tensor:
+        """Timesteps (R,) -> the sinusoids (R, F) float32 that the UNet reads."""
+        return self.unet.time_embedding.project(timesteps)
+
+    def control_time_proj(self, timesteps: Tensor) -> Tensor:
+        """Timesteps (R,) -> the sinusoids (R, F) float32 that the ControlNet reads."""
+        assert self.controlnet is not None
+        return self.controlnet.time_embedding.project(timesteps)
 
     def predict(self, inputs: DenoiserInputs) -> Tensor:
         """UNet: predict (R, C, h, w)."""
@@ -107,8 +143,9 @@ class Denoiser:
         )
         return self.unet(
             inputs.sample,
-            inputs.timestep,
+            inputs.time_proj[:, 0],  # a timestep for each row, which nothing reads
             inputs.text_kv[0],
+            timestep_cond=inputs.time_proj.to(inputs.sample.dtype),
             cross_attention_kwargs={"conditions": conditions},
             down_block_additional_residuals=inputs.residuals[:-1] if inputs.residuals else None,
             mid_block_additional_residual=inputs.residuals[-1] if inputs.residuals else None,
@@ -121,9 +158,10 @@ class Denoiser:
         grids = latent_grids(inputs.sample.shape, self.num_levels)
         down, mid = self.controlnet(
             inputs.sample,
-            inputs.timestep,
+            inputs.time_proj[:, 0],
             inputs.text_kv[0],
             inputs.hint,
+            timestep_cond=inputs.time_proj.to(inputs.sample.dtype),
             conditioning_scale=inputs.scale.to(inputs.sample.dtype).view(-1, 1, 1, 1),
             cross_attention_kwargs={"conditions": RowConditions(inputs.text_kv, grids)},
             return_dict=False,
@@ -143,3 +181,10 @@ class Denoiser:
             if level + 1 < len(widths):
                 shapes.append((width, *grids[level + 1]))
         return [*shapes, (widths[-1], *grids[-1])]
+
+
+def _project_timesteps(network: UNet2DConditionModel | ControlNetModel) -> None:
+    """Let `network` take its timesteps projected."""
+    if not isinstance(network.time_embedding, ProjectedTimestep):
+        network.time_embedding = ProjectedTimestep(network.time_proj, network.time_embedding)
+        network.time_proj = nn.Identity()

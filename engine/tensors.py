@@ -92,7 +92,7 @@ def unet_spec(denoiser: Denoiser, num_tokens: int) -> NetworkSpec:
     channels = denoiser.unet.config.in_channels
     inputs = [
         TensorSpec("sample", ("rows", channels, "height", "width")),
-        TensorSpec("timestep", ("rows",), torch.float32),
+        TensorSpec("time_proj", ("rows", denoiser.unet.time_embedding.width), torch.float32),
         *_text_kv(denoiser.layers, num_tokens),
         TensorSpec("mask_pyramid", ("rows", "pyramid"), torch.float32),
         TensorSpec("tokens", ("rows", len(TokenRow), num_tokens), torch.float32),
@@ -110,7 +110,7 @@ def controlnet_spec(denoiser: Denoiser, num_tokens: int) -> NetworkSpec:
     config = denoiser.controlnet.config
     inputs = [
         TensorSpec("sample", ("rows", config.in_channels, "height", "width")),
-        TensorSpec("timestep", ("rows",), torch.float32),
+        TensorSpec("time_proj", ("rows", denoiser.controlnet.time_embedding.width), torch.float32),
         *_text_kv(denoiser.control_layers, num_tokens),
         TensorSpec("hint", ("rows", config.block_out_channels[0], "height", "width")),
         TensorSpec("scale", ("rows",), torch.float32),
@@ -121,24 +121,24 @@ def controlnet_spec(denoiser: Denoiser, num_tokens: int) -> NetworkSpec:
 def flatten(inputs: DenoiserInputs | ControlInputs) -> tuple[Tensor, ...]:
     """Tensors of a call in the table's order."""
     if isinstance(inputs, ControlInputs):
-        return inputs.sample, inputs.timestep, *inputs.text_kv, inputs.hint, inputs.scale
+        return inputs.sample, inputs.time_proj, *inputs.text_kv, inputs.hint, inputs.scale
     conditions = inputs.mask_pyramid, inputs.tokens, inputs.scalars
-    return inputs.sample, inputs.timestep, *inputs.text_kv, *conditions, *(inputs.residuals or ())
+    return inputs.sample, inputs.time_proj, *inputs.text_kv, *conditions, *(inputs.residuals or ())
 
 
 def unet_inputs(tensors: Sequence[Tensor], num_layers: int) -> DenoiserInputs:
     """Undo `flatten` for a UNet with `num_layers` cross-attention layers."""
-    sample, timestep, *rest = tensors
+    sample, time_proj, *rest = tensors
     pyramid, tokens, scalars, *residuals = rest[num_layers:]
     return DenoiserInputs(
-        sample, timestep, tuple(rest[:num_layers]), pyramid, tokens, scalars, tuple(residuals) or None
+        sample, time_proj, tuple(rest[:num_layers]), pyramid, tokens, scalars, tuple(residuals) or None
     )
 
 
 def control_inputs(tensors: Sequence[Tensor]) -> ControlInputs:
     """Undo `flatten` for a ControlNet."""
-    sample, timestep, *text_kv, hint, scale = tensors
-    return ControlInputs(sample, timestep, tuple(text_kv), hint, scale)
+    sample, time_proj, *text_kv, hint, scale = tensors
+    return ControlInputs(sample, time_proj, tuple(text_kv), hint, scale)
 
 
 def zero_residuals(denoiser: Denoiser, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Residuals:

@@ -32,14 +32,14 @@ DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precisio
 
 
 def example_inputs(spec: NetworkSpec, sizes: Sizes, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, ...]:
-    """Inputs of plausible values: noise, timesteps, a soft mask, biases and factors within and around neutral."""
+    """Inputs of plausible values: noise, sinusoids, a soft mask, biases and factors within and around neutral."""
     generator = torch.Generator().manual_seed(seed)
     inputs = []
     for tensor in spec.inputs:
         shape = sizes.of(tensor, spec)
         match tensor.name:
-            case "timestep":
-                value = torch.randint(0, 1000, shape, generator=generator).float()
+            case "time_proj":
+                value = torch.randn(shape, generator=generator).sin()
             case "input_ids":
                 value = torch.randint(0, 100, shape, generator=generator)
             case "mask_pyramid" | "tokens" | "scalars" | "scale":
