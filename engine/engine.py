@@ -34,7 +34,7 @@ from .similarity import ExtraMetric
 from .stats import Stats, StatsRecorder
 
 ROW_BUCKETS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""Row counts that batches are padded to."""
+"""Row counts that batches are padded to where a graph is captured or a network compiled for each."""
 
 
 _ENDS = {Decision.ACCEPT: State.ACCEPTED, Decision.REVIEW: State.REVIEW, Decision.REFUSE: State.REFUSED}
@@ -103,7 +103,7 @@ class Engine:
         self.runner = Runner(
             components,
             num_slots=self.limits.slots,
-            buckets=[b for b in ROW_BUCKETS if b < self.limits.rows] + [self.limits.rows],
+            buckets=self._buckets(backend),
             max_steps=max_steps,
             device=torch.device(device),
             dtype=dtype,
@@ -281,6 +281,12 @@ class Engine:
             backends=self.runner.networks.report(),
         )
 
+    def _buckets(self, backend: BackendChoice) -> list[int]:
+        """Row counts to pad to: every one where padding saves nothing, for each row costs and none is prepared."""
+        prepared = self.graphs.enabled or self.torch_options.compile is not None or backend != "torch"
+        counts = ROW_BUCKETS if prepared else range(1, self.limits.rows)
+        return [count for count in counts if count < self.limits.rows] + [self.limits.rows]
+
     # --- moving jobs ---
 
     def _has_room(self) -> bool:
@@ -446,8 +452,9 @@ class Engine:
 
     def _wants_preview(self, job: Job) -> bool:
         every, run = job.request.preview, job.trajectory
-        shown = job.state is not State.WITNESSING and run is not None and run.step > 0
-        return bool(every) and shown and run.step % every == 0
+        if run is None or job.state is State.WITNESSING:
+            return False
+        return bool(every) and run.step > 0 and run.step % every == 0
 
     def _early_steps(self, job: Job) -> frozenset[int]:
         return job.request.similarity.early_steps(job.request.final.steps)

@@ -45,6 +45,11 @@ def initial_noise(policy: InitialNoise | None, fresh: Tensor, draft: Tensor, mas
     return resampled_noise(draft, mask, seed, block=policy.block, strength=policy.resample)
 
 
+def sharpness_probes(policy: InitialNoise | None) -> int:
+    """Predictions of both branches that a run makes before its first step."""
+    return PROBES_PER_STEP * policy.sharpness_steps if policy is not None else 0
+
+
 def sharpness_lengths(policy: InitialNoise | None, table: SolverTable, shape: Sequence[int]) -> tuple[float, float]:
     """How far a sharpness step climbs, and its gamma, in units of a latent of `shape` that starts `table`'s run."""
     if policy is None:

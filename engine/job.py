@@ -75,6 +75,11 @@ class Trajectory:
         """Rows of the next probe or step."""
         return PROBE if self.probes else self.plan[self.step]
 
+    @property
+    def rows_left(self) -> int:
+        """Rows of every probe and step that is still due."""
+        return self.probes * len(PROBE) + sum(map(len, self.plan[self.step :]))
+
     def advance(self) -> None:
         """Count the next probe or step as run."""
         self.rows_spent += len(self.rows)

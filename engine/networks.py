@@ -85,6 +85,13 @@ class ProjectedTimestep(nn.Module):
         return self.embed(time_proj)
 
 
+def _copied(layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Copies in one block of memory: views would keep their batch alive, and many small blocks fragment the heap."""
+    flat = torch.cat([layer.flatten() for layer in layers])
+    parts = flat.split([layer.numel() for layer in layers])
+    return tuple(part.view_as(layer) for part, layer in zip(parts, layers, strict=True))
+
+
 class Denoiser:
     """UNet and ControlNet with installed processors.
 
@@ -114,11 +121,11 @@ class Denoiser:
         unet = text_kv(self.unet, self.layers, text)
         control = text_kv(self.controlnet, self.control_layers, text) if self.controlnet is not None else []
 
-        # A prompt's own copy: as a view it would keep the whole batch for as long as one of its prompts is cached.
-        def own(layers: Sequence[Tensor], i: int) -> tuple[Tensor, ...]:
-            return tuple(kv[i].clone() for kv in layers)
+        def prompt(i: int) -> EncodedText:
+            own = _copied([kv[i] for kv in (*unet, *control)])
+            return EncodedText(own[: len(unet)], own[len(unet) :])
 
-        return [EncodedText(own(unet, i), own(control, i)) for i in range(len(text))]
+        return [prompt(i) for i in range(len(text))]
 
     @torch.inference_mode()
     def embed_hint(self, hint: Tensor) -> Tensor:

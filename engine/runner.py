@@ -18,7 +18,7 @@ from .denoising import Bucket, DenoisingLoop
 from .errors import NonFiniteLatentError
 from .gate import witness_steps
 from .graphs import GraphPool
-from .initial_noise import PROBES_PER_STEP, initial_noise, sharpness_lengths
+from .initial_noise import initial_noise, sharpness_lengths, sharpness_probes
 from .job import Job, State, Trajectory
 from .judging import PREFIX, Judge, Measured
 from .networks import Denoiser, EncodedText, MassRecord
@@ -195,6 +195,7 @@ class Runner:
         assert job.trajectory is not None
         shared.witnesses.append(self.loop(job.shape).arena.history[job.slot].clone())
         shared.witness_rows += job.trajectory.rows_spent
+        assert job.request.gate is not None
         if len(shared.witnesses) < job.request.gate.witnesses:
             return False
         mask = torch.from_numpy(shared.mask).to(self.device)
@@ -230,7 +231,7 @@ class Runner:
             sharpness=sharpness_lengths(policy.initial_noise, table, own.noise.shape),
         )
         plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control)
-        probes = PROBES_PER_STEP * policy.initial_noise.sharpness_steps if policy.initial_noise is not None else 0
+        probes = sharpness_probes(policy.initial_noise)
         self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist()), probes))
 
     def _start(self, job: Job, state: SlotState, trajectory: Trajectory) -> None:
@@ -423,8 +424,7 @@ class Runner:
             own.early.append((run.step, passed))
             if passed or not job.request.similarity.early_stops:
                 return
-        saved = sum(len(rows) for rows in run.plan[run.step :])
-        rows, steps = (0, 0) if own.delivered else (run.rows_spent, run.step)
+        rows, steps, saved = (0, 0, 0) if own.delivered else (run.rows_spent, run.step, run.rows_left)
         own.image = image.clone()
         own.attempts.append(
             Attempt(

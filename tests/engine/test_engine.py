@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from twig.engine.backends.options import TorchOptions
 from twig.engine.engine import Engine
 from twig.engine.errors import EngineBusyError, EngineClosedError, InvalidRequestError
 from twig.engine.job import State
@@ -447,6 +448,15 @@ def test_stats_add_up(engine):
     assert (stats.waiting, stats.resident) == (0, 0)
     assert stats.latency["p50"] <= stats.latency["p99"]
     assert stats.control_rows > 0
+
+
+def test_rows_are_padded_only_for_what_is_prepared_by_their_number(engine):
+    limits = Limits(slots=8, rows=7)
+    plain = fresh(engine, limits=limits)
+    plain.generate([request(seed=i, final=Stage(steps=4 + i)) for i in range(3)])
+    assert plain.stats().padded_rows == 0
+    assert fresh(engine, limits=limits, backend="onnxruntime").runner.buckets == (1, 2, 4, 6, 7)
+    assert fresh(engine, limits=limits, torch_options=TorchOptions(compile="default")).runner.buckets == (1, 2, 4, 6, 7)
 
 
 def test_the_static_policy_makes_the_same_pictures(engine):

@@ -98,9 +98,11 @@ def test_a_negative_branch_waits_for_a_controlled_row():
 
 def test_probes_come_before_the_first_step_and_are_billed():
     run = Trajectory(plan_rows(Stage(steps=2, guidance_scale=1)), (9.0, 3.0), probes=2)
-    spent = []
+    spent, left = [], []
     while not run.done:
         spent.append((run.step, len(run.rows)))
+        left.append(run.rows_left)
         run.advance()
     assert spent == [(0, 2), (0, 2), (0, 1), (1, 1)]
+    assert [*left, run.rows_left] == [6, 4, 2, 1, 0]
     assert run.rows_spent == 6

@@ -60,6 +60,9 @@ class NoRunner:
             job.shared.reference, job.shared.mask = torch.zeros(1, 3, 2, 2), np.zeros((2, 2), bool)
             job.shared.gate = GateDecision(True, {})
 
+    def wants_witnesses(self, job):
+        return False
+
     def judge(self, jobs):
         self._fail("judge", jobs)
         for job in jobs:
@@ -134,6 +137,25 @@ def test_ten_thousand_jobs_leave_nothing_behind(make_engine):
     assert all(verdicts[fate] > 50 for fate in fates), verdicts
     assert_empty(engine)
     assert owned() == before
+
+
+def test_what_outlives_a_batch_is_no_view_of_it(tiny_checkpoint):
+    """A view keeps the memory of its whole batch: a prompt that stays in use would hold eight prompts' worth."""
+    engine = Engine.from_pretrained(tiny_checkpoint)
+    requests = [GenerationRequest(prompt=f"{i} stars", draft=Stage(steps=1), final=Stage(steps=2)) for i in range(4)]
+    for request in requests:
+        engine.submit(request)
+    while not all(job.own is not None and job.own.attempts for job in engine.scheduler.jobs.values()):
+        kept = [job.shared for job in engine.scheduler.jobs.values() if job.shared.reference is not None]
+        engine.step()
+    assert len(kept) == 4
+    for shared in kept:
+        assert shared.reference.untyped_storage().nbytes() == shared.reference.nbytes
+        assert shared.labels.base is None
+    assert len(engine.runner._texts) == 5
+    for text in engine.runner._texts.values():
+        layers = (*text.unet, *text.controlnet)
+        assert {layer.untyped_storage().nbytes() for layer in layers} == {sum(layer.nbytes for layer in layers)}
 
 
 def test_cancelling_what_is_not_there_is_forgotten(make_engine):

@@ -101,6 +101,9 @@ def test_a_final_keeps_away_from_a_registered_work(components):
     assert explained.explanation.repulsion.shape == (4,)
     assert explained.explanation.repulsion.any()
     assert explained.rows == result.rows, "it costs no row"
+    pushes = explained.explanation.repulsion.copy()
+    engine.generate([request(None), request(None)])
+    assert np.array_equal(explained.explanation.repulsion, pushes), "a result is the user's, whoever runs afterwards"
 
 
 def test_it_acts_in_its_window(components):
