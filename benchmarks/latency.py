@@ -112,10 +112,10 @@ def traffic(setup: Setup, plan: Plan) -> Iterator[Row]:
     """Rows of both policies at every load, and of what they hold at the same latency."""
     similarity, seconds = retry_policy(setup, plan)
     requests = mixed(plan.affordable(seconds), similarity, plan.mixed_steps)
-    at_once = [Arrival(0.0, request) for request in requests[: max(setup.limits.slots, len(requests) // 2)]]
+    at_once = [Arrival(0.0, request) for request in requests[: max(4 * setup.limits.slots, len(requests) // 2)]]
     full = serve(setup.models, ContinuousPolicy(), setup.limits, at_once, setup.clock)
-    capacity = len(full.results) / full.makespan
-    yield {"measure": "capacity", "contender": CONTINUOUS, **full.as_row()}
+    capacity = full_rate(full.latencies, setup.limits.slots)
+    yield {"measure": "capacity", "contender": CONTINUOUS, "capacity": capacity, **full.as_row()}
     found: list[Row] = []
     for turn, load in enumerate(plan.loads):
         arrivals = poisson(requests, load * capacity)
@@ -124,7 +124,17 @@ def traffic(setup: Setup, plan: Plan) -> Iterator[Row]:
             served = serve(setup.models, POLICIES[name](), setup.limits, arrivals, setup.clock)
             found.append(load_row(name, load, load * capacity, served))
             yield found[-1]
-    yield equal_latency_row(found)
+    yield from equal_latency_rows(found)
+
+
+def full_rate(finished: Sequence[float], slots: int) -> float:
+    """Requests a second that an engine finishes while it is full, from when it finished those that came at once.
+
+    The first and the last `slots` are not counted, where there are others: the engine fills up and runs empty.
+    """
+    if len(finished) <= 2 * slots:
+        return len(finished) / finished[-1]
+    return (len(finished) - 2 * slots) / (finished[-slots - 1] - finished[slots - 1])
 
 
 def retry_policy(setup: Setup, plan: Plan) -> tuple[SimilarityPolicy, float]:
@@ -155,15 +165,16 @@ def curve(rows: Sequence[Row], name: str, percentile: str = "p95") -> Curve:
     return sorted(found)
 
 
-def equal_latency_row(rows: Sequence[Row]) -> Row:
-    """Arrival rates that both policies hold at the 95th percentile of the continuous one's 80 % load (or nearest)."""
+def equal_latency_rows(rows: Sequence[Row]) -> Iterator[Row]:
+    """Arrival rates that both policies hold at the 95th percentile that the continuous one has at each load."""
     curves = {name: curve(rows, name) for name in POLICIES}
-    top = max(rate for rate, _ in curves[CONTINUOUS]) / max(float(str(row["load"])) for row in rows)
-    rate, limit = min(curves[CONTINUOUS], key=lambda point: abs(point[0] - 0.8 * top))
-    held, exact = rate_at(curves[STATIC], limit)
-    return {
-        "measure": "equal-p95", "p95": limit, CONTINUOUS: rate, STATIC: held, "ratio": rate / held, "exact": exact,
-    }  # fmt: skip
+    loads = sorted(float(str(row["load"])) for row in rows if row["contender"] == CONTINUOUS)
+    for load, (rate, limit) in zip(loads, curves[CONTINUOUS], strict=True):
+        held, exact = rate_at(curves[STATIC], limit)
+        yield {
+            "measure": "equal-p95", "load": load, "p95": limit, CONTINUOUS: rate, STATIC: held, "ratio": rate / held,
+            "exact": exact,
+        }  # fmt: skip
 
 
 def rate_at(points: Curve, limit: float) -> tuple[float, bool]:

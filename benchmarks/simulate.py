@@ -14,18 +14,24 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import typer
 
-from ..engine.job import Job, State, Trajectory
+from ..engine.job import Job, State
 from ..engine.request import GenerationRequest, SimilarityPolicy
-from ..engine.rows import plan_rows
 from ..engine.scheduler import Batch, BatchKind, ContinuousPolicy, Limits, Policy, Scheduler, StaticPolicy
 from .costs import Costs
 from .options import OutOption, RowsOption, SlotsOption
 from .plots import save_curves
 from .printing import Row, line
 from .rows import percentiles, write_rows
-from .workloads import MIXED_RETRIES, Arrival, mixed, poisson
+from .workloads import MIXED_RETRIES, Arrival, draft_run, final_run, mixed, poisson
 
-POLICIES: dict[str, Callable[[], Policy]] = {"static": StaticPolicy, "continuous": ContinuousPolicy}
+
+class CallPolicy(StaticPolicy):
+    """A static gang whose pictures are handed out together when the last one is done, as one pipeline call does."""
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "static-call": CallPolicy, "static": StaticPolicy, "continuous": ContinuousPolicy,
+}  # fmt: skip
 _WARM = 0.2
 """Share of the first arrivals whose latency is not counted: the fleet starts empty."""
 _PRECISION = 0.02
@@ -52,6 +58,7 @@ class Device:
         self.scheduler = Scheduler(limits, policy)
         self.now = 0.0
         self.finished: dict[int, float] = {}
+        self._held: list[int] = []
         self._failing = failing
         self._rng = np.random.default_rng(seed)
 
@@ -108,17 +115,17 @@ class Device:
         else:
             job.move(State.REFUSED)
         self.scheduler.finish(job)
-        self.finished[job.id] = self.now
+        self._held.append(job.id)
+        if not (isinstance(self.scheduler.policy, CallPolicy) and self.scheduler.resident):
+            self.finished |= dict.fromkeys(self._held, self.now)
+            self._held.clear()
 
 
 def _start(job: Job, state: State) -> None:
     """Begin a run, as the engine does when a job enters or is judged."""
     job.move(state)
-    if state is State.DRAFTING:
-        plan = plan_rows(job.request.draft)
-    else:
-        plan = plan_rows(job.request.final, job.avoidance.delayed_guidance, job.avoidance.moved_control)
-    job.trajectory = Trajectory(plan, (0.0,) * len(plan))
+    drafting = state is State.DRAFTING
+    job.trajectory = draft_run(job.request) if drafting else final_run(job.request, job.avoidance)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..engine.initial_noise import sharpness_probes
+from ..engine.job import Trajectory
 from ..engine.request import Avoidance, GenerationRequest, MovedControl, SimilarityPolicy, Stage
-from ..engine.rows import plan_rows
+from ..engine.rows import Row, plan_rows
 from .copying.scenes import random_scene
 
 SAME_WORK = Avoidance(delayed_guidance=None, moved_control=MovedControl(scale=1.5, rows="both"))
@@ -61,11 +63,24 @@ def poisson(requests: Sequence[GenerationRequest], rate: float, seed: int = 0) -
     return [Arrival(float(at), request) for at, request in zip(times, requests, strict=True)]
 
 
+def draft_run(request: GenerationRequest) -> Trajectory:
+    """Rows of the draft, step by step."""
+    return _run(plan_rows(request.draft))
+
+
+def final_run(request: GenerationRequest, policy: Avoidance) -> Trajectory:
+    """Rows of an attempt at the final under `policy`, the probes that move its initial noise included."""
+    plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control)
+    return _run(plan, sharpness_probes(policy.initial_noise))
+
+
+def _run(plan: tuple[tuple[Row, ...], ...], probes: int = 0) -> Trajectory:
+    return Trajectory(plan, (0.0,) * len(plan), probes)
+
+
 def rows_of(request: GenerationRequest) -> int:
     """UNet rows of the draft and the first attempt at the final."""
-    policy = request.avoidance
-    plans = plan_rows(request.draft), plan_rows(request.final, policy.delayed_guidance, policy.moved_control)
-    return sum(len(rows) for plan in plans for rows in plan)
+    return draft_run(request).rows_left + final_run(request, request.avoidance).rows_left
 
 
 def _captions(count: int, seed: tuple[int, ...]) -> list[str]:

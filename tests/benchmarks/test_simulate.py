@@ -28,6 +28,23 @@ def test_a_lone_request_takes_the_sum_of_its_batches():
     assert device.finished == {0: pytest.approx(5.0 + wanted)}
 
 
+def test_a_pipeline_call_hands_out_its_pictures_together():
+    requests = [
+        GenerationRequest(prompt="a", draft=stage, final=stage) for stage in (Stage(steps=steps) for steps in (2, 9))
+    ]
+
+    def finished(policy):
+        device = Device(COSTS, Limits(), POLICIES[policy](), failing=0.0, seed=0)
+        for id, request in enumerate(requests):
+            device.submit(id, Arrival(0.0, request))
+        device.run_until(float("inf"))
+        return device.finished
+
+    early, late = finished("static").values()
+    assert early < late
+    assert set(finished("static-call").values()) == {late}
+
+
 def test_failing_finals_are_tried_again_and_then_refused():
     never, always = fleet(failing=0.0).alone(REQUESTS), fleet(failing=1.0).alone(REQUESTS)
     assert 1.5 * never < always < 3 * never

@@ -1,8 +1,23 @@
 import numpy as np
 import pytest
 
-from twig.benchmarks.workloads import closed, mixed, poisson, rows_of
-from twig.engine.request import SimilarityPolicy
+from twig.benchmarks.costs import Costs, Line
+from twig.benchmarks.simulate import Device
+from twig.benchmarks.workloads import Arrival, closed, mixed, poisson, rows_of
+from twig.engine.request import (
+    Avoidance,
+    DelayedGuidance,
+    GenerationRequest,
+    InitialNoise,
+    MovedControl,
+    SimilarityPolicy,
+    Stage,
+)
+from twig.engine.scheduler import ContinuousPolicy
+
+FREE = Line(0.0, 0.0)
+ROWS_ONLY = Costs(Line(0.0, 1.0), FREE, FREE, FREE, FREE, buckets=tuple(range(1, 9)))
+"""A second for each row of the UNet, and nothing else."""
 
 ANY = SimilarityPolicy(limits={}, retries=0)
 
@@ -18,6 +33,23 @@ def test_mixed_requests_span_steps_and_guidance():
     stages = [stage for r in mixed(200, ANY) for stage in (r.draft, r.final)]
     assert {s.steps for s in stages} == set(range(8, 51))
     assert {s.guidance_scale for s in stages} == {1.0, 2.5, 5.0, 7.5}
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize(
+    "noise", [None, InitialNoise(sharpness_steps=2), InitialNoise(resample=0.5, sharpness_steps=0)]
+)
+@pytest.mark.parametrize("control", [None, MovedControl(negative=0.5, rows="both")])
+def test_rows_are_counted_as_the_engine_bills_them(setup, noise, control, guidance):
+    stage = Stage(steps=5, guidance_scale=guidance)
+    policy = Avoidance(delayed_guidance=DelayedGuidance(stop=0.4), initial_noise=noise, moved_control=control)
+    request = GenerationRequest(prompt="a star", draft=stage, final=stage, avoidance=policy, similarity=ANY)
+    (result,) = setup.models.engine(ContinuousPolicy(), setup.limits).generate(request)
+    assert rows_of(request) == result.rows
+    device = Device(ROWS_ONLY, setup.limits, ContinuousPolicy(), failing=0.0, seed=0)
+    device.submit(0, Arrival(0.0, request))
+    device.run_until(float("inf"))
+    assert device.finished == {0: pytest.approx(result.rows)}, "and simulated so"
 
 
 @pytest.mark.parametrize("rate", [0.5, 20.0])
