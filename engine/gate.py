@@ -71,7 +71,8 @@ def agreement(witnesses: Tensor, draft: Tensor, mask: Tensor) -> float:
     Each pair is compared by Pearson's correlation over pixels and channels, each channel centred, weighted by how much
     of a latent's pixel lies in the mask; by the whole frame where the mask is empty. NaN where either is constant.
     """
-    weight = _surroundings(mask, draft.shape[-2:])
+    height, width = draft.shape[-2:]
+    weight = _surroundings(mask, (height, width))
     seen, drawn = _centred(witnesses, weight), _centred(draft, weight)
     return float(((seen * drawn).sum(-1) / (seen.norm(dim=-1) * drawn.norm())).mean())
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from .request import Avoidance, Gate, SimilarityPolicy
+from .request import Avoidance, DelayedGuidance, Gate, MovedControl, SimilarityPolicy
 
 
 class Preset(StrEnum):
@@ -40,13 +40,16 @@ BUNDLES: Mapping[Preset, Bundle] = MappingProxyType(
             Avoidance.off(), None, SimilarityPolicy(), "nothing is avoided; finals are measured and judged all the same"
         ),
         Preset.GENTLE: Bundle(
+            Avoidance(delayed_guidance=DelayedGuidance(stop=0.3), moved_control=MovedControl(scale=1.5)),
+            Gate(),
+            SimilarityPolicy(retries=1),
+            "as the default at three quarters of its strength, with one retry",
+        ),
+        Preset.DEFAULT: Bundle(
             Avoidance(),
             Gate(),
             SimilarityPolicy(),
-            "as the default, but only where the draft looks recalled; elsewhere the plain picture, bit for bit",
-        ),
-        Preset.DEFAULT: Bundle(
-            Avoidance(), None, SimilarityPolicy(), "every draft's shape is left throughout; finals are judged"
+            "a draft that looks recalled is left and its finals are judged; elsewhere the plain picture, bit for bit",
         ),
         Preset.STRICT: Bundle(
             Avoidance().escalated(1),

@@ -101,5 +101,8 @@ class WenEngine(Engine):
         denoiser, stage = self.runner.denoiser, Stage()
         kv = tuple(text_kv(denoiser.unet, denoiser.layers, states))
         conditions = RowConditions(kv, latent_grids(noise.shape, denoiser.num_levels))
-        timestep = solver_table(stage.solver, stage.steps, self.components.scheduler).timesteps[0]
-        return denoiser.unet(noise, timestep, kv[0], cross_attention_kwargs={"conditions": conditions}).sample
+        timesteps = solver_table(stage.solver, stage.steps, self.components.scheduler).timesteps[:1]
+        sinusoids = denoiser.time_proj(timesteps).expand(len(noise), -1)
+        return denoiser.unet(
+            noise, timesteps, kv[0], timestep_cond=sinusoids, cross_attention_kwargs={"conditions": conditions}
+        ).sample

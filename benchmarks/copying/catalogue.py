@@ -137,15 +137,22 @@ def preset(name: Preset) -> Method:
     return Method(f"{name} preset", 1.0, bundle.avoidance, bundle.similarity, bundle.gate, looks=True)
 
 
+def ungated() -> Method:
+    """The default preset without its gate: mechanisms and judge on every request."""
+    bundle = BUNDLES[Preset.DEFAULT]
+    return Method("ours, judged", 1.0, bundle.avoidance, bundle.similarity, looks=True)
+
+
 def main_methods() -> list[Method]:
-    """Those drawn most: nothing, our mechanisms alone, with the judge, behind the gate, and the floor."""
-    return [nothing(), ours(1.0), preset(Preset.DEFAULT), preset(Preset.GENTLE), nothing(twin=True)]
+    """Those drawn most: nothing, the gated presets, and the floor."""
+    return [nothing(), preset(Preset.DEFAULT), nothing(twin=True), preset(Preset.GENTLE)]
 
 
 def other_methods() -> list[Method]:
     """Ours at other strengths, then what it is compared with, most telling first."""
     return [
-        *(ours(strength) for strength in (0.75, 0.5, 1.25, 0.25)),
+        *(ours(strength) for strength in (1.0, 0.75, 0.5, 1.25, 0.25)),
+        ungated(),
         preset(Preset.STRICT),
         *(jain(stop) for stop in (0.4, 0.2, 0.6, 0.3, 0.1)),
         rejection(8),

@@ -17,8 +17,8 @@ from .quality import REFERENCES, diversity, features, frechet_distance, referenc
 from .sheets import sheet
 from .summary import Rows, Summary, dominated, summarise
 
-OURS = ("ours", *(f"{name} preset" for name in Preset))
-"""Names, up to a comma, of what is our own."""
+OURS = ("ours", "ours, judged", *(f"{name} preset" for name in Preset))
+"""Names of what is our own."""
 
 _HEAD = (
     "method", "strength", "copies", "p95", "worst seed", "aligned", "1 object", "2 objects", "own captions", "refused",
@@ -40,7 +40,7 @@ def report(study: Study, references: int = REFERENCES) -> str:
             "### Measures that nothing was tuned on (share that copies)",
             _untuned(held_out),
             "### Who is dominated",
-            _domination(held_out),
+            _domination(summarise(rows, partial(_recited, True), captions=_common_captions(rows))),
         ]
     )
     write_whole(study.folder / "report.md", (text + "\n").encode())
@@ -163,6 +163,11 @@ def _domination(summaries: Sequence[Summary]) -> str:
         beaten = dominated(points, ours)
         lines.append([method, f"{len(beaten)} of {len(points)}", ", ".join(f"{one.strength:g}" for one in beaten)])
     return _table(("method", "points dominated by ours", "at strengths"), lines)
+
+
+def _common_captions(rows: Rows) -> int | None:
+    """How many fresh captions of each object count every method has drawn."""
+    return min((row["pictures"] for row in rows if "objects" in row), default=None)
 
 
 def _sheet(study: Study, rows: Rows) -> None:

@@ -62,13 +62,18 @@ class Summary:
         return float(np.mean(rates))
 
 
-def summarise(rows: Rows, chosen: Callable[[dict[str, Any]], bool]) -> list[Summary]:
-    """One summary for each method and strength, copying over the sources whose rows are `chosen`."""
+def summarise(rows: Rows, chosen: Callable[[dict[str, Any]], bool], captions: int | None = None) -> list[Summary]:
+    """One summary for each method and strength, copying over the sources whose rows are `chosen`.
+
+    captions: count only so many fresh captions of each object count, all methods the same.
+    """
     keys = list(dict.fromkeys((row["method"], row["strength"]) for row in rows))
-    return [_summary(*key, [r for r in rows if (r["method"], r["strength"]) == key], chosen) for key in keys]
+    return [_summary(*key, [r for r in rows if (r["method"], r["strength"]) == key], chosen, captions) for key in keys]
 
 
-def _summary(method: str, strength: float, rows: Rows, chosen: Callable[[dict[str, Any]], bool]) -> Summary:
+def _summary(
+    method: str, strength: float, rows: Rows, chosen: Callable[[dict[str, Any]], bool], captions: int | None
+) -> Summary:
     sourced = [row for row in rows if "source" in row and chosen(row)]
     fresh = {count: _latest(row for row in rows if row.get("objects") == count) for count in (1, 2)}
     drawn = [row for row in fresh.values() if row]
@@ -83,8 +88,8 @@ def _summary(method: str, strength: float, rows: Rows, chosen: Callable[[dict[st
         own=_mean(_delivered(row, row["classes"]) for row in sourced),
         refused=_mean(1 - np.array(row["delivered"]) for row in sourced),
         avoided=_mean([row["avoided"]] for row in drawn),
-        one_object=_rate([_delivered(fresh[1], fresh[1]["classes"])]) if fresh[1] else None,
-        two_objects=_rate([_delivered(fresh[2], fresh[2]["classes"])]) if fresh[2] else None,
+        one_object=_rate([_delivered(fresh[1], fresh[1]["classes"])[:captions]]) if fresh[1] else None,
+        two_objects=_rate([_delivered(fresh[2], fresh[2]["classes"])[:captions]]) if fresh[2] else None,
         colours=_mean(np.array(row["colours"])[np.array(row["classes"], bool)] for row in drawn),
         sharpness=_mean([row["sharpness"]] for row in drawn),
         rows=_mean([row["rows"]] for row in sourced or drawn),

@@ -275,6 +275,13 @@ def test_the_interval_is_of_sources_not_of_pictures():
     assert 0 < bootstrap([np.tile([0.0, 1.0], 25)])[0] < 0.5
 
 
+def test_methods_are_compared_on_the_same_captions():
+    many = row(objects=1) | {"pictures": 4, "classes": [1, 0, 1, 1], "delivered": [1] * 4, "colours": [1] * 4}
+    (all_of_them,), (first,) = (summarise([many], lambda _: True, captions=n) for n in (None, 2))
+    assert all_of_them.one_object.value == 0.75
+    assert first.one_object.value == 0.5
+
+
 def test_a_point_is_dominated_by_one_that_copies_no_more_and_adheres_no_less():
     (best,) = summarise([row(copies=(0, 0)), row(objects=1), row(objects=2)], lambda _: True)
     worse = replace(best, copies=Rate(0.5, 0.4, 0.6, 2))

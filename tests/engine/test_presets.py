@@ -11,9 +11,9 @@ def test_presets_grow_heavier_from_off_to_strict():
     assert Preset.OFF.settings["avoidance"] == Avoidance.off()
     assert Preset.DEFAULT.settings["avoidance"] == Avoidance()
     gentle, default, strict = (BUNDLES[preset].avoidance for preset in list(Preset)[1:])
-    assert gentle == default
-    assert BUNDLES[Preset.GENTLE].gate is not None
-    assert default.moved_control.scale < strict.moved_control.scale
+    assert gentle.moved_control.scale < default.moved_control.scale < strict.moved_control.scale
+    assert gentle.delayed_guidance.stop < default.delayed_guidance.stop
+    assert BUNDLES[Preset.GENTLE].gate == BUNDLES[Preset.DEFAULT].gate is not None
     assert BUNDLES[Preset.STRICT].gate is None, "what is strict trusts no detector"
 
 
