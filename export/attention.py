@@ -10,8 +10,11 @@ from onnxscript import opset18 as op
 from onnxscript import script
 from onnxscript.values import Op, Opset
 
+from ..kernels.masked_attention import kernel_takes
+
 DOMAIN = "twig"
 NAME = "MaskedAttention"
+VERSION = "1"
 
 _twig = Opset(DOMAIN, 1)
 
@@ -69,3 +72,21 @@ def translation_table() -> dict[Any, Any]:
 def function_body() -> onnx_ir.Function:
     """Body of the node, to be held in the model's list of functions."""
     return onnx_ir.from_proto(MaskedAttention.to_function_proto())
+
+
+def offer_to_plugin(model: onnx_ir.Model) -> None:
+    """Mark the nodes whose heads our kernel is built for, as TensorRT's parser wants plugins marked."""
+    for node in model.graph:
+        if node.domain == DOMAIN and kernel_takes(_head_dim(node)):
+            node.attributes["plugin_namespace"] = onnx_ir.AttrString("plugin_namespace", DOMAIN)
+            node.attributes["plugin_version"] = onnx_ir.AttrString("plugin_version", VERSION)
+            node.attributes["aot"] = onnx_ir.AttrInt64("aot", 1)
+
+
+def _head_dim(node: onnx_ir.Node) -> int:
+    query = node.inputs[0]
+    assert query is not None
+    assert query.shape is not None
+    channels = query.shape[-1]
+    assert isinstance(channels, int), f"the query's channels are {channels}, not a number"
+    return channels // node.attributes["heads"].as_int()

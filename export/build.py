@@ -1,6 +1,7 @@
 """Artifacts for the engine's backends: found in the store, or exported and built into it."""
 
 import importlib
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
@@ -16,7 +17,9 @@ from ..engine.checkpoint import Components
 from ..engine.errors import BackendError
 from ..engine.networks import Denoiser
 from ..engine.tensors import NetworkSpec
+from .form import AttentionForm
 from .graph import OPSET, export_onnx
+from .plugin import OLDEST_ARCHITECTURE, plugin_for, plugin_module
 from .store import ArtifactStore, Key
 from .tensorrt import PlanOptions, Profile, build_plan
 
@@ -30,15 +33,22 @@ _EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 class ArtifactBuilder:
     """Gives the engine artifacts from `store`, the user's own if None.
 
-    trt: the module that builds plans, `tensorrt` if None; options: how it builds them.
+    trt: the module that builds plans, `tensorrt` if None; options: how it builds them; attention: how graphs hold
+    masked attention.
     """
 
     def __init__(
-        self, store: ArtifactStore | None = None, *, trt: TensorRt | None = None, options: PlanOptions | None = None
+        self,
+        store: ArtifactStore | None = None,
+        *,
+        trt: TensorRt | None = None,
+        options: PlanOptions | None = None,
+        attention: AttentionForm = AttentionForm.INLINE,
     ) -> None:
         self.store = store or ArtifactStore()
         self._trt = trt
         self.options = options or PlanOptions()
+        self.attention = attention
 
     @property
     def memory(self) -> Path:
@@ -54,35 +64,49 @@ class ArtifactBuilder:
                 return self.plan(wanted, components, denoiser)
         raise BackendError(f"there is no builder for artifacts of format {wanted.format!r}; known: onnx, tensorrt")
 
-    def graph(self, wanted: Wanted, components: Components, denoiser: Denoiser, *, inline: bool = True) -> Artifact:
-        """ONNX graph of a network, masked attention inlined or as one node."""
+    def graph(self, wanted: Wanted, components: Components, denoiser: Denoiser) -> Artifact:
+        """ONNX graph of a network."""
         spec = wanted.spec
 
         def build(folder: Path) -> None:
             flat = flat_network(spec.network, components, denoiser)
-            export_onnx(flat, spec, folder / GRAPH, wanted.precision, inline=inline)
+            export_onnx(flat, spec, folder / GRAPH, wanted.precision, attention=self.attention)
 
-        folder = self.store.folder(graph_key(wanted, components, inline), build)
+        folder = self.store.folder(graph_key(wanted, components, self.attention), build)
         return Artifact(folder / GRAPH, self.store.cache(folder))
 
     def plan(self, wanted: Wanted, components: Components, denoiser: Denoiser) -> Artifact:
-        """TensorRT plan of a network, for the three sizes of `wanted` as its profile."""
+        """TensorRT plan of a network, for the three sizes of `wanted` as its profile.
+
+        Raises BackendError where attention is to be a plugin and `trt` takes none.
+        """
         trt = self._trt or cast(TensorRt, importlib.import_module("tensorrt"))
+        plugin = self._plugin(trt)
         graph = self.graph(wanted, components, denoiser)
         timing = self.store.root / f"timing-{trt.__name__}-{trt.__version__}-{_gpu().replace(' ', '-')}"
 
         def build(folder: Path) -> None:
-            plan = build_plan(trt, graph.path, wanted.spec, [Profile(*wanted.sizes)], self.options, timing)
+            with plugin:
+                plan = build_plan(trt, graph.path, wanted.spec, [Profile(*wanted.sizes)], self.options, timing)
             (folder / PLAN).write_bytes(plan)
 
-        folder = self.store.folder(plan_key(trt, wanted, components, self.options), build)
+        folder = self.store.folder(plan_key(trt, wanted, components, self.options, self.attention), build)
         return Artifact(folder / PLAN, self.store.cache(folder))
 
+    def _plugin(self, trt: TensorRt) -> AbstractContextManager[None]:
+        if self.attention is not AttentionForm.PLUGIN:
+            return nullcontext()
+        module = plugin_module(trt)
+        return plugin_for(trt, module, OLDEST_ARCHITECTURE if self.options.hardware_compatible else _architecture())
 
-def plan_key(trt: TensorRt, wanted: Wanted, components: Components, options: PlanOptions) -> Key:
-    """All that a plan depends on: its graph, profile and options, TensorRT, GPU and driver."""
+
+def plan_key(
+    trt: TensorRt, wanted: Wanted, components: Components, options: PlanOptions, attention: AttentionForm
+) -> Key:
+    """All that a plan depends on: its graph, profile and options, TensorRT, Triton, GPU and driver."""
     return Key({
-        **graph_key(wanted, components, inline=True).values,
+        **graph_key(wanted, components, attention).values,
+        **(versions("triton") if attention is AttentionForm.PLUGIN else {}),
         "format": "tensorrt",
         "profile": "; ".join(str(sizes) for sizes in wanted.sizes),
         "options": str(options),
@@ -98,11 +122,22 @@ def _gpu() -> str:
     return f"{torch.cuda.get_device_name()} {torch.cuda.get_device_capability()}"
 
 
+def _architecture() -> int:
+    """Compute capability of the GPU here, as 86."""
+    if not torch.cuda.is_available():
+        raise BackendError(
+            "attention as a plugin is compiled for the GPU here, and there is none; build where there is one, or set "
+            "hardware_compatible for all GPUs from Ampere on"
+        )
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
 def _driver() -> str:
     return _DRIVER.read_text().splitlines()[0] if _DRIVER.exists() else "none"
 
 
-def graph_key(wanted: Wanted, components: Components, inline: bool) -> Key:
+def graph_key(wanted: Wanted, components: Components, attention: AttentionForm) -> Key:
     """All that an exported graph depends on; configuration and weights are one hash."""
     return Key({
         "network": wanted.spec.network.value,
@@ -110,7 +145,7 @@ def graph_key(wanted: Wanted, components: Components, inline: bool) -> Key:
         "weights": components.hashes[part_of(wanted.spec.network)],
         "precision": wanted.precision.value,
         "format": "onnx",
-        "attention": "inlined" if inline else "node",
+        "attention": attention.value,
         "opset": str(OPSET),
         "twig": __version__,
         **versions(*_EXPORTERS),

@@ -9,6 +9,7 @@ import typer
 
 from ..engine.backends.protocol import Precision
 from ..engine.errors import BackendError
+from .form import AttentionForm
 
 
 class Target(StrEnum):
@@ -34,12 +35,19 @@ def export(
     segmenter: Annotated[str | None, typer.Option(help="Folder or hub id of a segmentation model.")] = None,
     precision: Annotated[Precision, typer.Option(help="What networks compute in.")] = Precision.FP32,
     buckets: Annotated[str, typer.Option(help="Row counts to build and check at.")] = "1,2,4,8",
+    attention: Annotated[
+        AttentionForm,
+        typer.Option(
+            help="How graphs hold masked attention: as plain operators; as one node with a body; or so that TensorRT "
+            "runs our kernel in the node's place."
+        ),
+    ] = AttentionForm.INLINE,
     store: StoreOption = None,
     check: Annotated[bool, typer.Option(help="Compare networks and final images with PyTorch.")] = True,
 ) -> int:
     """Build a model's networks for a backend, and report how far each is from PyTorch."""
     parts = {"model": model, "controlnet": controlnet, "segmenter": segmenter}
-    return _commands().export_model(to.value, parts, precision.value, buckets, store, compared=check)
+    return _commands().export_model(to.value, parts, precision.value, buckets, store, attention, compared=check)
 
 
 @artifacts_app.command("list")

@@ -20,6 +20,7 @@ from ..engine.request import GenerationRequest
 from ..engine.scheduler import Limits
 from ..engine.tensors import Network
 from .build import ArtifactBuilder
+from .form import AttentionForm
 from .graph import MAX_ROWS
 from .parity import Parity, compare, example_calls, image_ssim
 from .store import ArtifactStore, Entry
@@ -35,11 +36,20 @@ BACKENDS = {"onnx": Backend.ONNXRUNTIME, "openvino": Backend.OPENVINO, "tensorrt
 
 
 def export_model(
-    to: str, parts: Mapping[str, str | None], precision: str, buckets: str, root: Path | None, *, compared: bool
+    to: str,
+    parts: Mapping[str, str | None],
+    precision: str,
+    buckets: str,
+    root: Path | None,
+    attention: AttentionForm,
+    *,
+    compared: bool,
 ) -> int:
     """Build every network that the runtime calls, and print parity, sizes and times."""
     backend, rows = BACKENDS[to], _buckets(buckets)
-    builder = ArtifactBuilder(ArtifactStore(root))
+    if backend is Backend.OPENVINO and attention is not AttentionForm.INLINE:
+        raise BackendError(f"OpenVINO reads no function bodies: attention must be inline for it, not {attention.value}")
+    builder = ArtifactBuilder(ArtifactStore(root), attention=attention)
     components = load(parts["model"], controlnet=parts["controlnet"], segmenter=parts["segmenter"])
     denoiser = Denoiser(components.unet, components.controlnet)
     settings = BackendSettings(backend, precision, builder)

@@ -17,7 +17,8 @@ from torch.export import Dim
 from ..engine.backends.protocol import Precision
 from ..engine.errors import BackendError
 from ..engine.tensors import NetworkSpec, Sizes
-from .attention import function_body, translation_table
+from .attention import function_body, offer_to_plugin, translation_table
+from .form import AttentionForm
 
 OPSET = 18
 """What torch's exporter writes natively; later opsets go through a converter."""
@@ -70,11 +71,17 @@ def _times(factor: int, unit: Any) -> Any:
     return factor * unit if factor > 1 else unit
 
 
-def export_onnx(flat: nn.Module, spec: NetworkSpec, path: Path, precision: Precision, *, inline: bool = True) -> None:
+def export_onnx(
+    flat: nn.Module,
+    spec: NetworkSpec,
+    path: Path,
+    precision: Precision,
+    *,
+    attention: AttentionForm = AttentionForm.INLINE,
+) -> None:
     """Write `flat` to `path`, its weights to `path` + `.data`.
 
-    inline: masked attention becomes plain operators; else it stays one node `twig::MaskedAttention` with a function
-    body, which a TensorRT plugin can take. Raises BackendError for a network that cannot be traced or whose
+    attention: how the graph holds masked attention. Raises BackendError for a network that cannot be traced or whose
     pooling follows the picture's size, and what `onnx.checker` raises.
     """
     _check_pooling(flat, spec)
@@ -87,7 +94,9 @@ def export_onnx(flat: nn.Module, spec: NetworkSpec, path: Path, precision: Preci
     body = function_body()
     model.functions[body.identifier()] = body
     model.opset_imports[body.domain] = 1
-    if inline:
+    if attention is AttentionForm.PLUGIN:
+        offer_to_plugin(model)
+    if attention is AttentionForm.INLINE:
         passes.InlinePass()(model)
         model.opset_imports.pop(body.domain)
     program.save(path, external_data=True)

@@ -23,7 +23,8 @@ class Profile:
 class PlanOptions:
     """How a plan is built.
 
-    compute_capabilities: as 86 or 120, GPUs to build for ahead of time; the GPU here if empty. refittable: weights can
+    compute_capabilities: as 86 or 120, GPUs to build for ahead of time, which only `tensorrt_rtx` does; the GPU here
+    if empty. refittable: weights can
     be replaced. stripped: and are not in the plan at all. version_compatible, hardware_compatible: run on later
     versions and on all GPUs from Ampere on, at some cost in speed.
     """
@@ -94,6 +95,11 @@ def _optimization_profile(profile: Any, spec: NetworkSpec, wanted: Profile) -> A
 
 def _configure(trt: TensorRt, config: TrtConfig, options: PlanOptions) -> None:
     if options.compute_capabilities:
+        if not hasattr(trt, "ComputeCapability"):
+            raise BackendError(
+                f"{trt.__name__} {trt.__version__} builds for the GPU here alone; leave compute_capabilities empty, or "
+                "build with tensorrt_rtx"
+            )
         config.num_compute_capabilities = len(options.compute_capabilities)
         for index, capability in enumerate(options.compute_capabilities):
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), index)

@@ -6,6 +6,7 @@ registers, spilled bytes, shared memory, size and tensor-core instructions, take
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import tempfile
@@ -19,7 +20,9 @@ import torch
 from ._triton import triton
 from .denoise_step import BLOCK, WARPS, StepColumns, denoise_step_kernel
 from .gather_rows import gather_rows_kernel
+from .masked_attention_contiguous import contiguous_attention_kernel, contiguous_attention_long_kernel
 from .masked_attention_kernels import masked_attention_kernel, masked_attention_long_kernel
+from .ptx import renamed, with_declared_parameters
 from .tiles import attention_constants, attention_tile
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
@@ -31,7 +34,10 @@ _TRITON_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "
 
 
 class KernelCase(NamedTuple):
-    """One kernel at one shape. `arguments` are signature types; `constants` are compile-time values."""
+    """One kernel at one shape. `arguments` are signature types; `constants` are compile-time values.
+
+    unaligned: pointers to what may begin anywhere; all others are multiples of 16 bytes.
+    """
 
     name: str
     shape: str
@@ -39,6 +45,19 @@ class KernelCase(NamedTuple):
     arguments: dict[str, str]
     constants: dict[str, Any]
     options: dict[str, Any]
+    unaligned: tuple[str, ...] = ()
+
+
+class Launchable(NamedTuple):
+    """A kernel for a host that knows nothing of Triton: PTX, and how many threads and bytes a block takes.
+
+    The host passes one argument for each of the case's arguments that is not a constant, in their order.
+    """
+
+    name: str
+    ptx: str
+    threads: int
+    shared_bytes: int
 
 
 class Footprint(NamedTuple):
@@ -70,6 +89,26 @@ def attention_case(head_dim: int, length: int, dtype: torch.dtype, with_mass: bo
     arguments = _complete(function, pointers | {"scale": "fp32"}, constants)
     options = {"num_warps": tile.warps, "num_stages": 1}
     return KernelCase("masked_attention", shape, function, arguments, constants, options)
+
+
+def contiguous_attention_case(heads: int, head_dim: int, length: int, dtype: torch.dtype) -> KernelCase:
+    """Masked attention on contiguous tensors, for hosts that pass pointers and integers alone."""
+    tile = attention_tile(head_dim, length, dtype)
+    pointers = dict.fromkeys(("q", "k", "v", "out"), f"*{_TRITON_NAMES[dtype]}")
+    pointers |= dict.fromkeys(("mask", "tokens", "scalars"), "*fp32")
+    constants = attention_constants(head_dim, length, tile) | {
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32", "UPCAST": False,
+        "HEADS": heads, "SCALE": math.log2(math.e) / math.sqrt(head_dim),
+    }  # fmt: skip
+    shape = f"heads={heads} d={head_dim} T={length} {_TRITON_NAMES[dtype]}"
+    function = contiguous_attention_long_kernel if tile.looped else contiguous_attention_kernel
+    options = {"num_warps": tile.warps, "num_stages": 1}
+    if dtype == torch.float32 and tile.looped:
+        options["maxnreg"] = 255  # else ptxas would rather spill a word than have one block fewer resident
+    # A host may hand out a slice of a larger tensor; these three are read value by value, so alignment gains nothing.
+    unaligned = ("mask", "tokens", "scalars")
+    arguments = _complete(function, pointers, constants)
+    return KernelCase("contiguous_attention", shape, function, arguments, constants, options, unaligned)
 
 
 def _complete(function: Any, arguments: dict[str, str], constants: dict[str, Any]) -> dict[str, str]:
@@ -119,11 +158,31 @@ def build(case: KernelCase, architecture: int) -> Any:
     attributes = {
         (index,): divisible
         for index, (name, kind) in enumerate(case.arguments.items())
-        if kind.startswith("*") or name.endswith(("_batch", "_row", "_channel")) or name in ("size", "pixels")
+        if (kind.startswith("*") and name not in case.unaligned)
+        or name.endswith(("_batch", "_row", "_channel"))
+        or name in ("size", "pixels")
     }
     source = triton.compiler.ASTSource(case.function, case.arguments, case.constants, attributes)
     target = triton.backends.compiler.GPUTarget("cuda", architecture, 32)
     return triton.compile(source, target=target, options=case.options)
+
+
+def launchable(case: KernelCase, architecture: int) -> Launchable:
+    """Compile `case` for a compute capability, for hosts other than Triton's launcher.
+
+    Raises ValueError for a kernel that needs scratch memory, which such a host does not give.
+    """
+    with triton.knobs.compilation.scope():
+        # Line numbers would carry this machine's paths into whatever the PTX ends up in.
+        triton.knobs.compilation.disable_line_info = True
+        binary = build(case, architecture)
+    declared = sum(kind != "constexpr" for kind in case.arguments.values())
+    ptx = with_declared_parameters(binary.asm["ptx"], binary.metadata.name, declared)
+    # One plan or module may hold the kernel at several shapes.
+    name = "_".join(("twig", case.name, *re.findall(r"\w+", case.shape)))
+    return Launchable(
+        name, renamed(ptx, binary.metadata.name, name), 32 * binary.metadata.num_warps, binary.metadata.shared
+    )
 
 
 def compile_case(case: KernelCase, architecture: int) -> Footprint:

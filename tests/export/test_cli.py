@@ -29,6 +29,7 @@ def test_export_builds_compares_and_reports(tiny_checkpoint, store, capsys):
         (["--buckets", "1,two"], "buckets are row counts, as in 1,2,4,8; got '1,two'"),
         (["--buckets", "1,64"], "buckets must lie between 1 and 63 rows"),
         (["--to", "caffe"], "caffe"),
+        (["--to", "openvino", "--attention", "plugin"], "attention must be inline for it, not plugin"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(options, message, capsys):

@@ -5,15 +5,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import nn
 
 from twig.engine.backends.onnxruntime import OnnxRuntimeNetwork
 from twig.engine.backends.protocol import Precision, Wanted
 from twig.engine.backends.torch import TorchNetwork, flat_network
-from twig.engine.tensors import Network, NetworkSpec, Sizes, TensorSpec
+from twig.engine.tensors import Network, Sizes
+from twig.export.form import AttentionForm
 from twig.export.graph import example_inputs, export_onnx
 from twig.export.parity import compare, example_calls
-from twig.kernels import masked_attention, neutral_scalars, neutral_tokens
+from twig.kernels import neutral_scalars, neutral_tokens
 
 CPU = torch.device("cpu")
 
@@ -94,41 +94,18 @@ def test_half_precision(exported):
     assert 0 < parity.max_error < 0.02 * parity.scale
 
 
-class OneLayer(nn.Module):
-    """Masked attention and a projection, so that there is a parameter."""
-
-    def __init__(self):
-        super().__init__()
-        self.out = nn.Linear(16, 16)
-
-    def forward(self, *tensors):
-        q, k, v, mask, tokens, scalars = tensors
-        grid = tuple(mask.shape[1:])
-        return self.out(masked_attention(q, k, v, mask, tokens, scalars, heads=2, grid=grid))
-
-
-LAYER = NetworkSpec(
-    Network.UNET,
-    (
-        TensorSpec("q", ("rows", "pyramid", 16)),
-        TensorSpec("k", ("rows", 7, 16)),
-        TensorSpec("v", ("rows", 7, 16)),
-        TensorSpec("mask", ("rows", "height", "width"), torch.float32),
-        TensorSpec("tokens", ("rows", 5, 7), torch.float32),
-        TensorSpec("scalars", ("rows", 3), torch.float32),
-    ),
-    (TensorSpec("out", ("rows", "pyramid", 16)),),
-)
-
-
-@pytest.mark.parametrize("inline", [True, False])
-def test_masked_attention_is_one_node_with_a_body_or_none(tmp_path, inline):
-    layer, path = OneLayer().eval(), tmp_path / "layer.onnx"
-    export_onnx(layer, LAYER, path, Precision.FP32, inline=inline)
+@pytest.mark.parametrize("form", list(AttentionForm))
+def test_masked_attention_is_one_node_with_a_body_or_none(tmp_path, one_layer, form):
+    (layer, spec), path = one_layer, tmp_path / "layer.onnx"
+    export_onnx(layer, spec, path, Precision.FP32, attention=form)
     model = onnx.load(path)
     nodes = [node for node in model.graph.node if node.domain == "twig"]
-    assert [function.name for function in model.functions if function.domain == "twig"] == ["MaskedAttention"][inline:]
-    assert [node.op_type for node in nodes] == ["MaskedAttention"][inline:]
+    held = [] if form is AttentionForm.INLINE else ["MaskedAttention"]
+    assert [function.name for function in model.functions if function.domain == "twig"] == held
+    assert [node.op_type for node in nodes] == held
+    marks = [{a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} for node in nodes]
+    offered = {"plugin_namespace": b"twig", "plugin_version": b"1", "aot": 1} if form is AttentionForm.PLUGIN else {}
+    assert marks == [{"heads": 2, **offered}] * len(held)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(1)
     for rows, grid in ((1, (4, 6)), (3, (5, 3))):
@@ -138,7 +115,7 @@ def test_masked_attention_is_one_node_with_a_body_or_none(tmp_path, inline):
         for scalars in (torch.rand(rows, 3, generator=generator), neutral_scalars(rows)):
             for tokens_used in (tokens, neutral_tokens(rows, 7)):
                 inputs = (q, k, v, mask, tokens_used, scalars)
-                names = (tensor.name for tensor in LAYER.inputs)
+                names = (tensor.name for tensor in spec.inputs)
                 (found,) = session.run(None, {n: t.numpy() for n, t in zip(names, inputs, strict=True)})
                 with torch.no_grad():
                     np.testing.assert_allclose(found, layer(*inputs).numpy(), atol=1e-5, rtol=1e-4)

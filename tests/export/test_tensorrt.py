@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,8 @@ from twig.engine.backends.protocol import Precision, Wanted
 from twig.engine.errors import BackendError
 from twig.engine.tensors import Network, Sizes
 from twig.export.build import ArtifactBuilder
+from twig.export.form import AttentionForm
+from twig.export.graph import export_onnx
 from twig.export.tensorrt import PlanOptions, Profile, _configure, build_plan
 
 trt = pytest.importorskip("tensorrt_rtx", reason="builds plans without a GPU")
@@ -33,6 +36,20 @@ def test_the_unet_builds_with_its_conditions_as_inputs(graph, specs, tmp_path):
     plan = build_plan(trt, graph(Network.UNET), specs[Network.UNET], [Profile(*PROFILE)], AMPERE, timing)
     assert len(plan) > 100_000
     assert timing.stat().st_size > 0
+
+
+@pytest.mark.parametrize("form", list(AttentionForm))
+def test_masked_attention_builds_in_every_form(tmp_path, one_layer, form):
+    """A builder without plugins takes the body of a node that is offered to one."""
+    layer, spec = one_layer
+    export_onnx(layer, spec, tmp_path / "layer.onnx", Precision.FP16, attention=form)
+    plan = build_plan(trt, tmp_path / "layer.onnx", spec, [Profile(*[Sizes(2, 4, 6)] * 3)], AMPERE)
+    assert len(plan) > 10_000
+
+
+def test_a_tensorrt_that_builds_for_its_own_gpu_alone_says_so():
+    with pytest.raises(BackendError, match=r"tensorrt 11\.4 builds for the GPU here alone"):
+        _configure(SimpleNamespace(__name__="tensorrt", __version__="11.4"), Recorder(), AMPERE)
 
 
 def test_a_plan_is_built_once(builder, components, denoiser, specs):
