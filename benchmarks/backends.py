@@ -4,8 +4,9 @@
 
 Every backend runs the same calls in interleaved rounds. `ratio` is PyTorch eager fp32's median over the backend's;
 for jobs, the plain PyTorch reference's. SSIM compares with PyTorch fp32: final pictures, drafts, and finals that were
-given PyTorch's draft and mask, for where a rounding error flips a pixel of the mask the final is another picture. A
-warm start is a process of its own, from its start to its end, with one picture drawn and all artifacts cached.
+given PyTorch's draft and mask, for where a rounding error flips a pixel of the mask the final is another picture.
+Nothing is timed unless PyTorch fp32 draws the reference's pictures. A warm start is a process of its own, from its
+start to its end, with one picture drawn and all artifacts cached.
 """
 
 import resource
@@ -33,6 +34,7 @@ from ..export.build import ArtifactBuilder
 from ..export.graph import example_inputs
 from ..export.parity import image_ssim
 from ..export.store import ArtifactStore
+from . import contenders
 from .clocks import ClockKind, stopwatch
 from .contenders import EngineContender, Reference
 from .options import ClockOption, DeviceOption, ModelOption, OutOption, QuickOption, Setup, ThreadsOption, set_up
@@ -49,6 +51,7 @@ VARIANTS = (
 )
 BASELINE = "torch fp32"
 REFERENCE = "reference fp32"
+_TAIL = 2000
 
 Row = dict[str, object]
 
@@ -96,9 +99,11 @@ def main(
 
 
 def measure(setup: Setup, plan: Plan, store: Path | None, model: str | None, command: Sequence[str]) -> Iterator[Row]:
-    """Rows of calls, jobs and warm starts; `command` is this program's own, for the latter."""
+    """Rows of calls, jobs and warm starts; `command` is this program's own, for the latter. Raises Disagreement."""
     common = {"benchmark": "backends", **setup.describe()}
     engines = make_engines(setup, store, model)
+    same = {contenders.REFERENCE: Reference(setup.models.plain), BASELINE: EngineContender(engines[BASELINE])}
+    contenders.gate(same, closed(plan.jobs[-1], plan.steps), setup.least_ssim)
     for scale in plan.scales:
         asked = {count: _scaled(setup, closed(count, plan.steps), scale) for count in plan.jobs}
         able = {name: engine for name, engine in engines.items() if _takes(name, engine, asked[plan.jobs[0]][0])}
@@ -207,9 +212,11 @@ def denoising_call(engine: Engine, rows: int, scale: int) -> Callable[[], object
 
 
 def warm_start(command: Sequence[str], variant: str) -> Row:
-    """Seconds of a new process that draws one picture, from its start to its end."""
+    """Seconds of a new process that draws one picture, from its start to its end. Raises RuntimeError if it fails."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([*command, "--first-picture", variant], check=True, capture_output=True)
+    ended = subprocess.run([*command, "--first-picture", variant], check=False, capture_output=True, text=True)
+    if ended.returncode:
+        raise RuntimeError(f"no picture from a new process of {variant}: {ended.stderr.strip()[-_TAIL:]}")
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     used = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
     return {"seconds": wall, "cpu_seconds": used}
@@ -240,7 +247,8 @@ def line(row: Mapping[str, object]) -> str:
         return f"{head} {row['seconds']:8.2f} s wall {row['cpu_seconds']:8.2f} s cpu"
     names = {"ssim": "SSIM", "ssim_drafts": "drafts", "ssim_given_mask": "given the mask"}
     quality = "".join(f"  {label} {row[key]:.4f}" for key, label in names.items() if key in row)
-    return f"{head} {row['ms_per_row_p50']:9.2f} ms a row  x{row['ratio']:.2f}{quality}"
+    unit = "picture" if row["workload"] == "two-step job" else "row"
+    return f"{head} {row['ms_per_row_p50']:9.2f} ms a {unit:8}x{row['ratio']:.2f}{quality}"
 
 
 if __name__ == "__main__":
