@@ -1,7 +1,7 @@
 """A long run under random traffic that must not grow: `python -m twig.benchmarks.soak`.
 
-Requests of every kind (mixed steps and guidance, several images, retries, sources, deadlines, cancellations) arrive
-at random at the rate that keeps the engine busy. At the end no slot may be held, no job left and no tensor that
+Requests of every kind (mixed steps and guidance, several images, retries, gates, sources, deadlines, cancellations)
+arrive at random at the rate that keeps the engine busy. At the end no slot may be held, no job left and no tensor that
 belonged to one, and the process's memory may not have grown by more than a limit since it settled.
 
 Memory is resident memory once the C library has given back its free pages. What it keeps of them for the next
@@ -28,7 +28,7 @@ from PIL import Image
 from ..engine.engine import Engine
 from ..engine.job import Job
 from ..engine.manifest import Precision
-from ..engine.request import GenerationRequest, SimilarityPolicy
+from ..engine.request import Gate, GenerationRequest, SimilarityPolicy
 from ..engine.runner import Shared
 from ..engine.scheduler import ContinuousPolicy, Limits
 from .options import DeviceOption, DtypeOption, ModelOption, OutOption, RowsOption, SlotsOption, ThreadsOption, set_up
@@ -146,6 +146,8 @@ def traffic(engine: Engine, rng: np.random.Generator) -> Iterator[GenerationRequ
             if rng.random() < 0.2:
                 noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
                 changes["source"] = Image.fromarray(noise)
+            if rng.random() < 0.2:
+                changes["gate"] = Gate(limits={"agreement": float(rng.uniform(0.0, 1.0))})
             if rng.random() < 0.05:
                 changes["timeout"] = float(rng.exponential(1.0)) + 1e-3
             yield request.model_copy(update=changes)

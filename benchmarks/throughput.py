@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -78,12 +79,14 @@ def main(
     rows: RowsOption = Limits.rows,
     quick: QuickOption = False,
     minutes: MinutesOption = None,
+    only_costs: Annotated[bool, typer.Option("--only-costs", help="Measure what batches cost, no races.")] = False,
     out: OutOption = Path("out/benchmarks"),
 ) -> None:
     """Measure, print and write rows to OUT/throughput.jsonl."""
     setup = set_up(model, device, dtype, threads, clock, slots, rows)
     plan = replace(QUICK if quick else FULL, minutes=minutes)
-    for row in write_rows(out / "throughput.jsonl", measure(setup, plan)):
+    measured = batch_rows(setup, plan) if only_costs else measure(setup, plan)
+    for row in write_rows(out / "throughput.jsonl", measured):
         print(line(row), flush=True)
 
 
@@ -99,6 +102,11 @@ def measure(setup: Setup, plan: Plan) -> Iterator[Row]:
         yield from (row | setup.describe() for row in closed_rows(workload, records, plan.steps, setup.clock))
     engines = {name: racer.engine for name, racer in racers.items() if isinstance(racer, EngineContender)}
     yield from (overhead_row(name, engine) | setup.describe() for name, engine in engines.items())
+    yield from batch_rows(setup, plan)
+
+
+def batch_rows(setup: Setup, plan: Plan) -> Iterator[Row]:
+    """Rows of what every kind of batch costs."""
     yield from (row | setup.describe() for row in cost_rows(setup, plan.repeats)[1])
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from twig.benchmarks.soak import Leak, Tally, check, fill_text_cache, resident_bytes, soak, soak_row
+from twig.benchmarks.soak import Leak, Tally, check, fill_text_cache, resident_bytes, soak, soak_row, trim
 from twig.benchmarks.workloads import closed
 from twig.engine.scheduler import ContinuousPolicy
 
@@ -29,6 +29,19 @@ def test_growth_is_told(engine, tally):
     assert grown.growth == 50 * 2**20
     with pytest.raises(Leak, match=r"50\.0 MiB"):
         check(engine, grown, allowed=2**20)
+
+
+def test_memory_that_is_held_is_still_there_when_free_pages_are_given_back():
+    trim()
+    before = resident_bytes()
+    held = bytearray(b"x" * 2**24)
+    trim()
+    assert resident_bytes() > before + 0.9 * len(held)
+
+
+def test_both_ways_of_counting_memory_are_told(engine, tally):
+    row = soak_row(engine, tally)
+    assert len(row["memory"]) == len(row["memory_untrimmed"]) > 1
 
 
 def test_a_tensor_of_each_request_would_be_told(engine, tally):

@@ -31,6 +31,11 @@ def test_the_gate_comes_before_any_timing(rows):
     assert set(measures) == {"gate", "closed", "scheduling", "batch", "cost", "flops"}
 
 
+def test_costs_can_be_measured_alone(setup):
+    plan = throughput.Plan(steps=2, rounds={"single": 1}, repeats=1)
+    assert {row["measure"] for row in throughput.batch_rows(setup, plan)} == {"batch", "cost", "flops"}
+
+
 def test_rows_are_plain_and_printable(rows):
     for row in rows:
         json.dumps(row)
