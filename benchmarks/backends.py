@@ -102,7 +102,10 @@ def measure(setup: Setup, plan: Plan, store: Path | None, model: str | None, com
     """Rows of calls, jobs and warm starts; `command` is this program's own, for the latter. Raises Disagreement."""
     common = {"benchmark": "backends", **setup.describe()}
     engines = make_engines(setup, store, model)
-    same = {contenders.REFERENCE: Reference(setup.models.plain), BASELINE: EngineContender(engines[BASELINE])}
+    same: dict[str, contenders.Contender] = {
+        contenders.REFERENCE: Reference(setup.models.plain),
+        BASELINE: EngineContender(engines[BASELINE]),
+    }
     contenders.gate(same, closed(plan.jobs[-1], plan.steps), setup.least_ssim)
     for scale in plan.scales:
         asked = {count: _scaled(setup, closed(count, plan.steps), scale) for count in plan.jobs}

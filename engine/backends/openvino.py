@@ -68,13 +68,18 @@ class OpenVinoNetwork:
         """Run on `inputs`; outputs are new tensors."""
         rows = len(inputs[0])
         padded = bucket_of(rows, self.buckets) if rows <= self.buckets[-1] else rows
+        request = self.compile(Sizes(padded, *(inputs[0].shape[2:] if inputs[0].ndim == 4 else (1, 1))))
         arrays = [
             _with_rows(tensor.to(spec.dtype or torch.float32), padded).contiguous().numpy()
             for spec, tensor in zip(self.spec.inputs, inputs, strict=True)
         ]
-        request = self.compile(Sizes(padded, *(inputs[0].shape[2:] if inputs[0].ndim == 4 else (1, 1))))
-        results = request.infer(arrays, share_inputs=True, share_outputs=False)
-        return tuple(torch.from_numpy(results[i])[:rows] for i in range(len(self.spec.outputs)))
+        # Bound one by one: handed to `infer` as a list, two dozen inputs take longer to sort than to read. A request
+        # does not own what is bound to it: `arrays` must live until it has run.
+        for i, array in enumerate(arrays):
+            request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
+        request.infer()
+        outputs = (torch.from_numpy(request.get_output_tensor(i).data) for i in range(len(self.spec.outputs)))
+        return tuple(output[:rows].clone() for output in outputs)
 
     def compile(self, sizes: Sizes) -> openvino.InferRequest:
         """Return the program for `sizes`, compiled or read from the cache where this is the first call for them."""
