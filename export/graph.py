@@ -81,10 +81,11 @@ def export_onnx(
 ) -> None:
     """Write `flat` to `path`, its weights to `path` + `.data`.
 
-    attention: how the graph holds masked attention. Raises BackendError for a network that cannot be traced or whose
-    pooling follows the picture's size, and what `onnx.checker` raises.
+    attention: how the graph holds masked attention. Raises BackendError for a network that cannot be traced, or in
+    which more follows the picture's size than a graph can, and what `onnx.checker` raises.
     """
     _check_pooling(flat, spec)
+    _check_sampling(flat, spec)
     module = _converted(flat, DTYPES[precision])
     inputs = example_inputs(spec, example_sizes(spec), DTYPES[precision])
     with torch.no_grad(), _quiet():
@@ -129,6 +130,17 @@ def _check_pooling(flat: nn.Module, spec: NetworkSpec) -> None:
     for name, module in flat.named_modules():
         if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) and module.output_size not in (1, (1, 1)):
             raise BackendError(_refusal(spec, f"{name} pools into a grid of {module.output_size}, whatever the size"))
+
+
+def _check_sampling(flat: nn.Module, spec: NetworkSpec) -> None:
+    """Refuse attention that samples a pyramid (Zhu et al., Deformable DETR, 2021), as Mask2Former's pixel decoder does.
+
+    The models that have it hold the levels' sizes as numbers, so a graph keeps those of the example; at other sizes it
+    fails, or computes something else.
+    """
+    for name, module in flat.named_modules():
+        if "scaledeformableattention" in type(module).__name__.lower():
+            raise BackendError(_refusal(spec, f"{name} samples levels whose sizes a graph would fix"))
 
 
 def _refusal(spec: NetworkSpec, reason: str) -> str:

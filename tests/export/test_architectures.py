@@ -10,7 +10,14 @@ import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import nn
-from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import (
+    ConvNextConfig,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    SwinConfig,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 
 from twig.engine.attention import RowConditions, latent_grids
 from twig.engine.backends.onnxruntime import OnnxRuntimeNetwork
@@ -212,6 +219,22 @@ def test_a_segmenter_whose_pooling_follows_the_pictures_size_is_refused(tmp_path
         UperNetConfig(backbone_config=backbone, hidden_size=16, use_auxiliary_head=False, num_labels=5)
     )
     with pytest.raises(BackendError, match=r"this segmenter cannot become an ONNX graph.*pools into a grid of 2"):
+        export_onnx(FlatSegmenter(model).eval(), segmenter_spec(5), tmp_path / "network.onnx", Precision.FP32)
+
+
+def test_a_segmenter_that_samples_a_pyramid_is_refused(tmp_path):
+    """Its graph would be right at the size of the example alone."""
+    backbone = SwinConfig(
+        embed_dim=12, depths=[1] * 4, num_heads=[1, 2, 2, 2], window_size=4,
+        out_features=[f"stage{i}" for i in range(1, 5)],
+    )  # fmt: skip
+    model = Mask2FormerForUniversalSegmentation(
+        Mask2FormerConfig(
+            backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32, num_labels=5,
+            encoder_layers=1, encoder_feedforward_dim=32, decoder_layers=2, num_attention_heads=2, num_queries=5,
+        )
+    )  # fmt: skip
+    with pytest.raises(BackendError, match=r"this segmenter cannot become an ONNX graph.*samples levels whose sizes"):
         export_onnx(FlatSegmenter(model).eval(), segmenter_spec(5), tmp_path / "network.onnx", Precision.FP32)
 
 
