@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -83,12 +84,15 @@ def main(
     rows: RowsOption = Limits.rows,
     quick: QuickOption = False,
     minutes: MinutesOption = None,
+    load: Annotated[list[float] | None, typer.Option(help="Share of capacity at which requests arrive.")] = None,
     out: OutOption = Path("out/benchmarks"),
 ) -> None:
     """Measure, print, write rows to OUT/latency.jsonl and a plot of latency against load beside it."""
     setup = set_up(model, device, dtype, threads, clock, slots, rows)
     written = []
     plan = replace(QUICK if quick else FULL, minutes=minutes)
+    if load:
+        plan = replace(plan, loads=tuple(load))
     for row in write_rows(out / "latency.jsonl", measure(setup, plan)):
         print(line(row), flush=True)
         written.append(row)
