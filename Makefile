@@ -11,7 +11,7 @@ PIP_TORCH ?= torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
 # What is installed: this folder, editable. CI passes a wheel and an empty EDITABLE.
 PACKAGE ?= .
 EDITABLE ?= -e
-DEMO_PROMPT ?= a red star and a blue house on a green field
+DEMO_PROMPT ?= a pink heart and a yellow star in a blue sea
 DEMO_OUT ?= out/demo
 
 BIN = $(VENV)/bin

@@ -32,7 +32,7 @@ from .options import (
     parts_named,
 )
 from .output import OutputFolder
-from .pictures import score_text, verdict_text
+from .pictures import gate_text, score_text, verdict_text
 from .presets import BUNDLES, Preset
 from .progress import StageBars
 from .request import Gate, GenerationRequest, SimilarityPolicy, Solver, Stage
@@ -220,6 +220,8 @@ def _generate(engine: Engine, requests: Sequence[GenerationRequest], folder: Out
 def _report(saved: list[tuple[GenerationResult, Path]], folder: OutputFolder) -> None:
     """Say how each image of one request ended and where it is, and write their contact sheet."""
     saved.sort(key=lambda pair: pair[0].index)
+    if saved and saved[0][0].request.gate is not None and saved[0][0].gate is not None:
+        print(f"{'gate':14}{gate_text(saved[0][0].gate)}")
     for result, path in saved:
         if result.error is not None:
             print(f"twig: {path}: {result.error}", file=sys.stderr)

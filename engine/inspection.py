@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .manifest import Manifest, pixel_hash
-from .pictures import score_text
-from .result import GateDecision
+from .pictures import gate_text, score_text
 from .segmentation import load_picture
 
 
@@ -39,7 +38,7 @@ def lines(record: Manifest, saved: Image.Image | None) -> Iterator[tuple[str, st
         f"seed {request.seed}, image {record.index + 1} of {request.num_images}, {record.request_sha256[:16]}",
     )
     if record.gate is not None:
-        yield "gate", _gate(record.gate)
+        yield "gate", gate_text(record.gate)
     for number, attempt in enumerate(record.attempts, start=1):
         scores = ", ".join(score_text(name, score) for name, score in attempt.scores.items())
         mechanisms = ", ".join(name for name, on in attempt.avoidance.model_dump().items() if on) or "no avoidance"
@@ -54,11 +53,6 @@ def lines(record: Manifest, saved: Image.Image | None) -> Iterator[tuple[str, st
     yield "model", f"{model.source or 'embedded'}, {model.sha256[:16]}, {model.dtype} on {model.device}"
     yield "machine", f"{record.machine.system} {record.machine.processor}, {record.machine.device}"
     yield "made", f"{record.created:%Y-%m-%d %H:%M:%S} UTC, {', '.join(map(' '.join, record.libraries.items()))}"
-
-
-def _gate(gate: GateDecision) -> str:
-    signals = ", ".join(score_text(name, score) for name, score in gate.signals.items())
-    return f"{'open' if gate.opened else 'shut: the plain picture'}; {signals}"
 
 
 def _integrity(record: Manifest, saved: Image.Image | None) -> str:

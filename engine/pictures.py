@@ -10,7 +10,7 @@ from PIL import Image, ImageChops, PngImagePlugin
 from .._version import __version__
 from .drawing import CELL, COLUMNS, FONT, GAP, INK, LINE, canvas, heat, mask_picture, row_of_cells, stacked
 from .manifest import DIGITAL_SOURCE_TYPE
-from .result import GenerationResult, Score, Verdict
+from .result import GateDecision, GenerationResult, Score, Verdict
 
 _VERDICTS = {Verdict.ACCEPTED: "#1b7837", Verdict.REVIEW: "#b35806", Verdict.REFUSED: "#b2182b"}
 
@@ -46,10 +46,17 @@ def contact_sheet(results: Sequence[GenerationResult]) -> Image.Image:
 
 
 def verdict_text(result: GenerationResult) -> str:
-    """How a result ended, in words: "accepted after 1 retry", "refused after 2 retries"."""
+    """How a result ended: "accepted after 1 retry", "refused after 2 retries", "accepted, the plain picture"."""
     retries = max(0, len(result.attempts) - 1)
     after = f" after {retries} retr{'y' if retries == 1 else 'ies'}" if retries else ""
-    return f"{result.verdict.value}{after}"
+    plain = result.gate is not None and not result.gate.opened and len(result.attempts) == 1
+    return f"{result.verdict.value}{after}{', the plain picture' if plain else ''}"
+
+
+def gate_text(gate: GateDecision) -> str:
+    """What the gate made of a draft: "shut, the draft does not look recalled: agreement 0.312 (limit 0.737)"."""
+    signals = ", ".join(score_text(name, score) for name, score in gate.signals.items())
+    return f"{'open' if gate.opened else 'shut, the draft does not look recalled'}: {signals}"
 
 
 def difference(first: Image.Image | None, second: Image.Image | None) -> Image.Image | None:

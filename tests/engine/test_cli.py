@@ -83,6 +83,7 @@ def test_generate_says_where_everything_is(tiny_checkpoint, tmp_path, capsys):
     run(["generate", "a star", "a moon", "--steps", "1", "--model", str(tiny_checkpoint), "--out", str(tmp_path)])
     out = capsys.readouterr().out
     assert out.count("accepted") >= 2
+    assert out.count("gate          open: ") == 2, "a model without thresholds is avoided throughout"
     for path in tmp_path.iterdir():
         assert path.suffix == ".json" or str(path) in out
 

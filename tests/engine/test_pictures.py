@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from twig.engine.drawing import heat
-from twig.engine.pictures import contact_sheet, difference, png, verdict_text
+from twig.engine.pictures import contact_sheet, difference, gate_text, png, verdict_text
 from twig.engine.request import GenerationRequest
-from twig.engine.result import Score, Verdict
+from twig.engine.result import GateDecision, Score, Verdict
 
 RED = (178, 24, 43)
 
@@ -71,6 +71,14 @@ def test_a_sheet_fits_pictures_of_any_size(make_result, size):
 )
 def test_a_verdict_counts_its_retries(make_result, verdict, attempts, text):
     assert verdict_text(make_result(verdict=verdict, attempts=make_result().attempts * attempts)) == text
+
+
+def test_a_gate_says_what_it_saw_and_a_verdict_that_it_stayed_shut(make_result):
+    shut = GateDecision(False, {"agreement": Score(0.312, 0.737, True), "guidance": Score(0.9, None, True)})
+    assert gate_text(shut) == "shut, the draft does not look recalled: agreement 0.312 (limit 0.737), guidance 0.9"
+    assert gate_text(replace(shut, opened=True)).startswith("open: agreement")
+    assert verdict_text(make_result(gate=shut)) == "accepted, the plain picture"
+    assert verdict_text(make_result(gate=shut, attempts=make_result().attempts * 2)) == "accepted after 1 retry"
 
 
 def test_a_difference_is_white_where_pictures_agree():
