@@ -14,12 +14,12 @@ import torch
 from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from torch import Tensor
 
+from ..engine.carried import attempt_seed
 from ..engine.checkpoint import Components, load
 from ..engine.engine import Engine
 from ..engine.layout import Source
 from ..engine.placement import moved_labels
 from ..engine.request import GenerationRequest, Solver, Stage
-from ..engine.runner import attempt_seed
 from ..engine.scheduler import ContinuousPolicy, Limits, Policy, StaticPolicy
 from . import reference
 from .reference_solvers import make_scheduler

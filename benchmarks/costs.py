@@ -9,10 +9,10 @@ import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..engine.buffers import bucket_of
+from ..engine.carried import Shared
 from ..engine.engine import Engine
 from ..engine.job import Job, State
 from ..engine.request import Avoidance, MovedControl, Stage
-from ..engine.runner import Shared
 from .clocks import ClockKind, stopwatch
 from .workloads import closed
 

@@ -25,11 +25,11 @@ import torch
 import typer
 from PIL import Image
 
+from ..engine.carried import Shared
 from ..engine.engine import Engine
 from ..engine.job import Job
 from ..engine.manifest import Precision
 from ..engine.request import Gate, GenerationRequest, SimilarityPolicy
-from ..engine.runner import Shared
 from ..engine.scheduler import ContinuousPolicy, Limits
 from .options import DeviceOption, DtypeOption, ModelOption, OutOption, RowsOption, SlotsOption, ThreadsOption, set_up
 from .printing import Row, line

@@ -18,6 +18,7 @@ from .backends.networks import BackendChoice, BackendSettings
 from .backends.options import TorchOptions
 from .backends.protocol import ArtifactSource
 from .calibration import Calibration
+from .carried import Shared
 from .checkpoint import Components, load
 from .door import Admission, Door
 from .errors import EngineBusyError, EngineClosedError
@@ -28,7 +29,7 @@ from .registry import Registry
 from .request import GenerationRequest, Requests
 from .result import GenerationResult, Verdict
 from .rules import Decision
-from .runner import Runner, Shared, to_picture
+from .runner import Runner, to_picture
 from .scheduler import Batch, BatchKind, Limits, Policy, Scheduler
 from .similarity import ExtraMetric
 from .stats import Stats, StatsRecorder

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from ...engine.attention import RowConditions, latent_grids, text_kv
+from ...engine.carried import attempt_seed
 from ...engine.engine import Engine
 from ...engine.job import Job, State
 from ...engine.request import Stage
 from ...engine.rows import Branch
-from ...engine.runner import attempt_seed
 from ...engine.solver import solver_table
 from ...kernels import TokenRow
 

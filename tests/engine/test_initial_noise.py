@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from twig.engine.avoidance import mask_pyramid
+from twig.engine.carried import attempt_seed
 from twig.engine.engine import Engine
 from twig.engine.initial_noise import resampled_noise, sharpness_move
 from twig.engine.request import Avoidance, GenerationRequest, InitialNoise, SimilarityPolicy, Stage
-from twig.engine.runner import attempt_seed
 
 
 def white(seed, shape=(64, 40, 48)):

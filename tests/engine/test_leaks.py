@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from twig.engine.aio import AsyncEngine
+from twig.engine.carried import Own, Shared
 from twig.engine.denoising import Bucket
 from twig.engine.engine import Engine, Event
 from twig.engine.errors import EngineBusyError
@@ -20,7 +21,6 @@ from twig.engine.request import GenerationRequest, SimilarityPolicy, Stage
 from twig.engine.result import Attempt, GateDecision, GenerationResult, Verdict
 from twig.engine.rows import plan_rows
 from twig.engine.rules import Decision
-from twig.engine.runner import Own, Shared
 from twig.engine.scheduler import Limits
 
 JOBS = 10_000

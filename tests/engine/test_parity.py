@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from twig.benchmarks import reference
+from twig.engine.carried import attempt_seed
 from twig.engine.checkpoint import load
 from twig.engine.engine import Engine
 from twig.engine.registry import Registry, Work
@@ -21,7 +22,6 @@ from twig.engine.request import (
     Solver,
     Stage,
 )
-from twig.engine.runner import attempt_seed
 
 OFF = Avoidance.off()
 PROTECTED = torch.randn((3, 4, 16, 16), generator=torch.Generator().manual_seed(7))
