@@ -171,13 +171,13 @@ def _common_captions(rows: Rows) -> int | None:
 
 
 def _sheet(study: Study, rows: Rows) -> None:
-    """A source a column; first the sources, then one picture of each method, at its last strength."""
+    """A source a column; first the sources, then one picture of each method, at its first strength."""
     drawn = {row.get("source") for row in rows}
     held_out = [source.index for source in recited(held_out=True) if source.index in drawn]
     pictures = [source.pixels for source in sources() if source.index in held_out]
     lines, titles = [pictures], ["sources (held out)"]
-    runs = {row["method"]: row["cell"].split("/")[0] for row in rows if row.get("source") in held_out}
-    for run in runs.values():
+    runs = {row["method"]: row["cell"].split("/")[0] for row in reversed(rows) if row.get("source") in held_out}
+    for run in reversed(runs.values()):
         cells = {row["source"]: row["cell"] for row in rows if row["cell"].startswith(f"{run}/source")}
         if all(index in cells and (study.folder / f"pictures/{cells[index]}.npz").is_file() for index in held_out):
             lines.append([study.pictures(cells[index]).pictures[0] for index in held_out])
