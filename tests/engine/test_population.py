@@ -125,7 +125,7 @@ def test_the_registry_commands(tiny_checkpoint, pictures, tmp_path, capsys):
     assert "this is none; name the one of then with --registry" in capsys.readouterr().err
     assert run(["inspect", str(manifest), "--replay", *file]) == DONE
     out = capsys.readouterr().out
-    assert "gate          open; guidance" in out
+    assert "gate          open: guidance" in out
     assert "nearest work" in out
     assert run(["registry", "remove", listed[0].split()[0], *file]) == DONE
     assert run(["registry", "remove", "nothing", *file]) == USER_ERROR

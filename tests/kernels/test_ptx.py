@@ -2,15 +2,16 @@
 
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="triton is not installed")
+pytest.importorskip("triton", reason="triton is not installed")
 
-from twig.kernels import aot  # noqa: E402
-from twig.kernels.ptx import parameters, with_declared_parameters  # noqa: E402
+from triton.backends.nvidia.compiler import get_ptxas
+
+from twig.kernels import aot
+from twig.kernels.ptx import parameters, with_declared_parameters
 
 DECLARED = ["u64"] * 6 + ["u32"] * 2 + ["u64"]
 """q, k, v, mask, tokens, scalars; height, width; out."""
@@ -31,8 +32,7 @@ PTX = """
 
 def assemble(ptx, architecture, folder):
     """Registers and spilled bytes, by the ptxas that Triton brings."""
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    tool = tools / ("ptxas-blackwell" if architecture >= 100 else "ptxas")
+    tool = get_ptxas(architecture).path  # which of its two Triton takes from where on is a matter of its version
     source, cubin = folder / "kernel.ptx", folder / "kernel.cubin"
     source.write_text(ptx)
     target = re.search(r"^\.target (\w+)", ptx, flags=re.MULTILINE).group(1)
