@@ -148,14 +148,12 @@ class Runner:
         assert job.slot is not None
         assert job.trajectory is not None
         shared.witnesses.append(self.loop(job.shape).arena.history[job.slot].clone())
-        shared.witness_rows += job.trajectory.rows_spent
         assert job.request.gate is not None
         if len(shared.witnesses) < job.request.gate.witnesses:
             return False
         mask = torch.from_numpy(shared.mask).to(self.device)
-        shared.gate = self.judging.witnessed(
-            job.request, shared.gate, shared.witnesses, shared.drafted[0], mask, shared.witness_rows
-        )
+        rows = len(shared.witnesses) * job.trajectory.rows_spent
+        shared.gate = self.judging.witnessed(job.request, shared.gate, shared.witnesses, shared.drafted[0], mask, rows)
         return True
 
     @torch.inference_mode()

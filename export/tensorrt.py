@@ -24,9 +24,8 @@ class PlanOptions:
     """How a plan is built.
 
     compute_capabilities: as 86 or 120, GPUs to build for ahead of time, which only `tensorrt_rtx` does; the GPU here
-    if empty. refittable: weights can
-    be replaced. stripped: and are not in the plan at all. version_compatible, hardware_compatible: run on later
-    versions and on all GPUs from Ampere on, at some cost in speed.
+    if empty. refittable: weights can be replaced. stripped: and are not in the plan at all. version_compatible,
+    hardware_compatible: run on later versions and on all GPUs from Ampere on, at some cost in speed.
     """
 
     compute_capabilities: tuple[int, ...] = ()
