@@ -11,6 +11,7 @@ from skimage.measure import label as connected_components
 
 _SEARCH_GRID = 128  # cells along the frame's longer side, at most where its size allows
 _SMALLEST_OBJECT = 0.02  # of the foreground: a smaller fragment belongs to its nearest neighbour
+_PLAIN_CUT = 0.125  # of the frame's side: a longer cut is no plainer to see
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Piece:
     """What moves as one: a crop of the label map whose sides are whole cells.
 
     labels (h, w); objects (h, w): the number of the object at each pixel, 0 outside the piece; ids: these numbers.
-    top, left: its home in cells, with the frame mirrored where the piece is. cuts: whether the frame cuts it off at
-    its top, bottom, left and right. cell: side of a cell in pixels.
+    top, left: its home in cells, with the frame mirrored where the piece is. cuts: how plainly the frame cuts it off
+    at its top, bottom, left and right, from 0 to 1. cell: side of a cell in pixels.
     """
 
     labels: np.ndarray
@@ -27,19 +28,18 @@ class Piece:
     ids: tuple[int, ...]
     top: int
     left: int
-    cuts: tuple[bool, bool, bool, bool]
+    cuts: tuple[float, float, float, float]
     cell: int
     mirrored: bool = False
 
     @classmethod
     def of(cls, labels: np.ndarray, objects: np.ndarray, cell: int) -> Self:
         """Crop the pixels where `objects` (H, W) is not 0."""
-        height, width = objects.shape
         rows, columns = np.flatnonzero(objects.any(1)), np.flatnonzero(objects.any(0))
         top, left = int(rows[0]) // cell, int(columns[0]) // cell
         bottom, right = int(rows[-1]) // cell + 1, int(columns[-1]) // cell + 1
         crop = (slice(top * cell, bottom * cell), slice(left * cell, right * cell))
-        cuts = (rows[0] == 0, rows[-1] == height - 1, columns[0] == 0, columns[-1] == width - 1)
+        cuts = (_cut(objects[0]), _cut(objects[-1]), _cut(objects[:, 0]), _cut(objects[:, -1]))
         ids = tuple(int(i) for i in np.unique(objects) if i)
         return cls(labels[crop], objects[crop], ids, top, left, cuts, cell)
 
@@ -196,6 +196,11 @@ def _separate(labels: np.ndarray, grain: np.ndarray, objects: np.ndarray, cell: 
         return ()
     order = np.argsort(-sizes, kind="stable") + 1
     return tuple(Piece.of(labels, np.where(grain == number, objects, 0), cell) for number in order)
+
+
+def _cut(edge: np.ndarray) -> float:
+    """How plainly an edge of the frame cuts something off; objects (side,) along it."""
+    return min(1.0, float(np.count_nonzero(edge)) / (_PLAIN_CUT * len(edge)))
 
 
 def _samples(side: int, count: int) -> np.ndarray:

@@ -1,8 +1,12 @@
 """Where a scene's objects go so that its shape is avoided: mirrored, shifted and, where need be, smaller.
 
 A dilated or inverted mask keeps its contour, and ControlNet follows contours; so the objects move instead, whole and
-inside the frame. The search runs on cells of a few pixels; a placement is drawn at random from those that change the
-scene little, so that every seed gives another one.
+inside the frame. The search runs on cells of a few pixels; a placement is drawn at random, the likelier the less it
+changes the scene, so that every seed gives another one.
+
+It is drawn by the Gumbel-max trick (Maddison et al., "A* Sampling", NeurIPS 2014): every way to move has a random lot
+that depends on the seed alone, and the best sum of lot and log-probability wins. Log-probabilities hardly change with a
+pixel of the mask, so labels that differ by rounding errors are moved alike.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,9 +24,10 @@ _SCALES = (1.0, 0.875, 0.75)
 _VERTICAL = 2.0  # things stand on grounds and hang in skies: up and down matters more than left and right
 _MIRROR = 0.2
 _SEPARATE = 0.2
-_UNCUT = 0.3  # an object cut off by the frame shows its cut when it leaves that edge
+_UNCUT = 0.7  # an object cut off by the frame shows its cut when it leaves that edge
 _ROUNDING = 1e-9  # of the Fourier transform
-_SLACK = 0.3  # placements this much worse than the best are as good
+_TEMPERATURE = 0.115  # a placement that costs this much more is drawn e times more rarely
+_MARGIN = 0.06  # of an object's areas: overlaps nearer to the limit than this are drawn more rarely, at the limit never
 
 
 def avoidance_mask(labels: np.ndarray, background: Iterable[int]) -> np.ndarray:
@@ -52,32 +57,33 @@ def moved_labels(labels: np.ndarray, background: Iterable[int], policy: MovedCon
         options = search.arrangements(mirrors, scale)
         admissible = [option for option in options if option.iou <= policy.max_iou and option.keeps_limit]
         if admissible:
-            least = min(option.cost for option in admissible)
-            near = [option for option in admissible if option.cost <= least + _SLACK]
-            return _painted(labels, foreground, near[search.rng.integers(len(near))])
+            return _painted(labels, foreground, max(admissible, key=lambda option: option.score))
         found += options
     return _painted(labels, foreground, min(found, key=lambda option: option.iou)) if found else labels.copy()
 
 
 @dataclass(frozen=True)
 class _Placement:
-    """A piece at a new place: `top` and `left` in pixels; whether the old shape is overlapped little enough."""
+    """A piece at a new place: `top` and `left` in pixels; whether the old shape is overlapped little enough.
+
+    score: lot and log-probability of the place, or, where it overlaps too much, how little it does so.
+    """
 
     piece: Piece
     top: int
     left: int
-    cost: float
+    score: float
     keeps_limit: bool
 
 
 @dataclass(frozen=True)
 class _Arrangement:
-    """Placements of all pieces; iou: of the new shape with the old; cost: to the scene's meaning."""
+    """Placements of all pieces; iou: of the new shape with the old; score: its pieces', weighted by area."""
 
     placements: tuple[_Placement, ...]
     mirrored: bool
     iou: float
-    cost: float
+    score: float
 
     @property
     def keeps_limit(self) -> bool:
@@ -85,17 +91,20 @@ class _Arrangement:
 
 
 class _Search:
-    """Draws arrangements of one scene's pieces."""
+    """Draws arrangements of one scene's pieces.
+
+    lots (2, 2 R, 2 C): of a move by so many cells down and right, counted modulo their range; [1] with a mirroring.
+    """
 
     def __init__(self, pieces: Pieces, max_iou: float, rng: np.random.Generator) -> None:
         self.pieces = pieces
         self.max_iou = max_iou
-        self.rng = rng
+        rows, columns = pieces.grid
+        self.lots = rng.gumbel(size=(2, 2 * rows, 2 * columns))
 
     def arrangements(self, mirrors: Sequence[bool], scale: float) -> list[_Arrangement]:
         """One arrangement of each kind: the scene as one, then its groups and its objects each on their own."""
-        options = [self._arranged((self.pieces.scene,), (mirrored,), scale) for mirrored in mirrors]
-        options.append(self._arranged(self.pieces.groups, mirrors, scale))
+        options = [self._arranged(pieces, mirrors, scale) for pieces in ((self.pieces.scene,), self.pieces.groups)]
         if not any(option is not None and option.keeps_limit for option in options):
             options.append(self._arranged(self.pieces.objects, mirrors, scale))
         return [option for option in options if option is not None]
@@ -113,13 +122,13 @@ class _Search:
             placements.append(placement)
             placement.piece.stamp(taken, placement.top, placement.left)
         area = sum(placement.piece.area for placement in placements)
-        cost = sum(placement.cost * placement.piece.area for placement in placements) / area
+        score = sum(placement.score * placement.piece.area for placement in placements) / area
         mirrored = len(pieces) == 1 and placements[0].piece.mirrored
         iou = intersection_over_union(self.pieces.shape, taken)
-        return _Arrangement(tuple(placements), mirrored, iou, cost + _SEPARATE * (len(pieces) > 1))
+        return _Arrangement(tuple(placements), mirrored, iou, score - _SEPARATE / _TEMPERATURE * (len(pieces) > 1))
 
     def _placed(self, piece: Piece, mirrors: Sequence[bool], scale: float, taken: np.ndarray) -> _Placement | None:
-        """Draw a place among the cheapest that keep the limit, else the one that overlaps the old shape least."""
+        """Draw a place among those that keep the limit, else take the one that overlaps the old shape least."""
         options = []
         for mirrored in mirrors:
             variant = piece.varied(mirrored, scale, self.pieces)
@@ -128,8 +137,8 @@ class _Search:
             excess = self._excess(piece, variant)
             if taken.any():
                 excess[overlaps(self.pieces.surroundings(taken), variant.cells[None])[0] > 0.5] = np.inf
-            options.append((variant, excess, self._costs(variant)))
-        if not options or not np.isfinite(min(excess.min() for _, excess, _ in options)):
+            options.append((variant, excess))
+        if not options or not np.isfinite(min(excess.min() for _, excess in options)):
             return None
         return self._drawn(options)
 
@@ -154,19 +163,25 @@ class _Search:
         uncut = sum(cut * ~edge for cut, edge in zip(variant.cuts, at_edge, strict=True))
         return moved + _MIRROR * variant.mirrored + _UNCUT * uncut
 
-    def _drawn(self, options: list[tuple[Piece, np.ndarray, np.ndarray]]) -> _Placement:
-        keeps = any((excess <= 0).any() for _, excess, _ in options)
-        if keeps:
-            scores = [np.where(excess <= 0, cost, np.inf) for _, excess, cost in options]
-            slack = _SLACK
-        else:
-            scores, slack = [excess for _, excess, _ in options], 0.0
-        least = min(score.min() for score in scores)
-        places = [(i, *place) for i, score in enumerate(scores) for place in np.argwhere(score <= least + slack)]
-        index, row, column = places[self.rng.integers(len(places))]
-        variant, _, cost = options[index]
-        cell = self.pieces.cell
-        return _Placement(variant, int(row) * cell, int(column) * cell, float(cost[row, column]), keeps)
+    def _drawn(self, options: list[tuple[Piece, np.ndarray]]) -> _Placement:
+        keeps = any((excess <= 0).any() for _, excess in options)
+        best = None
+        for variant, excess in options:
+            scores = self._scores(variant, excess) if keeps else -excess
+            row, column = np.unravel_index(scores.argmax(), scores.shape)
+            if best is None or scores[row, column] > best.score:
+                top, left = (int(place) * self.pieces.cell for place in (row, column))
+                best = _Placement(variant, top, left, float(scores[row, column]), keeps)
+        assert best is not None
+        return best
+
+    def _scores(self, variant: Piece, excess: np.ndarray) -> np.ndarray:
+        """Lot and log-probability of each place; -inf over the limit."""
+        rows, columns = excess.shape
+        down, right = np.arange(rows)[:, None] - variant.top, np.arange(columns) - variant.left
+        with np.errstate(divide="ignore"):
+            room = np.log(np.clip(-excess / _MARGIN, 0, 1))
+        return room - self._costs(variant) / _TEMPERATURE + self.lots[int(variant.mirrored), down, right]
 
 
 def _painted(labels: np.ndarray, foreground: np.ndarray, arrangement: _Arrangement) -> np.ndarray:

@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -90,6 +92,50 @@ def test_each_object_leaves_its_place_not_only_the_larger_one():
 def test_seeds_give_different_placements():
     placements = {moved_labels(two_objects(), {0}, MovedControl(), seed).tobytes() for seed in range(16)}
     assert len(placements) >= 12
+
+
+def random_scenes(count):
+    """Scenes (64, 64) of one to three ellipses, most of them with room to move."""
+    rng = np.random.default_rng(5)
+    rows, columns = np.mgrid[:64, :64]
+    for _ in range(count):
+        labels = np.zeros((64, 64), np.int64)
+        for label in range(1, 1 + rng.integers(1, 4)):
+            y, x, tall, wide = *rng.uniform(8, 56, 2), *rng.uniform(5, 14, 2)
+            labels[((rows - y) / tall) ** 2 + ((columns - x) / wide) ** 2 <= 1] = label
+        yield labels
+
+
+def with_rounding_errors(labels, seed):
+    """Four pixels beside another label take it."""
+    rng = np.random.default_rng(seed)
+    beside = np.roll(labels, rng.choice([-1, 1]), axis=rng.integers(2))
+    edge = np.argwhere(labels != beside)
+    disturbed = labels.copy()
+    for row, column in rng.choice(edge, 4, replace=False):
+        disturbed[row, column] = beside[row, column]
+    return disturbed
+
+
+def test_a_few_pixels_of_the_mask_do_not_decide_where_objects_go():
+    alike = []
+    for number, labels in enumerate(random_scenes(60)):
+        for seed in range(3):
+            pair = labels, with_rounding_errors(labels, seed)
+            moved = [shape_of(moved_labels(each, BACKGROUND, MovedControl(), 100 * number + seed)) for each in pair]
+            alike.append(intersection_over_union(*moved) > 0.9)
+    assert np.mean(alike) > 0.95
+
+
+def test_seeds_spread_objects_over_the_frame():
+    overlaps, moves = [], []
+    for labels in random_scenes(30):
+        shapes = [shape_of(moved_labels(labels, BACKGROUND, MovedControl(), seed)) for seed in range(5)]
+        overlaps += [intersection_over_union(a, b) for a, b in combinations(shapes, 2)]
+        home = np.argwhere(shape_of(labels)).mean(0)
+        moves += [np.argwhere(shape).mean(0) - home for shape in shapes]
+    assert np.mean(overlaps) < 0.4
+    assert (np.std(moves, axis=0) > [5, 10]).all()  # pixels down and right
 
 
 def test_flip_mirrors_and_shift_does_not():
