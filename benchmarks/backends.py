@@ -205,7 +205,7 @@ def denoising_call(engine: Engine, rows: int, scale: int) -> Callable[[], object
         tuple(t.to(networks.device) for t in example_inputs(networks.specs[network], sizes, networks.dtype))
         for network in (Network.CONTROLNET, Network.UNET)
     ]
-    control, unet = control_inputs(calls[0]), unet_inputs(calls[1], len(networks.denoiser.layers))
+    control, unet = control_inputs(calls[0], networks.denoiser), unet_inputs(calls[1], networks.denoiser)
 
     @torch.inference_mode()
     def call() -> None:

@@ -11,12 +11,14 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from ..engine.avoidance import avoidance_mask, moved_labels, token_vectors, transition_point
 from ..engine.checkpoint import Components
@@ -76,6 +78,14 @@ class Steering:
     protected: Tensor | None = None
     masses: Tensor | None = None
     listens: bool = False
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt as the networks read it: states (1, T, D), and in SDXL pooled text (1, P) and sizes (1, 6) by name."""
+
+    states: Tensor
+    added: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -154,10 +164,7 @@ def denoise(
 ) -> Tensor:
     """One denoising run from the noise of `seed` to its last latent (1, C, h, w) float32."""
     unet, policy = components.unet, steering.policy
-    texts = {
-        "unconditional": encode(components, request.negative_prompt),
-        "conditional": encode(components, request.prompt),
-    }
+    texts = {branch: encode(components, request, branch) for branch in ("unconditional", "conditional")}
     scheduler = make_scheduler(stage.solver, components.scheduler)
     scheduler.set_timesteps(stage.steps, device=unet.device)
     x = starting_noise(components, request, seed, steering) * scheduler.init_noise_sigma
@@ -170,12 +177,12 @@ def denoise(
                 branches: Sequence[str], hint: Tensor | None, x: Tensor = x, i: int = i, t: Tensor = t
             ) -> Tensor:
                 z = scheduler.scale_model_input(torch.cat([x] * len(branches)), t).to(unet.dtype)
-                text = torch.cat([texts[branch] for branch in branches])
+                text = conditions([texts[branch] for branch in branches])
                 if rule:
                     rule.at(i, branches)
                 down, mid = control(components, i, stage, policy.moved_control, branches, hint, z, t, text)
                 residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-                return unet(z, t, text, **residuals).sample.float()
+                return unet(z, t, **text, **residuals).sample.float()
 
             branches = branches_at(i, stage, policy)
             outputs = predict(branches, steering.hint)
@@ -223,7 +230,7 @@ def starting_noise(components: Components, request: GenerationRequest, seed: int
 
 
 def sharpened_noise(
-    components: Components, scheduler: Scheduler, x: Tensor, texts: dict[str, Tensor], policy: InitialNoise | None
+    components: Components, scheduler: Scheduler, x: Tensor, texts: dict[str, Text], policy: InitialNoise | None
 ) -> Tensor:
     """Han et al. (NeurIPS 2025), algorithm 1: x <- x - gamma (c(x + rho c(x) / |c(x)|) - c(x)), c the guidance at x."""
     if policy is None:
@@ -232,8 +239,8 @@ def sharpened_noise(
 
     def guidance(latent: Tensor) -> Tensor:
         z = scheduler.scale_model_input(torch.cat([latent] * 2), t).to(components.unet.dtype)
-        text = torch.cat([texts["unconditional"], texts["conditional"]])
-        unconditional, conditional = components.unet(z, t, text).sample.float().chunk(2)
+        text = conditions([texts["unconditional"], texts["conditional"]])
+        unconditional, conditional = components.unet(z, t, **text).sample.float().chunk(2)
         noises = [predicted_noise(scheduler, 0, output, latent) for output in (conditional, unconditional)]
         return noises[0] - noises[1]
 
@@ -244,14 +251,30 @@ def sharpened_noise(
     return x
 
 
-def encode(components: Components, prompt: str) -> Tensor:
-    """Prompt -> text states (1, T, D)."""
-    return components.text_encoder(token_ids(components, prompt).to(components.text_encoder.device))[0]
+def encode(components: Components, request: GenerationRequest, branch: str) -> Text:
+    """What the networks read of a branch's prompt."""
+    prompt = request.prompt if branch == "conditional" else request.negative_prompt
+    ids = [token_ids(components, prompt, tokenizer).to(components.unet.device) for tokenizer in components.tokenizers]
+    if components.text_encoder_2 is None:
+        return Text(components.text_encoder(ids[0])[0])
+    encoders = zip(components.text_encoders, ids, strict=True)
+    outputs = [encoder(its_ids, output_hidden_states=True) for encoder, its_ids in encoders]
+    states, pooled = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[1].text_embeds
+    if components.zero_empty and branch == "unconditional" and not prompt:
+        states, pooled = torch.zeros_like(states), torch.zeros_like(pooled)
+    sizes = torch.tensor([request.framing.sizes(*image_size(components, request))], device=states.device)
+    return Text(states, {"text_embeds": pooled, "time_ids": sizes})
 
 
-def token_ids(components: Components, prompt: str) -> Tensor:
+def conditions(texts: Sequence[Text]) -> dict[str, Any]:
+    """Arguments of a network for rows of `texts`."""
+    added = {name: torch.cat([text.added[name] for text in texts]) for name in texts[0].added}
+    return {"encoder_hidden_states": torch.cat([text.states for text in texts]), "added_cond_kwargs": added}
+
+
+def token_ids(components: Components, prompt: str, tokenizer: CLIPTokenizer) -> Tensor:
     """Prompt -> token ids (1, T), padded."""
-    return components.tokenizer(
+    return tokenizer(
         prompt, padding="max_length", max_length=components.max_tokens, truncation=True, return_tensors="pt"
     ).input_ids
 
@@ -327,15 +350,16 @@ def control(
     hint: Tensor | None,
     z: Tensor,
     t: Tensor,
-    text: Tensor,
+    text: dict[str, Any],
 ) -> tuple[list[Tensor] | None, Tensor | None]:
     """ControlNet's residuals for the skip connections and the middle, or None outside its window."""
     if policy is None or hint is None or not policy.active(i, stage.steps):
         return None, None
     assert components.controlnet is not None, "moved control needs a ControlNet"
     down, mid = components.controlnet(
-        z, t, text, torch.cat([hint] * len(branches)).to(z), conditioning_scale=policy.scale, return_dict=False
-    )
+        z, t, controlnet_cond=torch.cat([hint] * len(branches)).to(z), conditioning_scale=policy.scale,
+        return_dict=False, **text,
+    )  # fmt: skip
     controlled = torch.tensor([policy.rows == "both" or branch == "conditional" for branch in branches])
     keep = controlled.to(z).view(-1, 1, 1, 1)
     return [residual * keep for residual in down], mid * keep
@@ -345,7 +369,7 @@ def attention_rule(
     components: Components, request: GenerationRequest, stage: Stage, steering: Steering
 ) -> AttentionRule | None:
     """The masked attention of this run, or None where the policy has none."""
-    policy, ids = steering.policy.masked_attention, token_ids(components, request.prompt)[0]
+    policy, ids = steering.policy.masked_attention, token_ids(components, request.prompt, components.tokenizer)[0]
     if steering.listens:
         nowhere = torch.zeros(image_size(components, request), device=components.unet.device)
         silent = MaskedAttention(tokens=())

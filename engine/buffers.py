@@ -74,14 +74,14 @@ class StepBuffers:
         (self.sample,), self.timesteps = static(unet, "sample"), torch.zeros(rows, device=device)
         (self.pyramid,), (self.tokens,) = static(unet, "mask_pyramid"), static(unet, "tokens")
         (self.scalars,) = static(unet, "scalars")
-        self.text_kv = static(unet, "text_kv")
+        self.text_kv, self.added = static(unet, "text_kv"), static(unet, "added")
         if denoiser.controlnet is not None:
             control = controlnet_spec(denoiser, arena.tokens.shape[-1])
             self.control_rows, self.control_slots, self.control_hints = (integers(rows) for _ in range(3))
             self.control_steps, self.control_contexts = integers(rows), integers(rows)
             (self.control_sample,), self.control_timesteps = static(control, "sample"), torch.zeros(rows, device=device)
             (self.control_scales,), (self.hints,) = static(control, "scale"), static(control, "hint")
-            self.control_kv = static(control, "text_kv")
+            self.control_kv, self.control_added = static(control, "text_kv"), static(control, "added")
             # One row more than can be used: padding rows of the ControlNet scatter there.
             self.residuals = static(control, "residual", Sizes(rows + 1, *arena.shape))
 

@@ -129,7 +129,7 @@ class DenoisingLoop:
         assert arena.hints is not None
         slots, contexts = b.control_slots[:rows], b.control_contexts[:rows]
         gather_rows(arena.latents, arena.columns, slots, b.control_steps[:rows], b.control_sample[:rows])
-        for source, target in zip(arena.control_kv, b.control_kv, strict=True):
+        for source, target in zip((*arena.control_kv, *arena.added), (*b.control_kv, *b.control_added), strict=True):
             torch.index_select(source, 0, contexts, out=target[:rows])
         torch.index_select(arena.hints, 0, b.control_hints[:rows], out=b.hints[:rows])
         residuals = self.networks.control(
@@ -137,6 +137,7 @@ class DenoisingLoop:
                 b.control_sample[:rows],
                 self.networks.denoiser.control_time_proj(b.control_timesteps[:rows]),
                 tuple(kv[:rows] for kv in b.control_kv),
+                tuple(condition[:rows] for condition in b.control_added),
                 b.hints[:rows],
                 b.control_scales[:rows],
             )
@@ -150,7 +151,7 @@ class DenoisingLoop:
         arena, b = self.arena, self.buffers
         slots, contexts = b.row_slots[:rows], b.row_contexts[:rows]
         gather_rows(arena.latents, arena.columns, slots, b.row_steps[:rows], b.sample[:rows])
-        for source, target in zip(arena.text_kv, b.text_kv, strict=True):
+        for source, target in zip((*arena.text_kv, *arena.added), (*b.text_kv, *b.added), strict=True):
             torch.index_select(source, 0, contexts, out=target[:rows])
         used = slots.clamp(min=0)
         torch.index_select(arena.pyramid, 0, used, out=b.pyramid[:rows])
@@ -160,6 +161,7 @@ class DenoisingLoop:
                 b.sample[:rows],
                 self.networks.denoiser.time_proj(b.timesteps[:rows]),
                 tuple(kv[:rows] for kv in b.text_kv),
+                tuple(condition[:rows] for condition in b.added),
                 b.pyramid[:rows],
                 b.tokens[:rows],
                 b.scalars[:rows],

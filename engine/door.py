@@ -8,7 +8,7 @@ from torch import Tensor
 from .checkpoint import Components
 from .errors import InvalidRequestError
 from .judging import Judge
-from .request import GenerationRequest
+from .request import Framing, GenerationRequest
 from .segmentation import load_picture, to_pixels
 
 
@@ -43,6 +43,7 @@ class Door:
         self._check_prompt("prompt", request.prompt)
         self._check_prompt("negative prompt", request.negative_prompt)
         self._check_parts(request)
+        self._check_framing(request)
         self._check_spikes(request)
         self.judging.rule(request)
         self.judging.gate_limits(request)
@@ -88,6 +89,12 @@ class Door:
             raise InvalidRequestError(
                 "finding the shape to avoid needs a segmenter and this checkpoint has none: load one with "
                 "segmenter=..., or bring a mask and set moved_control to null"
+            )
+
+    def _check_framing(self, request: GenerationRequest) -> None:
+        if request.framing != Framing() and self.components.text_encoder_2 is None:
+            raise InvalidRequestError(
+                "framing is what SDXL is told of a picture's size and this checkpoint reads nothing of it: leave it out"
             )
 
     def _check_spikes(self, request: GenerationRequest) -> None:

@@ -136,7 +136,9 @@ def _quiet() -> Iterator[None]:
 
 def load_module(cls: Any, part: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
     """Load a network of diffusers or transformers, frozen; a tensor its file lacks is an error, never a random one."""
-    read_json(part / "config.json")
+    named = read_json(part / "config.json").get("_class_name", cls.__name__)
+    if named != cls.__name__:
+        raise CheckpointError(f"{part} holds a {named}, which is not served as a {cls.__name__}")
     variant, _ = weights(part)
     dtype_name = "dtype" if issubclass(cls, transformers.PreTrainedModel) else "torch_dtype"
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, dtype_name: dtype}

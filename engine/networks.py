@@ -1,7 +1,7 @@
 """The denoising networks behind two calls: a UNet whose rows differ in everything, a ControlNet for some of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -14,17 +14,28 @@ from .attention import CrossLayer, MassRecord, RowConditions, install, latent_gr
 Residuals = tuple[Tensor, ...]
 """ControlNet's residuals: one for each down block, in order, then the mid block's."""
 
+Added = tuple[Tensor, ...]
+"""What SDXL's networks read beside the timestep, nothing elsewhere: pooled text (R, P) and sinusoids of sizes (R, 6 F),
+float32."""
+
+NUM_SIZES = 6
+"""Numbers that SDXL is told of a picture: height and width of the original, top and left of the crop, height and width
+of the target (Podell et al., arXiv 2307.01952, section 2.2)."""
+
+_ADDED_NAMES = ("text_embeds", "time_ids")
+
 
 class ControlInputs(NamedTuple):
     """What one ControlNet call reads (R rows).
 
     sample (R, C, h, w); time_proj (R, F) float32: the timestep's sinusoids; text_kv: per cross-attention layer
-    (R, T, 2 * inner); hint (R, width, h, w): embedded label maps; scale (R,) float32: strength.
+    (R, T, 2 * inner); added: `Added`; hint (R, width, h, w): embedded label maps; scale (R,) float32: strength.
     """
 
     sample: Tensor
     time_proj: Tensor
     text_kv: tuple[Tensor, ...]
+    added: Added
     hint: Tensor
     scale: Tensor
 
@@ -33,13 +44,14 @@ class DenoiserInputs(NamedTuple):
     """What one UNet call reads (R rows, L cross-attention layers).
 
     sample (R, C, h, w); time_proj (R, F) float32: the timestep's sinusoids; text_kv: per layer (R, T, 2 * inner);
-    mask_pyramid (R, P), tokens (R, 5, T) and scalars (R, L, 3) float32 as in `RowConditions`; residuals: None when no
-    row is controlled, else zero in the rows that are not.
+    added: `Added`; mask_pyramid (R, P), tokens (R, 5, T) and scalars (R, L, 3) float32 as in `RowConditions`;
+    residuals: None when no row is controlled, else zero in the rows that are not.
     """
 
     sample: Tensor
     time_proj: Tensor
     text_kv: tuple[Tensor, ...]
+    added: Added
     mask_pyramid: Tensor
     tokens: Tensor
     scalars: Tensor
@@ -49,22 +61,31 @@ class DenoiserInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Keys and values of one prompt: per layer (T, 2 * inner), for the UNet and for the ControlNet."""
+    """What one prompt brings: keys and values per layer (T, 2 * inner), for the UNet and for the ControlNet.
+
+    added: pooled text (P,), and once the picture's sizes are known their sinusoids (6 F,); `Denoiser.sized`.
+    """
 
     unet: tuple[Tensor, ...]
     controlnet: tuple[Tensor, ...]
+    added: Added = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        return sum(tensor.nbytes for tensor in (*self.unet, *self.controlnet, *self.added))
 
 
-class EmbeddedHint(nn.Module):
-    """Takes the place of a ControlNet's hint embedding: hints are embedded once a request and pass unchanged."""
+class Premade(nn.Module):
+    """Takes the place of a module whose outputs are made once a request: they pass unchanged. make: that module."""
 
-    def __init__(self, embed: nn.Module) -> None:
+    def __init__(self, make: nn.Module) -> None:
         super().__init__()
-        self.embed = embed
+        self.make = make
 
-    def forward(self, hint: Tensor) -> Tensor:
-        """Return the embedded hint."""
-        return hint
+    def forward(self, made: Tensor) -> Tensor:
+        """Return what was made."""
+        return made
 
 
 class ProjectedTimestep(nn.Module):
@@ -107,31 +128,47 @@ class Denoiser:
         if controlnet is not None:
             self.control_layers = install(controlnet)
             _project_timesteps(controlnet)
-            if not isinstance(controlnet.controlnet_cond_embedding, EmbeddedHint):
-                controlnet.controlnet_cond_embedding = EmbeddedHint(controlnet.controlnet_cond_embedding)
+            _premake(controlnet, "controlnet_cond_embedding")
 
     @property
     def num_levels(self) -> int:
         """Resolutions the UNet works at."""
         return len(self.unet.config.block_out_channels)
 
+    @property
+    def added_widths(self) -> tuple[int, ...]:
+        """Widths of `Added`."""
+        config = self.unet.config
+        if config.addition_embed_type is None:
+            return ()
+        sizes = NUM_SIZES * config.addition_time_embed_dim
+        return config.projection_class_embeddings_input_dim - sizes, sizes
+
     @torch.inference_mode()
-    def encode(self, text: Tensor) -> list[EncodedText]:
-        """Text states (B, T, D) -> keys and values of each prompt."""
+    def encode(self, text: Tensor, pooled: Sequence[Tensor] = ()) -> list[EncodedText]:
+        """Text states (B, T, D), and pooled text (B, P) where the networks read it -> what each prompt brings."""
         unet = text_kv(self.unet, self.layers, text)
         control = text_kv(self.controlnet, self.control_layers, text) if self.controlnet is not None else []
 
         def prompt(i: int) -> EncodedText:
             own = _copied([kv[i] for kv in (*unet, *control)])
-            return EncodedText(own[: len(unet)], own[len(unet) :])
+            return EncodedText(own[: len(unet)], own[len(unet) :], tuple(one[i].clone() for one in pooled))
 
         return [prompt(i) for i in range(len(text))]
+
+    @torch.inference_mode()
+    def sized(self, text: EncodedText, sizes: Sequence[int]) -> EncodedText:
+        """`text` for a picture of `sizes`, the `NUM_SIZES` numbers; as it is where the networks read none."""
+        if not self.added_widths:
+            return text
+        numbers = torch.tensor(sizes, device=self.unet.device)
+        return replace(text, added=(*text.added, self.unet.add_time_proj.make(numbers).flatten()))
 
     @torch.inference_mode()
     def embed_hint(self, hint: Tensor) -> Tensor:
         """Control images (B, 3, H, W) in [0, 1] -> (B, width, h, w)."""
         assert self.controlnet is not None
-        return self.controlnet.controlnet_cond_embedding.embed(hint)
+        return self.controlnet.controlnet_cond_embedding.make(hint)
 
     def time_proj(self, timesteps: Tensor) -> Tensor:
         """Timesteps (R,) -> the sinusoids (R, F) float32 that the UNet reads."""
@@ -154,6 +191,7 @@ class Denoiser:
             inputs.text_kv[0],
             timestep_cond=inputs.time_proj.to(inputs.sample.dtype),
             cross_attention_kwargs={"conditions": conditions},
+            added_cond_kwargs=dict(zip(_ADDED_NAMES, inputs.added, strict=False)),
             down_block_additional_residuals=inputs.residuals[:-1] if inputs.residuals else None,
             mid_block_additional_residual=inputs.residuals[-1] if inputs.residuals else None,
             return_dict=False,
@@ -171,6 +209,7 @@ class Denoiser:
             timestep_cond=inputs.time_proj.to(inputs.sample.dtype),
             conditioning_scale=inputs.scale.to(inputs.sample.dtype).view(-1, 1, 1, 1),
             cross_attention_kwargs={"conditions": RowConditions(inputs.text_kv, grids)},
+            added_cond_kwargs=dict(zip(_ADDED_NAMES, inputs.added, strict=False)),
             return_dict=False,
         )
         return (*down, mid)
@@ -191,7 +230,15 @@ class Denoiser:
 
 
 def _project_timesteps(network: UNet2DConditionModel | ControlNetModel) -> None:
-    """Let `network` take its timesteps projected."""
+    """Let `network` take its timesteps, and the sizes where it reads any, projected."""
     if not isinstance(network.time_embedding, ProjectedTimestep):
         network.time_embedding = ProjectedTimestep(network.time_proj, network.time_embedding)
         network.time_proj = nn.Identity()
+    if network.config.addition_embed_type is not None:
+        _premake(network, "add_time_proj")
+
+
+def _premake(network: nn.Module, name: str) -> None:
+    module = getattr(network, name)
+    if not isinstance(module, Premade):
+        setattr(network, name, Premade(module))

@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from .rules import MAX_RETRIES, Rule
 
@@ -252,6 +260,23 @@ class Gate(_Settings):
     witnesses: int = Field(default=3, ge=1, le=16)
 
 
+class Framing(_Settings):
+    """What SDXL is told of how a picture was made (Podell et al., arXiv 2307.01952, section 2.2), in pixels.
+
+    original: (height, width) before it was scaled and cropped; crop: (top, left) of what was kept; target: (height,
+    width) of what it was scaled to. None is the picture's own size.
+    """
+
+    original: tuple[PositiveInt, PositiveInt] | None = None
+    crop: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+    target: tuple[PositiveInt, PositiveInt] | None = None
+
+    def sizes(self, height: int, width: int) -> tuple[int, ...]:
+        """Return the six numbers for a picture of `height` and `width`, as the networks take them."""
+        own = height, width
+        return *(self.original or own), *self.crop, *(self.target or own)
+
+
 Picture = Image.Image | Path | str
 
 
@@ -261,8 +286,9 @@ class GenerationRequest(_Settings):
     prompt: what to draw. seed: everything random derives from it. width, height: pixels, the model's own size
     if None. num_images: finals that share one draft. source: a picture that takes the draft's place (only its
     mask goes on). mask: the user's own avoidance mask, boolean (height, width). gate: avoid only where the draft looks
-    recalled; None avoids always. priority: higher goes first. timeout: seconds after which the request expires.
-    preview: show the predicted picture every so many steps, 0 for never. explain: record what each mechanism did.
+    recalled; None avoids always. framing: what SDXL is told of the picture's size. priority: higher goes first.
+    timeout: seconds after which the request expires. preview: show the predicted picture every so many steps, 0 for
+    never. explain: record what each mechanism did.
     """
 
     prompt: str
@@ -278,6 +304,7 @@ class GenerationRequest(_Settings):
     avoidance: Avoidance = Avoidance()
     similarity: SimilarityPolicy = SimilarityPolicy()
     gate: Gate | None = None
+    framing: Framing = Framing()
     priority: int = Field(default=0, ge=-100, le=100)
     timeout: float | None = Field(default=None, gt=0)
     preview: int = Field(default=0, ge=0)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from .attention import latent_grids
 from .avoidance import avoidance_mask, mask_pyramid, masked_noise_columns, moved_labels, token_vectors, transition_point
@@ -31,6 +32,8 @@ from .similarity import ExtraMetric, judge
 from .slots import Arena, SlotState
 from .solver import SolverTable, solver_table
 from .tensors import Network
+
+_TEXT_CACHE_BYTES = 2 * 2**30
 
 
 class Runner:
@@ -65,7 +68,7 @@ class Runner:
         self.judging = Judge(components, extra_metrics, registry, self.decode, self._segment)
         self._protected = registry.latents.to(device) if registry is not None else None
         self.loops: dict[tuple[int, int], DenoisingLoop] = {}
-        self._texts: OrderedDict[str, EncodedText] = OrderedDict()
+        self._texts: OrderedDict[str | None, EncodedText] = OrderedDict()
         self._text_cache = text_cache
 
     def loop(self, shape: tuple[int, int]) -> DenoisingLoop:
@@ -89,8 +92,11 @@ class Runner:
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> token ids (B, T) int64, padded; longer prompts were refused before."""
+        return self._padded(self.components.tokenizer, prompts)
+
+    def _padded(self, tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
         length = self.components.max_tokens
-        encoded = self.components.tokenizer(
+        encoded = tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         return encoded.input_ids
@@ -98,18 +104,36 @@ class Runner:
     @torch.inference_mode()
     def encode(self, jobs: Sequence[Job]) -> None:
         """Encode the prompts of `jobs`, each distinct prompt once."""
-        wanted = {p for job in jobs for p in _prompts(job.request)}
-        new = sorted(wanted - self._texts.keys())
+        wanted = {p for job in jobs for p in self._prompts(job.request)}
+        new = sorted(wanted - self._texts.keys(), key=str)
         if new:
-            (states,) = self.networks(Network.TEXT_ENCODER, [self.tokenize(new).to(self.device)])
-            self._texts |= zip(new, self.denoiser.encode(states), strict=True)
+            self._texts |= zip(new, self._encoded(new), strict=True)
         for job in jobs:
-            job.shared.texts = tuple(self._texts[p] for p in _prompts(job.request))
+            sizes = job.request.framing.sizes(*(side * self.components.vae_scale_factor for side in job.shape))
+            job.shared.texts = tuple(self.denoiser.sized(self._texts[p], sizes) for p in self._prompts(job.request))
             job.shared.input_ids = self.tokenize([job.request.prompt])[0]
         for prompt in wanted:
             self._texts.move_to_end(prompt)
-        while len(self._texts) > self._text_cache:
+        room = _TEXT_CACHE_BYTES // jobs[0].shared.texts[0].nbytes
+        while len(self._texts) > min(self._text_cache, room):
             self._texts.popitem(last=False)
+
+    def _prompts(self, request: GenerationRequest) -> tuple[str | None, str]:
+        """Prompts by `Branch`; None where zeros stand for an empty one."""
+        negative = request.negative_prompt
+        return (None if self.components.zero_empty and not negative else negative), request.prompt
+
+    def _encoded(self, prompts: Sequence[str | None]) -> list[EncodedText]:
+        """Encode prompts by every text encoder, their states side by side; pooled text comes from the last."""
+        words = [prompt or "" for prompt in prompts]
+        encoders = zip((Network.TEXT_ENCODER, Network.TEXT_ENCODER_2), self.components.tokenizers, strict=False)
+        outputs = [
+            self.networks(name, [self._padded(tokenizer, words).to(self.device)]) for name, tokenizer in encoders
+        ]
+        states, pooled = torch.cat([output[0] for output in outputs], dim=-1), outputs[-1][1:]
+        for tensor in (states, *pooled):
+            tensor[[prompt is None for prompt in prompts]] = 0
+        return self.denoiser.encode(states, pooled)
 
     # --- denoising ---
 
@@ -287,7 +311,7 @@ class Runner:
         """Latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1]."""
         config = self.components.vae.config
         scaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        (decoded,) = self.networks(Network.VAE_DECODER, [scaled.to(self.dtype)])
+        (decoded,) = self.networks(Network.VAE_DECODER, [scaled.to(next(self.components.vae.parameters()).dtype)])
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
     @torch.inference_mode()
@@ -434,11 +458,6 @@ def to_picture(pixels: Tensor) -> Image.Image:
     """Pixels (3, H, W) in [0, 1] -> 8-bit RGB."""
     array = (pixels.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
     return Image.fromarray(array)
-
-
-def _prompts(request: GenerationRequest) -> tuple[str, str]:
-    """Prompts by `Branch`."""
-    return request.negative_prompt, request.prompt
 
 
 def _by_shape(jobs: Sequence[Job]) -> list[list[Job]]:

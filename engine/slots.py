@@ -40,9 +40,10 @@ class Arena:
 
     latents, history (S, C, h, w) float32: the running sample and the last predicted x0. columns (S, max_steps, K),
     masks (S, h, w), seeds (S,), pyramid (S, P), tokens (S, 5, T): as `SlotState`. text_kv, control_kv: per layer
-    (S * 2, T, 2 * inner). hints (S * 2, width, h, w), indexed `slot * 2 + hint`, or None without a ControlNet.
-    sharpness (S, 2). contrasts (S + 1, C, h, w): conditional minus unconditional prediction of the last step that ran
-    both; magnitudes (S + 1, max_steps): its root mean square at each of them. Padding jobs write the last row of both.
+    (S * 2, T, 2 * inner). added: per condition of `Added` (S * 2, width). hints (S * 2, width, h, w), indexed
+    `slot * 2 + hint`, or None without a ControlNet. sharpness (S, 2). contrasts (S + 1, C, h, w): conditional minus
+    unconditional prediction of the last step that ran both; magnitudes (S + 1, max_steps): its root mean square at each
+    of them. Padding jobs write the last row of both.
     pushes (S, max_steps): how far protected works repelled each step's predicted x0, root mean square.
     """
 
@@ -81,6 +82,7 @@ class Arena:
 
         self.text_kv = tuple(kv(layer.inner) for layer in denoiser.layers)
         self.control_kv = tuple(kv(layer.inner) for layer in denoiser.control_layers)
+        self.added = tuple(torch.zeros(contexts, width, device=device) for width in denoiser.added_widths)
         self.hints = None
         if denoiser.controlnet is not None:
             width = denoiser.controlnet.config.block_out_channels[0]
@@ -110,3 +112,5 @@ class Arena:
                 arena[context] = kv
             for arena, kv in zip(self.control_kv, text.controlnet, strict=True):
                 arena[context] = kv
+            for arena, condition in zip(self.added, text.added, strict=True):
+                arena[context] = condition

@@ -5,12 +5,14 @@ number, the name of one that `Sizes` knows, or in outputs `out_height` and `out_
 dtype of None is the network's own precision.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ..kernels import ScalarColumn, TokenRow
 from .attention import CrossLayer, latent_grids
@@ -28,6 +30,7 @@ class Network(StrEnum):
     VAE_DECODER = "vae_decoder"
     VAE_ENCODER = "vae_encoder"
     TEXT_ENCODER = "text_encoder"
+    TEXT_ENCODER_2 = "text_encoder_2"
     SEGMENTER = "segmenter"
 
 
@@ -79,7 +82,7 @@ class Sizes:
 
 def network_specs(components: Components, denoiser: Denoiser) -> dict[Network, NetworkSpec]:
     """Return the table for one checkpoint: the networks that it has."""
-    specs = [unet_spec(denoiser, components.max_tokens), *_vae_specs(components), _text_spec(components)]
+    specs = [unet_spec(denoiser, components.max_tokens), *_vae_specs(components), *_text_specs(components)]
     if denoiser.controlnet is not None:
         specs.append(controlnet_spec(denoiser, components.max_tokens))
     if components.segmenter is not None:
@@ -94,6 +97,7 @@ def unet_spec(denoiser: Denoiser, num_tokens: int) -> NetworkSpec:
         TensorSpec("sample", ("rows", channels, "height", "width")),
         TensorSpec("time_proj", ("rows", denoiser.unet.time_embedding.width), torch.float32),
         *_text_kv(denoiser.layers, num_tokens),
+        *_added(denoiser),
         TensorSpec("mask_pyramid", ("rows", "pyramid"), torch.float32),
         TensorSpec("tokens", ("rows", len(TokenRow), num_tokens), torch.float32),
         TensorSpec("scalars", ("rows", len(denoiser.layers), len(ScalarColumn)), torch.float32),
@@ -112,6 +116,7 @@ def controlnet_spec(denoiser: Denoiser, num_tokens: int) -> NetworkSpec:
         TensorSpec("sample", ("rows", config.in_channels, "height", "width")),
         TensorSpec("time_proj", ("rows", denoiser.controlnet.time_embedding.width), torch.float32),
         *_text_kv(denoiser.control_layers, num_tokens),
+        *_added(denoiser),
         TensorSpec("hint", ("rows", config.block_out_channels[0], "height", "width")),
         TensorSpec("scale", ("rows",), torch.float32),
     ]
@@ -121,24 +126,30 @@ def controlnet_spec(denoiser: Denoiser, num_tokens: int) -> NetworkSpec:
 def flatten(inputs: DenoiserInputs | ControlInputs) -> tuple[Tensor, ...]:
     """Tensors of a call in the table's order."""
     if isinstance(inputs, ControlInputs):
-        return inputs.sample, inputs.time_proj, *inputs.text_kv, inputs.hint, inputs.scale
+        return inputs.sample, inputs.time_proj, *inputs.text_kv, *inputs.added, inputs.hint, inputs.scale
     conditions = inputs.mask_pyramid, inputs.tokens, inputs.scalars
-    return inputs.sample, inputs.time_proj, *inputs.text_kv, *conditions, *(inputs.residuals or ())
+    return inputs.sample, inputs.time_proj, *inputs.text_kv, *inputs.added, *conditions, *(inputs.residuals or ())
 
 
-def unet_inputs(tensors: Sequence[Tensor], num_layers: int) -> DenoiserInputs:
-    """Undo `flatten` for a UNet with `num_layers` cross-attention layers."""
+def unet_inputs(tensors: Sequence[Tensor], denoiser: Denoiser) -> DenoiserInputs:
+    """Undo `flatten` for a UNet."""
     sample, time_proj, *rest = tensors
-    pyramid, tokens, scalars, *residuals = rest[num_layers:]
-    return DenoiserInputs(
-        sample, time_proj, tuple(rest[:num_layers]), pyramid, tokens, scalars, tuple(residuals) or None
-    )
+    text_kv, added, others = _split(rest, len(denoiser.layers), len(denoiser.added_widths))
+    pyramid, tokens, scalars, *residuals = others
+    return DenoiserInputs(sample, time_proj, text_kv, added, pyramid, tokens, scalars, tuple(residuals) or None)
 
 
-def control_inputs(tensors: Sequence[Tensor]) -> ControlInputs:
+def control_inputs(tensors: Sequence[Tensor], denoiser: Denoiser) -> ControlInputs:
     """Undo `flatten` for a ControlNet."""
-    sample, time_proj, *text_kv, hint, scale = tensors
-    return ControlInputs(sample, time_proj, tuple(text_kv), hint, scale)
+    sample, time_proj, *rest = tensors
+    text_kv, added, (hint, scale) = _split(rest, len(denoiser.control_layers), len(denoiser.added_widths))
+    return ControlInputs(sample, time_proj, text_kv, added, hint, scale)
+
+
+def _split(tensors: Sequence[Tensor], *counts: int) -> list[tuple[Tensor, ...]]:
+    """Groups of so many tensors, then what is left."""
+    ends = list(itertools.accumulate(counts))
+    return [tuple(tensors[start:end]) for start, end in itertools.pairwise([0, *ends, len(tensors)])]
 
 
 def zero_residuals(denoiser: Denoiser, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Residuals:
@@ -156,6 +167,13 @@ def _denoising(
 
 def _text_kv(layers: Sequence[CrossLayer], num_tokens: int) -> list[TensorSpec]:
     return [TensorSpec(f"text_kv_{i}", ("rows", num_tokens, 2 * layer.inner)) for i, layer in enumerate(layers)]
+
+
+def _added(denoiser: Denoiser) -> list[TensorSpec]:
+    """Pooled text and the sinusoids of sizes, where the networks read them."""
+    names = "added_text", "added_sizes"
+    widths = denoiser.added_widths
+    return [TensorSpec(name, ("rows", width), torch.float32) for name, width in zip(names, widths, strict=False)]
 
 
 def _residuals(denoiser: Denoiser) -> list[TensorSpec]:
@@ -180,11 +198,21 @@ def _vae_specs(components: Components) -> list[NetworkSpec]:
     ]
 
 
-def _text_spec(components: Components) -> NetworkSpec:
+def _text_specs(components: Components) -> list[NetworkSpec]:
+    """From token ids to states: the last layer's, or those before it where there are two encoders, as in SDXL."""
+    first, second = components.text_encoder, components.text_encoder_2
     ids = TensorSpec("input_ids", ("rows", components.max_tokens), torch.int64)
-    width = components.text_encoder.config.hidden_size
-    states = TensorSpec("states", ("rows", components.max_tokens, width))
-    return NetworkSpec(Network.TEXT_ENCODER, (ids,), (states,))
+
+    def states(name: str, encoder: CLIPTextModel | CLIPTextModelWithProjection) -> TensorSpec:
+        return TensorSpec(name, ("rows", components.max_tokens, encoder.config.hidden_size))
+
+    if second is None:
+        return [NetworkSpec(Network.TEXT_ENCODER, (ids,), (states("states", first),))]
+    pooled = TensorSpec("pooled", ("rows", second.config.projection_dim))
+    return [
+        NetworkSpec(Network.TEXT_ENCODER, (ids,), (states("penultimate", first),)),
+        NetworkSpec(Network.TEXT_ENCODER_2, (ids,), (states("penultimate", second), pooled)),
+    ]
 
 
 def _segmenter_spec(components: Components) -> NetworkSpec:

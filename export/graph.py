@@ -39,7 +39,7 @@ def example_inputs(spec: NetworkSpec, sizes: Sizes, dtype: torch.dtype, seed: in
     for tensor in spec.inputs:
         shape = sizes.of(tensor, spec)
         match tensor.name:
-            case "time_proj":
+            case "time_proj" | "added_sizes":
                 value = torch.randn(shape, generator=generator).sin()
             case "input_ids":
                 value = torch.randint(0, 100, shape, generator=generator)

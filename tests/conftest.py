@@ -1,16 +1,25 @@
-"""A complete tiny model with random weights, in the layout of the embedded one."""
+"""Complete tiny models with random weights: in the layout of the embedded one, and in SDXL's."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    ControlNetModel,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLControlNetPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     SegformerConfig,
     SegformerForSemanticSegmentation,
@@ -26,7 +35,7 @@ LABELS = ("background", "circle", "square", "star")
 PALETTE = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 
-def build_tokenizer() -> CLIPTokenizer:
+def build_tokenizer(**options) -> CLIPTokenizer:
     """CLIP's byte-pair tokenizer in which each of `WORDS` is one token and anything else is spelt in bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     spelt = [[*word[:-1], word[-1] + "</w>"] for word in WORDS]
@@ -34,18 +43,21 @@ def build_tokenizer() -> CLIPTokenizer:
     merges = list(dict.fromkeys(steps))
     pieces = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(m) for m in merges)]
     vocabulary = {piece: i for i, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77, **options)
+
+
+def text_config(tokenizer: CLIPTokenizer, width: int = 32, pooled: int = 32) -> CLIPTextConfig:
+    """Two layers."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=64, projection_dim=pooled, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Two layers of width 32."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, projection_dim=32, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        )
-    )  # fmt: skip
+    return CLIPTextModel(text_config(tokenizer))
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -132,6 +144,51 @@ def save_checkpoint(folder: Path) -> None:
     )
     calibration.save(folder / "calibration.json")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionControlNetPipeline"}))
+
+
+def build_xl_unet() -> UNet2DConditionModel:
+    """Three levels, cross-attention below the first, one and two transformers a block; text of width 32 + 48."""
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(16, 32, 32), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2), use_linear_projection=True, attention_head_dim=(2, 4, 4),
+        cross_attention_dim=80, norm_num_groups=8, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
+    )  # fmt: skip
+    with torch.no_grad():
+        unet.add_embedding.linear_1.weight *= 4  # untrained, it hardly heeds what is added
+    return unet
+
+
+def save_xl_checkpoint(folder: Path) -> None:
+    """Write a whole model in SDXL's layout into `folder`, with what of the tiny one does not depend on it."""
+    torch.manual_seed(1)
+    tokenizer, padding_otherwise = build_tokenizer(), build_tokenizer(pad_token="!")
+    unet = build_xl_unet()
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, scaling_factor=0.13025, force_upcast=True,
+    )  # fmt: skip
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.0001, beta_end=0.002, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+    )
+    StableDiffusionXLControlNetPipeline(
+        vae=vae, text_encoder=build_text_encoder(tokenizer), tokenizer=tokenizer, tokenizer_2=padding_otherwise,
+        text_encoder_2=CLIPTextModelWithProjection(text_config(padding_otherwise, 48, 24)), unet=unet,
+        controlnet=build_controlnet(unet), scheduler=scheduler,
+    ).save_pretrained(folder)  # fmt: skip
+    tiny = build_vae()
+    build_segmenter(tiny).save_pretrained(folder / "segmenter")
+    (folder / "segmenter/preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a complete tiny random model in SDXL's layout: sizes as in `tiny_checkpoint`. Copy it to change it."""
+    folder = tmp_path_factory.mktemp("tiny_xl")
+    save_xl_checkpoint(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..checkpoint import Components
 from ..errors import BackendError, InvalidRequestError
 from ..networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
-from ..tensors import Network, NetworkSpec, Sizes, flatten, network_specs, zero_residuals
+from ..tensors import Network, Sizes, flatten, network_specs, zero_residuals
 from .options import TorchOptions, reorder
 from .protocol import Artifact, ArtifactSource, Backend, Precision, Runnable, Wanted
 from .torch import TorchNetwork, flat_network
@@ -26,7 +26,14 @@ BackendChoice = str | Mapping[str, str]
 COMPILED = {Backend.ONNXRUNTIME: "onnx", Backend.OPENVINO: "onnx", Backend.TENSORRT: "tensorrt"}
 """Backends that run artifacts, and the format they read."""
 
-SERVED = (Network.UNET, Network.CONTROLNET, Network.VAE_DECODER, Network.TEXT_ENCODER, Network.SEGMENTER)
+SERVED = (
+    Network.UNET,
+    Network.CONTROLNET,
+    Network.VAE_DECODER,
+    Network.TEXT_ENCODER,
+    Network.TEXT_ENCODER_2,
+    Network.SEGMENTER,
+)
 """Networks that the runtime calls."""
 
 _ROUNDS = 3
@@ -132,25 +139,31 @@ class Networks:
     def _runnable(self, backend: Backend, network: Network) -> Runnable:
         if backend is Backend.TORCH:
             return TorchNetwork(flat_network(network, self.components, self._served))
-        return self._load(backend, self.artifact(backend, network), self.specs[network])
+        return self._load(backend, self.artifact(backend, network), network)
 
     def artifact(self, backend: Backend, network: Network) -> Artifact:
         """Return what `backend` reads to run `network`, built where it is missing."""
         spec = self.specs[network]
         # OpenVINO computes in the precision it is told, from a graph of any.
-        written = Precision.FP32 if backend is Backend.OPENVINO else self.precision
+        written = Precision.FP32 if backend is Backend.OPENVINO else self.precision_of(network)
         wanted = Wanted(spec, COMPILED[backend], written, self._profile(network) if backend is Backend.TENSORRT else ())
         return self._artifacts()(wanted, self.components, self.denoiser)
 
-    def _load(self, backend: Backend, artifact: Artifact, spec: NetworkSpec) -> Runnable:
+    def precision_of(self, network: Network) -> Precision:
+        """What `network` computes in where it is compiled: an autoencoder that overflows in fp16 takes fp32."""
+        overflows = self.components.upcast_vae and part_of(network) == "vae" and self.precision is Precision.FP16
+        return Precision.FP32 if overflows else self.precision
+
+    def _load(self, backend: Backend, artifact: Artifact, network: Network) -> Runnable:
+        spec, precision = self.specs[network], self.precision_of(network)
         module: Any = importlib.import_module(f".{backend.value}", __package__)
         match backend:
             case Backend.ONNXRUNTIME:
-                return module.OnnxRuntimeNetwork(artifact, spec, self.precision, self.device)
+                return module.OnnxRuntimeNetwork(artifact, spec, precision, self.device)
             case Backend.OPENVINO:
-                return module.OpenVinoNetwork(artifact, spec, self.precision, self.buckets)
+                return module.OpenVinoNetwork(artifact, spec, precision, self.buckets)
             case _:
-                return module.TensorRtNetwork(artifact, spec, self.precision, self.device)
+                return module.TensorRtNetwork(artifact, spec, precision, self.device)
 
     def check_size(self, height: int, width: int) -> None:
         """Raise InvalidRequestError for pictures (pixels) of a size that a backend was not built for.
@@ -173,7 +186,7 @@ class Networks:
         """Sizes of a call for `rows` pictures of the model's own size."""
         height, width = self.components.size
         match network:
-            case Network.TEXT_ENCODER:
+            case Network.TEXT_ENCODER | Network.TEXT_ENCODER_2:
                 return Sizes(rows)
             case Network.VAE_ENCODER:
                 return Sizes(rows, height, width)
@@ -198,7 +211,7 @@ class Networks:
         """Measure the candidates on a call that is to be made, or remember what was measured on this machine."""
         memory = self._artifacts().memory
         remembered = json.loads(memory.read_text()) if memory.exists() else {}
-        key = " ".join([network, self._weights(network), self.precision, *_machine(self.device)])
+        key = " ".join([network, self._weights(network), self.precision_of(network), *_machine(self.device)])
         if key in remembered:
             seconds = remembered[key]
             reason = "fastest when measured here before"

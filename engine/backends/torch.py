@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ..checkpoint import Components
 from ..networks import Denoiser
@@ -24,7 +25,7 @@ class FlatUNet(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Predict (R, C, h, w)."""
-        return self._denoiser.predict(unet_inputs(tensors, len(self._denoiser.layers)))
+        return self._denoiser.predict(unet_inputs(tensors, self._denoiser))
 
 
 class FlatControlNet(nn.Module):
@@ -37,7 +38,7 @@ class FlatControlNet(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Residuals, scaled."""
-        return self._denoiser.control(control_inputs(tensors))
+        return self._denoiser.control(control_inputs(tensors, self._denoiser))
 
 
 class FlatDecoder(nn.Module):
@@ -77,6 +78,20 @@ class FlatTextEncoder(nn.Module):
         return self.text_encoder(input_ids)[0]
 
 
+class FlatPenultimateEncoder(nn.Module):
+    """Token ids (B, T) -> hidden states before the last layer (B, T, D), and of a projecting encoder pooled (B, P)."""
+
+    def __init__(self, text_encoder: CLIPTextModel | CLIPTextModelWithProjection) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """Encode."""
+        output = self.text_encoder(input_ids, output_hidden_states=True)
+        states = output.hidden_states[-2]
+        return (states, output.text_embeds) if isinstance(self.text_encoder, CLIPTextModelWithProjection) else (states,)
+
+
 class FlatSegmenter(nn.Module):
     """Normalised pixels (B, 3, H, W) -> a score of each label (B, L, h, w)."""
 
@@ -101,7 +116,11 @@ def flat_network(network: Network, components: Components, denoiser: Denoiser) -
         case Network.VAE_ENCODER:
             flat = FlatEncoder(components.vae)
         case Network.TEXT_ENCODER:
-            flat = FlatTextEncoder(components.text_encoder)
+            single = components.text_encoder_2 is None
+            flat = (FlatTextEncoder if single else FlatPenultimateEncoder)(components.text_encoder)
+        case Network.TEXT_ENCODER_2:
+            assert components.text_encoder_2 is not None
+            flat = FlatPenultimateEncoder(components.text_encoder_2)
         case Network.SEGMENTER:
             assert components.segmenter is not None
             flat = FlatSegmenter(components.segmenter.model)

@@ -224,8 +224,8 @@ def test_hub_id_downloads_configurations_and_safetensors_only(tiny_checkpoint, m
 def test_unknown_layout_is_refused(folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"has no model_index\.json"):
         load(tmp_path)
-    edit(folder / "model_index.json", _class_name="StableDiffusionXLPipeline")
-    with pytest.raises(CheckpointError, match=r"StableDiffusionXLPipeline.*StableDiffusionPipeline"):
+    edit(folder / "model_index.json", _class_name="StableDiffusion3Pipeline")
+    with pytest.raises(CheckpointError, match=r"StableDiffusion3Pipeline.*StableDiffusionPipeline"):
         load(folder)
     (folder / "model_index.json").write_text("{")
     with pytest.raises(CheckpointError, match="not valid JSON"):

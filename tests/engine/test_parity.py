@@ -79,12 +79,17 @@ def batch():
     return [request(policy, seed, solvers[seed % len(solvers)]) for seed, policy in enumerate(CASES.values())]
 
 
+@pytest.fixture(scope="module", params=["tiny_checkpoint", "tiny_xl_checkpoint"])
+def checkpoint(request):
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def latents(tiny_checkpoint, batch):
+def latents(checkpoint, batch):
     works = tuple(Work(str(i), "work.png", "", "") for i in range(len(PROTECTED)))
-    autoencoder = load(tiny_checkpoint).hashes["vae"]
+    autoencoder = load(checkpoint).hashes["vae"]
     registry = Registry(autoencoder, works, torch.eye(len(PROTECTED), 320), PROTECTED)
-    engine = Engine.from_pretrained(tiny_checkpoint, registry=registry)
+    engine = Engine.from_pretrained(checkpoint, registry=registry)
     found, judge = {}, engine.runner.judge
 
     def spy(jobs):
@@ -97,8 +102,8 @@ def latents(tiny_checkpoint, batch):
 
 
 @pytest.fixture(scope="module")
-def components(tiny_checkpoint):
-    return load(tiny_checkpoint)
+def components(checkpoint):
+    return load(checkpoint)
 
 
 @pytest.mark.parametrize("index", range(len(CASES)), ids=CASES.keys())

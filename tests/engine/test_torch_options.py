@@ -85,7 +85,7 @@ def test_compiled_predictions_are_the_eager_ones():
     for rows in (3, 2, 8):
         sizes = Sizes(rows, 8, 8)
         tensors = [torch.randn(sizes.of(t, spec)).to(t.dtype or torch.float32) for t in spec.inputs]
-        inputs = unet_inputs(tensors, len(eager.layers))
+        inputs = unet_inputs(tensors, eager)
         with torch.inference_mode():
             assert (compiled.predict(inputs) - eager.predict(inputs)).abs().max() < 1e-4
         assert counters["stats"]["unique_graphs"] == 3, "six blocks of three kinds"

@@ -4,7 +4,7 @@ SD 1.5 and its ControlNet: eight heads whatever the width, cross-attention at th
 width, several transformer layers a block with linear projections, text and size conditions added to the timestep.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -19,14 +19,13 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
-from twig.engine.attention import RowConditions, latent_grids
 from twig.engine.backends.onnxruntime import OnnxRuntimeNetwork
 from twig.engine.backends.openvino import OpenVinoNetwork
 from twig.engine.backends.protocol import Artifact, Precision
 from twig.engine.backends.torch import FlatControlNet, FlatSegmenter, FlatUNet, TorchNetwork
 from twig.engine.errors import BackendError
 from twig.engine.networks import Denoiser
-from twig.engine.tensors import Network, NetworkSpec, Sizes, TensorSpec, controlnet_spec, unet_inputs, unet_spec
+from twig.engine.tensors import Network, NetworkSpec, Sizes, TensorSpec, controlnet_spec, unet_spec
 from twig.export.graph import example_inputs, export_onnx
 from twig.export.parity import compare, example_calls
 
@@ -40,25 +39,6 @@ class Case:
 
     flat: nn.Module
     spec: NetworkSpec
-
-
-class AddedConditions(nn.Module):
-    """A UNet that takes pooled text (R, D) and sizes (R, 6) beside what the table lists."""
-
-    def __init__(self, denoiser):
-        super().__init__()
-        self.unet, self._denoiser = denoiser.unet, denoiser
-
-    def forward(self, *tensors):
-        *tensors, text_embeds, time_ids = tensors
-        inputs = unet_inputs(tensors, len(self._denoiser.layers))
-        grids = latent_grids(inputs.sample.shape, self._denoiser.num_levels)
-        conditions = RowConditions(inputs.text_kv, grids, inputs.mask_pyramid, inputs.tokens, inputs.scalars)
-        return self.unet(
-            inputs.sample, inputs.time_proj[:, 0], inputs.text_kv[0], timestep_cond=inputs.time_proj,
-            cross_attention_kwargs={"conditions": conditions},
-            added_cond_kwargs={"text_embeds": text_embeds, "time_ids": time_ids}, return_dict=False,
-        )[0]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +66,15 @@ def cases(sd15):
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=32 + 6 * 8,
     )  # fmt: skip
-    sdxl = Denoiser(unet.eval(), None)
-    table = unet_spec(sdxl, TOKENS)
-    added = TensorSpec("text_embeds", ("rows", 32)), TensorSpec("time_ids", ("rows", 6))
+    controlnet = ControlNetModel.from_unet(unet)
+    for convolution in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
+        nn.init.normal_(convolution.weight, std=0.1)
+    sdxl = Denoiser(unet.eval(), controlnet.eval())
     return {
         "sd15": Case(FlatUNet(sd15).eval(), unet_spec(sd15, TOKENS)),
         "sd15-controlnet": Case(FlatControlNet(sd15).eval(), controlnet_spec(sd15, TOKENS)),
-        "sdxl": Case(AddedConditions(sdxl).eval(), replace(table, inputs=(*table.inputs, *added))),
+        "sdxl": Case(FlatUNet(sdxl).eval(), unet_spec(sdxl, TOKENS)),
+        "sdxl-controlnet": Case(FlatControlNet(sdxl).eval(), controlnet_spec(sdxl, TOKENS)),
     }
 
 
@@ -132,6 +114,7 @@ def calls(case):
         ("sd15", Precision.FP16, 0.03),
         ("sd15-controlnet", Precision.FP32, 1e-4),
         ("sdxl", Precision.FP32, 1e-4),
+        ("sdxl-controlnet", Precision.FP32, 1e-4),
     ],
 )
 def test_onnxruntime(cases, graphs, name, precision, tolerance):
@@ -149,6 +132,8 @@ def test_onnxruntime(cases, graphs, name, precision, tolerance):
         ("sd15-controlnet", Precision.BF16, 0.1),
         ("sdxl", Precision.FP32, 1e-4),
         ("sdxl", Precision.BF16, 0.1),
+        ("sdxl-controlnet", Precision.FP32, 1e-4),
+        ("sdxl-controlnet", Precision.BF16, 0.1),
     ],
 )
 def test_openvino(cases, graphs, skip_without_bf16, name, precision, tolerance):

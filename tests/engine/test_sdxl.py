@@ -1,0 +1,288 @@
+"""SDXL-shaped folders, with diffusers' own pipelines on the same folder as the oracle."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline, StableDiffusionXLPipeline
+
+from twig.benchmarks.reference_solvers import make_scheduler
+from twig.engine.backends.networks import BackendSettings, Networks
+from twig.engine.backends.protocol import Precision
+from twig.engine.carried import Shared, attempt_seed
+from twig.engine.checkpoint import load
+from twig.engine.engine import Engine
+from twig.engine.errors import CheckpointError, InvalidRequestError
+from twig.engine.job import Job
+from twig.engine.networks import Denoiser
+from twig.engine.request import Avoidance, Framing, GenerationRequest, MovedControl, SimilarityPolicy, Solver, Stage
+from twig.engine.result import Verdict
+from twig.engine.tensors import Network
+
+OFF = Avoidance.off()
+FRAMING = Framing(original=(512, 384), crop=(16, 0), target=(128, 96))
+
+
+def request(prompt="a red star", solver=Solver.EULER, steps=4, scale=5.0, **options):
+    stage = Stage(steps=steps, guidance_scale=scale, solver=solver)
+    return GenerationRequest(**{
+        "prompt": prompt, "seed": 3, "draft": stage, "final": stage, "avoidance": OFF,
+        "similarity": SimilarityPolicy(limits={}, retries=0),
+    } | options)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def components(tiny_xl_checkpoint):
+    return load(tiny_xl_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def engine(components):
+    return Engine(components)
+
+
+@pytest.fixture(scope="module")
+def pipelines(tiny_xl_checkpoint):
+    """Diffusers' pipelines as they load the folder by themselves, without control and with it."""
+    controlled = StableDiffusionXLControlNetPipeline.from_pretrained(tiny_xl_checkpoint)
+    plain = StableDiffusionXLPipeline(**{k: v for k, v in controlled.components.items() if k != "controlnet"})
+    for pipeline in (plain, controlled):
+        pipeline.set_progress_bar_config(disable=True)
+    return plain, controlled
+
+
+@pytest.fixture
+def folder(tiny_xl_checkpoint, tmp_path):
+    return shutil.copytree(tiny_xl_checkpoint, tmp_path / "model")
+
+
+def drawn(pipeline, wanted, seed, **options):
+    """A pipeline's picture of a request's final stage."""
+    return pipeline(
+        wanted.prompt, negative_prompt=wanted.negative_prompt or None, num_inference_steps=wanted.final.steps,
+        guidance_scale=wanted.final.guidance_scale, generator=torch.Generator().manual_seed(seed), **options,
+    ).images[0]  # fmt: skip
+
+
+def differ(a, b):
+    return np.abs(np.asarray(a, int) - np.asarray(b, int)).max()
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# --- equal to diffusers' own pipelines ---
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"negative_prompt": "a blue house"},
+        {"scale": 1.0},
+        {"solver": Solver.DDIM, "steps": 7},
+        {"solver": Solver.DPMPP_2M, "steps": 5},
+        {"width": 80, "height": 48},
+    ],
+    ids=str,
+)
+def test_drafts_and_finals_are_the_pipelines_pictures(engine, pipelines, monkeypatch, options):
+    wanted = request(**options)
+    (result,) = engine.generate(wanted)
+    size = {name: options[name] for name in ("width", "height") if name in options}
+    if "solver" in options:  # else the folder's own
+        monkeypatch.setattr(pipelines[0], "scheduler", make_scheduler(wanted.final.solver, engine.components.scheduler))
+    expected = drawn(pipelines[0], wanted, wanted.seed, **size)
+    assert np.asarray(expected).std() > 10
+    assert differ(result.draft, expected) <= 1
+    assert differ(result.image, drawn(pipelines[0], wanted, attempt_seed(wanted.seed, 0, 0), **size)) <= 1
+
+
+def test_framing_is_the_pipelines_sizes(engine, pipelines):
+    wanted = request(framing=FRAMING)
+    (result,) = engine.generate(wanted)
+    sizes = {"original_size": FRAMING.original, "crops_coords_top_left": FRAMING.crop, "target_size": FRAMING.target}
+    expected = drawn(pipelines[0], wanted, wanted.seed, **sizes)
+    assert differ(result.draft, expected) <= 1
+    assert differ(drawn(pipelines[0], wanted, wanted.seed), expected) > 8
+
+
+def test_finals_under_unmoved_control_are_the_controlnet_pipelines_pictures(engine, pipelines):
+    control = MovedControl(warp="none", scale=1.3, start=0.0, stop=1.0, rows="both")
+    wanted = request(avoidance=OFF.model_copy(update={"moved_control": control}))
+    (result,) = engine.generate(wanted)
+    palette = engine.components.segmenter.palette
+    hint = torch.from_numpy(palette[result.label_map.astype(int)]).permute(2, 0, 1)[None] / 255
+    seed = attempt_seed(wanted.seed, 0, 0)
+    expected = drawn(pipelines[1], wanted, seed, image=hint, controlnet_conditioning_scale=1.3)
+    assert differ(result.image, expected) <= 1
+    assert differ(drawn(pipelines[0], wanted, seed), expected) > 8
+
+
+def test_an_empty_negative_prompt_is_encoded_where_the_folder_says_so(folder, engine):
+    edit(folder / "model_index.json", force_zeros_for_empty_prompt=False)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, controlnet=None, segmenter=None)
+    pipeline.set_progress_bar_config(disable=True)
+    wanted = request()
+    (result,) = Engine.from_pretrained(folder).generate(wanted)
+    assert differ(result.draft, drawn(pipeline, wanted, wanted.seed)) <= 1
+    assert differ(result.draft, engine.generate(wanted)[0].draft) > 8
+
+
+# --- batches ---
+
+
+def test_mixed_sizes_prompts_and_framings_in_one_batch_are_the_single_pictures(components, engine):
+    batch = [
+        request("a red star", avoidance=Avoidance(), seed=1),
+        request("a blue house", framing=FRAMING, seed=2, negative_prompt="tree"),
+        request("a green tree", framing=Framing(original=(32, 32)), solver=Solver.DDIM, steps=6, seed=3),
+        request("the moon", width=96, height=48, avoidance=Avoidance(), seed=4),
+        request("", seed=5),
+    ]
+    together = Engine(components).generate(batch)
+    for wanted, result in zip(batch, together, strict=True):
+        (alone,) = engine.generate(wanted)
+        assert result.verdict is Verdict.ACCEPTED, result.error
+        assert differ(result.draft, alone.draft) <= 1
+        assert differ(result.image, alone.image) <= 1
+
+
+def test_rows_of_different_framings_share_a_call(components):
+    engine, calls = Engine(components), []
+    predict = engine.runner.networks.predict
+    engine.runner.networks.predict = lambda inputs: calls.append(inputs.added) or predict(inputs)
+    engine.generate([request(framing=FRAMING), request("a blue house"), request("a blue house", framing=FRAMING)])
+    text, sizes = calls[0]
+    assert len(text) == len(sizes) == 6
+    assert len(sizes.unique(dim=0)) == 2
+    assert len(text.unique(dim=0)) == 3  # zeros, and two prompts
+    assert not text[::2].any()
+
+
+def test_text_is_kept_as_long_as_there_is_room(components, monkeypatch):
+    runner = Engine(components).runner
+    jobs = [Job(i, i, request(f"a star {i}"), (16, 16), 0.0, Shared()) for i in range(4)]
+    runner.encode(jobs[:1])
+    assert len(runner._texts) == 2
+    monkeypatch.setattr("twig.engine.runner._TEXT_CACHE_BYTES", 3 * jobs[0].shared.texts[0].nbytes)
+    runner.encode(jobs)
+    assert len(runner._texts) == 3
+
+
+# --- fp16 ---
+
+
+def test_the_autoencoder_stays_in_fp32_where_fp16_overflows(tiny_xl_checkpoint, folder, tiny_checkpoint):
+    half = load(tiny_xl_checkpoint, dtype=torch.float16)
+    assert (half.unet.dtype, half.text_encoder_2.dtype, half.vae.dtype) == (torch.float16, torch.float16, torch.float32)
+    assert load(tiny_xl_checkpoint, dtype=torch.bfloat16).vae.dtype is torch.bfloat16
+    edit(folder / "vae/config.json", force_upcast=False)
+    assert load(folder, dtype=torch.float16).vae.dtype is torch.float16
+    assert load(tiny_checkpoint, dtype=torch.float16).vae.dtype is torch.float16
+
+
+def test_compiled_autoencoders_stay_in_fp32_too(components):
+    denoiser = Denoiser(components.unet, components.controlnet)
+    settings = BackendSettings("onnxruntime", "fp16")
+    networks = Networks(components, denoiser, settings, buckets=(1,), device=torch.device("cpu"), dtype=torch.float32)
+    assert networks.precision_of(Network.VAE_DECODER) is Precision.FP32
+    assert networks.precision_of(Network.UNET) is Precision.FP16
+
+
+def test_half_precision_draws(tiny_xl_checkpoint, engine):
+    (wanted,) = engine.generate(request())
+    half = Engine.from_pretrained(tiny_xl_checkpoint, dtype=torch.bfloat16)
+    (found,) = half.generate(request())
+    assert found.verdict is Verdict.ACCEPTED, found.error
+    assert np.abs(np.asarray(found.draft, int) - np.asarray(wanted.draft, int)).mean() < 8
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("text_encoder_2", r"lacks text_encoder_2; a StableDiffusionXLControlNetPipeline needs"),
+        ("tokenizer_2", "lacks tokenizer_2"),
+        ("text_encoder", "lacks text_encoder;"),
+    ],
+)
+def test_a_missing_second_part_is_named(folder, part, message):
+    shutil.rmtree(folder / part)
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "message"),
+    [
+        ("model_index.json", {"_class_name": "StableDiffusionXLInpaintPipeline"}, "holds a StableDiffusionXLInpaint"),
+        (
+            "model_index.json",
+            {"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True},
+            "aesthetics score, as SDXL's refiner",
+        ),
+        ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, r"cross_attention_dim is 80.* 32"),
+        ("unet/config.json", {"_class_name": "UNetMotionModel"}, "holds a UNetMotionModel"),
+        ("controlnet/config.json", {"_class_name": "ControlNetUnionModel"}, "holds a ControlNetUnionModel"),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"},
+            "EulerAncestralDiscreteScheduler as of a distilled model",
+        ),
+        ("scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, "LCMScheduler as of a distilled"),
+        ("vae/config.json", {"latents_mean": [0.0] * 4}, "latents_mean"),
+    ],
+)
+def test_relatives_that_are_not_served_are_refused(folder, path, changes, message):
+    edit(folder / path, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"projection_class_embeddings_input_dim": 24 + 5 * 8}, r"input_dim is 64.*pooled text \(24\) and 6 numbers"),
+        ({"in_channels": 9}, "in_channels is 9.*4"),
+        ({"addition_embed_type": None}, "addition_embed_type is None.*text_time"),
+        ({"time_cond_proj_dim": 16}, "time_cond_proj_dim is 16"),
+    ],
+)
+def test_unets_of_the_refiner_and_others_are_refused(folder, components, changes, message):
+    unet = type(components.unet)(**{**components.unet.config, **changes})
+    unet.save_pretrained(folder / "unet")
+    with pytest.raises(CheckpointError, match=f"UNet's.*{message}"):
+        load(folder)
+
+
+def test_controlnet_without_added_conditions_is_refused(components, tiny_xl_checkpoint, tmp_path):
+    plain = {"addition_embed_type": None, "projection_class_embeddings_input_dim": None}
+    ControlNetModel(**{**components.controlnet.config, **plain}).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"ControlNet's addition_embed_type is None.*text_time"):
+        load(tiny_xl_checkpoint, controlnet=tmp_path)
+
+
+def test_controlnet_of_stable_diffusion_is_refused(tiny_xl_checkpoint, tiny_checkpoint):
+    with pytest.raises(CheckpointError, match=r"ControlNet's cross_attention_dim is 32.*80"):
+        load(tiny_xl_checkpoint, controlnet=tiny_checkpoint / "controlnet")
+
+
+def test_tokenizers_that_split_differently_are_refused(folder):
+    path = folder / "tokenizer_2/tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["red</w>"], vocabulary["blue</w>"] = vocabulary["blue</w>"], vocabulary["red</w>"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="tokenizer_2's vocabulary"):
+        load(folder)
+
+
+def test_framing_is_refused_where_nothing_reads_it(tiny_checkpoint):
+    with pytest.raises(InvalidRequestError, match="framing"):
+        Engine.from_pretrained(tiny_checkpoint).generate(request(framing=FRAMING))
