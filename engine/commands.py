@@ -24,7 +24,7 @@ from .options import (
     parts_named,
 )
 from .population import calibrated, generated, unrelated
-from .registry import Registry, cropped_pixels, index_works, pictures_in
+from .registry import Registry, changing, cropped_pixels, index_works, pictures_in
 from .request import Solver, Stage
 from .segmentation import load_picture
 
@@ -119,10 +119,12 @@ def add(
     Whoever has the file and the model can decode the latents. A work that is indexed already is left as it is.
     """
     components = load(parts_named(source=model).get("source"))
-    before = Registry.load(registry) if registry.exists() else Registry(components.hashes["vae"])
     paths = [path for folder in works for path in pictures_in(folder)]
-    after = before.adding(index_works(components, paths, keep_pictures=keep_pictures))
-    after.save(registry)
+    indexed = index_works(components, paths, keep_pictures=keep_pictures)
+    with changing(registry):
+        before = Registry.load(registry) if registry.exists() else Registry(components.hashes["vae"])
+        after = before.adding(indexed)
+        after.save(registry)
     print(f"{len(after) - len(before)} works added, {len(after)} in {registry}, version {after.version}")
     return 0
 
@@ -141,8 +143,9 @@ def remove(
     registry: FileOption = DEFAULT_REGISTRY,
 ) -> int:
     """Take works out of the registry."""
-    after = Registry.load(registry).without(ids)
-    after.save(registry)
+    with changing(registry):
+        after = Registry.load(registry).without(ids)
+        after.save(registry)
     print(f"{len(after)} works left in {registry}, version {after.version}")
     return 0
 

@@ -7,6 +7,7 @@ file can be read and written by its owner alone.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -162,6 +164,18 @@ class Registry:
             latents=self.latents[kept],
             pictures={id: pixels for id, pixels in self.pictures.items() if id not in gone},
         )
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Let no other process load the registry at `path`, change it and save it meanwhile; it waits for its turn.
+
+    Who only reads needs no turn: the file is replaced whole. Raises InvalidRequestError where the folder is missing.
+    """
+    if not path.parent.is_dir():
+        raise InvalidRequestError(f"there is no folder {path.parent} for the registry {path.name}")
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
 
 
 def index_works(components: Components, paths: Sequence[Path], *, keep_pictures: bool = False) -> Registry:

@@ -1,5 +1,8 @@
 import json
+import multiprocessing
 import stat
+from contextlib import suppress
+from threading import BrokenBarrierError
 
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from twig.engine.checkpoint import load
+from twig.engine.commands import add, remove
 from twig.engine.engine import Engine
 from twig.engine.errors import CheckpointError, InvalidRequestError
 from twig.engine.registry import Registry, encode, index_works, pictures_in
@@ -108,6 +112,41 @@ def test_works_are_added_once_and_removed(components, registry, folder, tmp_path
     assert torch.equal(less.descriptors, registry.descriptors)
     with pytest.raises(InvalidRequestError, match="no work 'nothing' is registered"):
         registry.without(["nothing"])
+
+
+def test_processes_that_change_a_registry_take_turns(tiny_checkpoint, registry, folder, tmp_path, monkeypatch):
+    path, context, loaded = tmp_path / "works.safetensors", multiprocessing.get_context("fork"), Registry.load
+    registry.save(path)
+    both = context.Barrier(2)
+
+    def load_together(path):
+        """Load once another process has loaded too, unless none can."""
+        found = loaded(path)
+        with suppress(BrokenBarrierError):
+            both.wait(timeout=1)
+        return found
+
+    monkeypatch.setattr(Registry, "load", load_together)
+    work(50).save(tmp_path / "new.png")
+    work(51).save(tmp_path / "newer.png")
+    gone = registry.works[2]
+    changes = [
+        context.Process(target=add, args=([tmp_path / "new.png"], path, False, str(tiny_checkpoint))),
+        context.Process(target=add, args=([tmp_path / "newer.png"], path, False, str(tiny_checkpoint))),
+        context.Process(target=remove, args=([gone.id], path)),
+    ]
+    for process in changes:
+        process.start()
+    for process in changes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    kept = {one.name for one in registry.works if one != gone}
+    assert {one.name for one in loaded(path).works} == {*kept, "new.png", "newer.png"}
+
+
+def test_a_registry_in_no_folder_is_refused(tmp_path):
+    with pytest.raises(InvalidRequestError, match="there is no folder"):
+        remove(["any"], tmp_path / "none" / "works.safetensors")
 
 
 def test_what_is_no_registry_is_refused(registry, components, tmp_path):
