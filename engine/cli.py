@@ -225,8 +225,9 @@ def _report(saved: list[tuple[GenerationResult, Path]], folder: OutputFolder) ->
     for result, path in saved:
         if result.error is not None:
             print(f"twig: {path}: {result.error}", file=sys.stderr)
-        judged = [score_text(name, score) for name, score in result.scores.items() if score.limit is not None]
-        print(f"{result.verdict.value:14}{path}  {verdict_text(result)}  {', '.join(judged)}".rstrip())
+        judged = ", ".join(score_text(name, score) for name, score in result.scores.items() if score.limit is not None)
+        file = "manifest" if result.image is None else "picture"
+        print(f"{file:14}{path}  {verdict_text(result)}{': ' if judged else ''}{judged}")
     if saved:
         print(f"{'contact sheet':14}{folder.save_sheet([result for result, _ in saved])}")
 
