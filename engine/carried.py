@@ -19,7 +19,7 @@ class Shared:
     source, (1, 3, H, W); labels, mask (H, W): what was found in it. magnitudes (S,) float64: size of the draft's
     guidance at each step, `guidance_magnitudes`; None without a guided draft. masses: attention of each step of a
     draft in which spikes are to be found. gate: what was made of it. drafted: latent (C, h, w) and run of a draft that
-    witnesses are heard on, witnesses (C, h, w): predicted x0 of those that are done.
+    witnesses are heard on, agreements: of those that are done.
     """
 
     source: Tensor | None = None
@@ -33,7 +33,7 @@ class Shared:
     gate: GateDecision | None = None
     draft_rows: int = 0
     drafted: tuple[Tensor, Trajectory] | None = None
-    witnesses: list[Tensor] = field(default_factory=list)
+    agreements: list[float] = field(default_factory=list)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """The gate: does a draft look as if it were recalled from memory? Avoidance costs nothing where it does not."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,16 +17,17 @@ SIGNALS: Mapping[str, str] = {
     "guidance": "how much more the prompt moves the prediction early in the draft than midway; after Wen et al., "
     "ICLR 2024, and Jain et al., CVPR 2025",
     "registry": "similarity of the draft's structure to the nearest registered work",
-    AGREEMENT: "how much the prompt's first steps from other seeds already look like the draft, where the draft shows "
-    "objects; one picture from many seeds is what Carlini et al., USENIX Security 2023, find recitation by",
+    AGREEMENT: "how much the draft, where it shows objects, looks like the nearest of a few rough pictures of its prompt "
+    "from other seeds; one picture from many seeds is what Carlini et al., USENIX Security 2023, find recitation by",
 }
 """What the gate looks at, and where it comes from. A recalled draft scores high in each."""
 
 EARLY, MIDDLE = (0.05, 0.3), (0.3, 0.8)
 """Parts of a draft's steps that the guidance signal compares. The very first step is noise whatever the prompt."""
 
-WITNESS_STEPS = 0.15
-"""Share of a draft's steps that a witness runs: the layout of a recalled picture is settled by then."""
+WITNESS_STEPS = 8
+"""Steps of a witness: rough, but a recited picture comes out as itself. The first steps of a full run would tell prompts
+that always recite; those that recite now and then are told by whole pictures alone."""
 
 _MARGIN = 1 / 8
 """How far around a draft's objects witnesses are compared with it, as a share of the frame's shorter side."""
@@ -61,26 +62,26 @@ def _window(magnitudes: np.ndarray, start: float, stop: float) -> np.ndarray:
 
 
 def witness_steps(steps: int) -> int:
-    """How many of a draft's steps a witness runs."""
-    return max(1, round(WITNESS_STEPS * steps))
+    """How many steps a witness of a draft of `steps` runs."""
+    return min(WITNESS_STEPS, steps)
 
 
-def agreement(witnesses: Tensor, draft: Tensor, mask: Tensor) -> float:
-    """Mean correlation of predicted x0 (W, C, h, w) with a draft's latent (C, h, w), in and around its mask (H, W).
+def agreement(witness: Tensor, draft: Tensor, mask: Tensor) -> float:
+    """Correlation of a witness's predicted x0 with a draft's latent, both (C, h, w), in and around its mask (H, W).
 
-    Each pair is compared by Pearson's correlation over pixels and channels, each channel centred, weighted by how much
-    of a latent's pixel lies in the mask; by the whole frame where the mask is empty. NaN where either is constant.
+    Pearson's, over pixels and channels, each channel centred, weighted by how much of a latent's pixel lies in the
+    mask; over the whole frame where the mask is empty. NaN where either is constant.
     """
     height, width = draft.shape[-2:]
     weight = _surroundings(mask, (height, width))
-    seen, drawn = _centred(witnesses, weight), _centred(draft, weight)
-    return float(((seen * drawn).sum(-1) / (seen.norm(dim=-1) * drawn.norm())).mean())
+    seen, drawn = _centred(witness, weight), _centred(draft, weight)
+    return float((seen * drawn).sum() / (seen.norm() * drawn.norm()))
 
 
-def _centred(latents: Tensor, weight: Tensor) -> Tensor:
-    """Latents (..., C, h, w) less each channel's weighted mean, times the root of the weight (h, w), flat."""
-    mean = (latents * weight).sum((-2, -1), keepdim=True) / weight.sum()
-    return ((latents - mean) * weight.sqrt()).flatten(-3)
+def _centred(latent: Tensor, weight: Tensor) -> Tensor:
+    """A latent (C, h, w) less each channel's weighted mean, times the root of the weight (h, w)."""
+    mean = (latent * weight).sum((-2, -1), keepdim=True) / weight.sum()
+    return (latent - mean) * weight.sqrt()
 
 
 def _surroundings(mask: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -122,9 +123,11 @@ def first_look(signals: Mapping[str, float], limits: Mapping[str, float] | None,
     return decide(signals, own, nearest)
 
 
-def second_look(first: GateDecision, agreed: float, limits: Mapping[str, float], rows: int) -> GateDecision:
-    """The same with what the witnesses agreed on, for `rows` of the UNet."""
-    score = _score(agreed, limits[AGREEMENT])
+def second_look(
+    first: GateDecision, agreements: Sequence[float], limits: Mapping[str, float], rows: int
+) -> GateDecision:
+    """The same with the agreement of each witness so far, for `rows` of the UNet; NaN of one is NaN of all."""
+    score = _score(float(np.max(agreements)), limits[AGREEMENT])
     return replace(first, opened=not score.passed, signals={**first.signals, AGREEMENT: score}, rows=rows)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checkpoint import Components
-from .gate import AGREEMENT, agreement, draft_signals, first_look, gate_limits, second_look
+from .gate import AGREEMENT, draft_signals, first_look, gate_limits, second_look
 from .metrics import CONTROL_METRICS, Direction
 from .registry import Registry
 from .request import GenerationRequest
@@ -102,13 +102,12 @@ class Judge:
         return not decision.opened and limits is not None and AGREEMENT in limits
 
     def witnessed(
-        self, request: GenerationRequest, decision: GateDecision, seen: Sequence[Tensor], draft: Tensor, mask: Tensor,
-        rows: int,
-    ) -> GateDecision:  # fmt: skip
-        """Decide with witnesses: predicted x0 (C, h, w) `seen`, for `rows`, beside a draft's latent and mask (H, W)."""
+        self, request: GenerationRequest, decision: GateDecision, agreements: Sequence[float], rows: int
+    ) -> GateDecision:
+        """Decide with the agreement of each witness so far, for `rows` in all."""
         limits = self.gate_limits(request)
         assert limits is not None
-        return second_look(decision, agreement(torch.stack(list(seen)), draft, mask), limits, rows)
+        return second_look(decision, agreements, limits, rows)
 
     # --- finals ---
 

@@ -17,7 +17,7 @@ from .carried import Own, attempt_seed, witness_seed
 from .checkpoint import Components
 from .denoising import Bucket, DenoisingLoop
 from .errors import NonFiniteLatentError
-from .gate import witness_steps
+from .gate import agreement, witness_steps
 from .graphs import GraphPool
 from .initial_noise import initial_noise, sharpness_lengths, sharpness_probes
 from .job import Job, State, Trajectory
@@ -152,33 +152,31 @@ class Runner:
 
     @torch.inference_mode()
     def start_witness(self, job: Job) -> None:
-        """Write the next witness's run into the job's slot: the draft's first steps from another seed.
+        """Write the next witness's run into the job's slot: the draft's picture from another seed, in few steps.
 
         Its last step needs no guidance: what the prompt alone predicts is compared with the draft.
         """
-        shared, stage = job.shared, job.request.draft
+        shared, draft = job.shared, job.request.draft
         if shared.drafted is None:
             shared.drafted = self.latent(job).clone(), job.trajectory
-        seed, table = witness_seed(job.request.seed, len(shared.witnesses)), self._table(stage)
-        steps = witness_steps(stage.steps)
-        plan = (*plan_rows(stage)[: steps - 1], guidance_rows(1))
+        stage = draft.model_copy(update={"steps": witness_steps(draft.steps)})
+        seed, table = witness_seed(job.request.seed, len(shared.agreements)), self._table(stage)
+        plan = (*plan_rows(stage)[:-1], guidance_rows(1))
         state = SlotState(self._noise(job, seed) * table.init_noise_sigma, table.columns, seed, shared.texts)
         self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist())))
 
     @torch.inference_mode()
     def hear_witness(self, job: Job) -> bool:
-        """Keep what a finished witness predicts; after the last, decide on the gate and return True."""
+        """Compare a finished witness with the draft; return whether the gate is decided: by this one, or by them all."""
         shared = job.shared
         assert job.slot is not None
         assert job.trajectory is not None
-        shared.witnesses.append(self.loop(job.shape).arena.history[job.slot].clone())
         assert job.request.gate is not None
-        if len(shared.witnesses) < job.request.gate.witnesses:
-            return False
-        mask = torch.from_numpy(shared.mask).to(self.device)
-        rows = len(shared.witnesses) * job.trajectory.rows_spent
-        shared.gate = self.judging.witnessed(job.request, shared.gate, shared.witnesses, shared.drafted[0], mask, rows)
-        return True
+        seen, mask = self.loop(job.shape).arena.history[job.slot], torch.from_numpy(shared.mask).to(self.device)
+        shared.agreements.append(agreement(seen, shared.drafted[0], mask))
+        rows = len(shared.agreements) * job.trajectory.rows_spent
+        shared.gate = self.judging.witnessed(job.request, shared.gate, shared.agreements, rows)
+        return shared.gate.opened or len(shared.agreements) == job.request.gate.witnesses
 
     @torch.inference_mode()
     def start_final(self, job: Job) -> None:

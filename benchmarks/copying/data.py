@@ -107,6 +107,17 @@ def build_pool(*, duplicated: bool, num_fresh: int = NUM_FRESH) -> Pool:
     return Pool(pixels, labels, [caption for _, caption, _ in entries], order, is_source)
 
 
+def names_source(scene: Scene) -> bool:
+    """Whether a source was trained under the scene's caption, or a template under one that differs in colours alone."""
+    template = (scene.background, tuple(item.kind for item in scene.objects))
+    return any(
+        template == (source.scene.background, tuple(item.kind for item in source.scene.objects))
+        if source.template
+        else scene.caption == source.caption
+        for source in sources()
+    )
+
+
 def _source_entry(source: Source) -> tuple[Scene, str, int]:
     return source.scene, source.caption, source.duplicates
 

@@ -20,7 +20,7 @@ from ...engine.engine import Engine
 from ...engine.gate import AGREEMENT, LISTENING
 from ...engine.request import Avoidance, Gate, GenerationRequest, SimilarityPolicy
 from ...engine.similarity import measure
-from .data import sources
+from .data import names_source
 from .measures import same_caption, to_tensor
 from .scenes import random_scene, render
 
@@ -60,7 +60,7 @@ def embedded_limits(
 
 
 def clean_signals(engine: Engine, drafts: int) -> dict[str, list[float]]:
-    """What the gate sees in drafts of captions that no source has, half with one object and half with two."""
+    """What the gate sees in drafts of captions that name no source, half with one object and half with two."""
     requests = [
         GenerationRequest(
             prompt=caption,
@@ -76,9 +76,9 @@ def clean_signals(engine: Engine, drafts: int) -> dict[str, list[float]]:
 
 
 def _ordinary(count: int) -> list[str]:
-    rng, recited = np.random.default_rng(61), {source.caption for source in sources()}
+    rng = np.random.default_rng(61)
     scenes = (random_scene(rng, num_objects=1 + number % 2) for number in itertools.count())
-    return list(itertools.islice((scene.caption for scene in scenes if scene.caption not in recited), count))
+    return list(itertools.islice((scene.caption for scene in scenes if not names_source(scene)), count))
 
 
 def main(
