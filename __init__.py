@@ -19,6 +19,7 @@ from .engine.registry import Registry
 from .engine.request import (
     Avoidance,
     DelayedGuidance,
+    Framing,
     Gate,
     GenerationRequest,
     InitialNoise,
@@ -43,6 +44,7 @@ __all__ = [
     "Engine",
     "EngineBusyError",
     "EngineClosedError",
+    "Framing",
     "Gate",
     "GateDecision",
     "GenerationRequest",

@@ -19,7 +19,10 @@ from twig.engine.job import Job
 from twig.engine.networks import Denoiser
 from twig.engine.request import Avoidance, Framing, GenerationRequest, MovedControl, SimilarityPolicy, Solver, Stage
 from twig.engine.result import Verdict
-from twig.engine.tensors import Network
+from twig.engine.tensors import Network, Sizes, control_inputs, flatten, unet_inputs
+from twig.export.build import ArtifactBuilder
+from twig.export.graph import example_inputs
+from twig.export.store import ArtifactStore
 
 OFF = Avoidance.off()
 FRAMING = Framing(original=(512, 384), crop=(16, 0), target=(128, 96))
@@ -126,8 +129,8 @@ def test_an_empty_negative_prompt_is_encoded_where_the_folder_says_so(folder, en
     edit(folder / "model_index.json", force_zeros_for_empty_prompt=False)
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, controlnet=None, segmenter=None)
     pipeline.set_progress_bar_config(disable=True)
-    wanted = request()
-    (result,) = Engine.from_pretrained(folder).generate(wanted)
+    wanted = request(steps=2)
+    (result,) = Engine(load(folder)).generate(wanted)
     assert differ(result.draft, drawn(pipeline, wanted, wanted.seed)) <= 1
     assert differ(result.draft, engine.generate(wanted)[0].draft) > 8
 
@@ -137,11 +140,11 @@ def test_an_empty_negative_prompt_is_encoded_where_the_folder_says_so(folder, en
 
 def test_mixed_sizes_prompts_and_framings_in_one_batch_are_the_single_pictures(components, engine):
     batch = [
-        request("a red star", avoidance=Avoidance(), seed=1),
+        request("a red star", avoidance=Avoidance(), seed=1, steps=3),
         request("a blue house", framing=FRAMING, seed=2, negative_prompt="tree"),
         request("a green tree", framing=Framing(original=(32, 32)), solver=Solver.DDIM, steps=6, seed=3),
-        request("the moon", width=96, height=48, avoidance=Avoidance(), seed=4),
-        request("", seed=5),
+        request("the moon", width=96, height=48, avoidance=Avoidance(), seed=4, steps=2),
+        request("", seed=5, steps=2),
     ]
     together = Engine(components).generate(batch)
     for wanted, result in zip(batch, together, strict=True):
@@ -173,6 +176,31 @@ def test_text_is_kept_as_long_as_there_is_room(components, monkeypatch):
     assert len(runner._texts) == 3
 
 
+# --- backends ---
+
+
+def test_exported_text_encoders_draw_the_same_pictures(components, engine, tmp_path):
+    """The other networks are held against PyTorch, narrower, in the tests of exported architectures."""
+    backend = {"text_encoder": "onnxruntime", "text_encoder_2": "openvino"}
+    batch = [request(steps=2), request("a blue house", framing=FRAMING, steps=2)]
+    compiled = Engine(components, backend=backend, artifacts=ArtifactBuilder(ArtifactStore(tmp_path)))
+    for found, wanted in zip(compiled.generate(batch), engine.generate(batch), strict=True):
+        assert found.verdict is Verdict.ACCEPTED, found.error
+        assert differ(found.draft, wanted.draft) <= 1
+    chosen = compiled.stats().backends
+    assert {name: chosen[name]["backend"] for name in backend} == backend
+
+
+@pytest.mark.parametrize("network", [Network.UNET, Network.CONTROLNET])
+def test_calls_are_laid_flat_in_the_tables_order(components, engine, network):
+    denoiser = engine.runner.denoiser
+    spec = engine.runner.networks.specs[network]
+    tensors = example_inputs(spec, Sizes(2, 16, 16), torch.float32)
+    read = unet_inputs(tensors, denoiser) if network is Network.UNET else control_inputs(tensors, denoiser)
+    assert [tensor.shape[1] for tensor in read.added] == [24, 48]
+    assert all(a is b for a, b in zip(flatten(read), tensors, strict=True))
+
+
 # --- fp16 ---
 
 
@@ -194,9 +222,9 @@ def test_compiled_autoencoders_stay_in_fp32_too(components):
 
 
 def test_half_precision_draws(tiny_xl_checkpoint, engine):
-    (wanted,) = engine.generate(request())
+    (wanted,) = engine.generate(request(steps=2))
     half = Engine.from_pretrained(tiny_xl_checkpoint, dtype=torch.bfloat16)
-    (found,) = half.generate(request())
+    (found,) = half.generate(request(steps=2))
     assert found.verdict is Verdict.ACCEPTED, found.error
     assert np.abs(np.asarray(found.draft, int) - np.asarray(wanted.draft, int)).mean() < 8
 
