@@ -263,6 +263,11 @@ def test_a_missing_second_part_is_named(folder, part, message):
             {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"},
             "EulerAncestralDiscreteScheduler as of a distilled model",
         ),
+        (
+            "scheduler/scheduler_config.json",
+            {"timestep_spacing": "trailing"},
+            "EulerDiscreteScheduler as of a distilled model",
+        ),
         ("scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, "LCMScheduler as of a distilled"),
         ("vae/config.json", {"latents_mean": [0.0] * 4}, "latents_mean"),
     ],
@@ -271,6 +276,13 @@ def test_relatives_that_are_not_served_are_refused(folder, path, changes, messag
     edit(folder / path, **changes)
     with pytest.raises(CheckpointError, match=message):
         load(folder)
+
+
+def test_trailing_steps_to_zero_terminal_signal_are_no_sign_of_distillation(folder):
+    changes = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    edit(folder / "scheduler/scheduler_config.json", **changes)
+    kept = load(folder).scheduler.config
+    assert {name: kept[name] for name in changes} == changes
 
 
 @pytest.mark.parametrize(
