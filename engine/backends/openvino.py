@@ -5,15 +5,18 @@ from collections.abc import Sequence
 
 import openvino
 import torch
+from openvino.preprocess import PrePostProcessor
 from torch import Tensor
 
 from ..buffers import bucket_of
 from ..errors import BackendError
-from ..tensors import NetworkSpec, Sizes
+from ..tensors import NetworkSpec, Sizes, TensorSpec
 from .compile_cache import drop_unverified, record
+from .openvino_norms import keep_channels_last
 from .protocol import Artifact, Precision
 
 _HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
+_CHANNELS_LAST, _CHANNELS_FIRST = openvino.Layout("NHWC"), openvino.Layout("NCHW")
 
 
 @functools.cache
@@ -40,6 +43,7 @@ class OpenVinoNetwork:
         self.buckets = tuple(buckets)
         self._core = process_core()
         self._check(precision)
+        self._precision = precision
         # OpenVINO names a program by its graph, not by its precision: a bf16 network would be given fp32's program.
         self._cache = artifact.cache / precision.value
         self._cache.mkdir(exist_ok=True)
@@ -69,17 +73,29 @@ class OpenVinoNetwork:
         rows = len(inputs[0])
         padded = bucket_of(rows, self.buckets) if rows <= self.buckets[-1] else rows
         request = self.compile(Sizes(padded, *(inputs[0].shape[2:] if inputs[0].ndim == 4 else (1, 1))))
-        arrays = [
-            _with_rows(tensor.to(spec.dtype or torch.float32), padded).contiguous().numpy()
-            for spec, tensor in zip(self.spec.inputs, inputs, strict=True)
+        tensors = [
+            self._bound(spec, _with_rows(tensor, padded)) for spec, tensor in zip(self.spec.inputs, inputs, strict=True)
         ]
         # Bound one by one: handed to `infer` as a list, two dozen inputs take longer to sort than to read. A request
-        # does not own what is bound to it: `arrays` must live until it has run.
-        for i, array in enumerate(arrays):
-            request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
+        # does not own what is bound to it: `tensors` must live until it has run.
+        for i, tensor in enumerate(tensors):
+            request.set_input_tensor(i, _shared(tensor))
         request.infer()
         outputs = (torch.from_numpy(request.get_output_tensor(i).data) for i in range(len(self.spec.outputs)))
-        return tuple(output[:rows].clone() for output in outputs)
+        return tuple(_channels_first(output[:rows].clone()) for output in outputs)
+
+    def _bound(self, spec: TensorSpec, tensor: Tensor) -> Tensor:
+        """`tensor` as the program reads it: pictures with channels last, numbers of `_dtype`."""
+        last = tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
+        return last.to(self._dtype(spec)).contiguous()
+
+    def _dtype(self, spec: TensorSpec) -> torch.dtype:
+        """What the program reads an input in: keys and values in its own precision, which the plugin converts slowly.
+
+        Pictures stay fp32: where they are added to others, the sum alone is rounded.
+        """
+        own = torch.bfloat16 if self._precision is Precision.BF16 and len(spec.shape) == 3 else torch.float32
+        return spec.dtype or own
 
     def compile(self, sizes: Sizes) -> openvino.InferRequest:
         """Return the program for `sizes`, compiled or read from the cache where this is the first call for them."""
@@ -87,13 +103,41 @@ class OpenVinoNetwork:
         if key not in self._requests:
             model = self._model.clone()
             model.reshape({spec.name: list(sizes.of(spec, self.spec)) for spec in self.spec.inputs})
-            compiled = self._core.compile_model(model, "CPU", self._settings)
+            keep_channels_last(model)
+            compiled = self._core.compile_model(self._with_bindings(model), "CPU", self._settings)
             record(self._cache)
             self._requests[key] = compiled.create_infer_request()
         return self._requests[key]
+
+    def _with_bindings(self, model: openvino.Model) -> openvino.Model:
+        """`model` with inputs and outputs as `_bound` gives and `_channels_first` takes them: without a reorder."""
+        steps = PrePostProcessor(model)
+        for spec in self.spec.inputs:
+            if len(spec.shape) == 4:
+                steps.input(spec.name).tensor().set_layout(_CHANNELS_LAST)
+                steps.input(spec.name).model().set_layout(_CHANNELS_FIRST)
+            if self._dtype(spec) is torch.bfloat16:
+                steps.input(spec.name).tensor().set_element_type(openvino.Type.bf16)
+        for spec in self.spec.outputs:
+            if len(spec.shape) == 4:
+                steps.output(spec.name).model().set_layout(_CHANNELS_FIRST)
+                steps.output(spec.name).tensor().set_layout(_CHANNELS_LAST)
+        return steps.build()
 
 
 def _with_rows(tensor: Tensor, rows: int) -> Tensor:
     """Repeat the last row until there are `rows`."""
     missing = rows - len(tensor)
     return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
+
+
+def _channels_first(tensor: Tensor) -> Tensor:
+    """A view of a picture with channels last as (B, C, H, W)."""
+    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+
+
+def _shared(tensor: Tensor) -> openvino.Tensor:
+    """`tensor` as OpenVINO sees it, in the same memory; NumPy has no bf16."""
+    if tensor.dtype is torch.bfloat16:
+        return openvino.Tensor(tensor.view(torch.int16).numpy(), list(tensor.shape), openvino.Type.bf16)
+    return openvino.Tensor(tensor.numpy(), shared_memory=True)

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from twig.engine.backends.onnxruntime import OnnxRuntimeNetwork
-from twig.engine.backends.openvino import OpenVinoNetwork
+from twig.engine.backends.openvino import OpenVinoNetwork, process_core
+from twig.engine.backends.openvino_norms import keep_channels_last
 from twig.engine.backends.protocol import Artifact, Precision
 from twig.engine.backends.torch import FlatControlNet, FlatSegmenter, FlatUNet, TorchNetwork
 from twig.engine.errors import BackendError
@@ -142,6 +143,16 @@ def test_openvino(cases, graphs, skip_without_bf16, name, precision, tolerance):
     case = cases[name]
     network = OpenVinoNetwork(graphs(name, Precision.FP32), case.spec, precision, (1, 4, 8))
     check(case, network, tolerance, calls(case))
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd15-controlnet", "sdxl"])
+def test_openvino_keeps_channels_last_in_every_group_norm(cases, graphs, name):
+    case, artifact = cases[name], graphs(name, Precision.FP32)
+    model = process_core().read_model(str(artifact.path))
+    sizes = Sizes(2, 16, 24)
+    model.reshape({spec.name: list(sizes.of(spec, case.spec)) for spec in case.spec.inputs})
+    norms = [module for module in case.flat.modules() if isinstance(module, nn.GroupNorm)]
+    assert keep_channels_last(model) == len(norms) > 0
 
 
 def test_bf16_keeps_late_timesteps_apart(sd15, cases, graphs, skip_without_bf16):
