@@ -4,7 +4,7 @@
 
 Every backend runs the same calls in interleaved rounds. `ratio` is PyTorch eager fp32's median over the backend's;
 for jobs, the plain PyTorch reference's. SSIM compares with PyTorch fp32: final pictures, drafts, and finals that were
-given PyTorch's draft and mask, for where a rounding error flips a pixel of the mask the final is another picture.
+given PyTorch's draft and mask, for where rounding errors change a draft's mask the final may be another picture.
 Nothing is timed unless PyTorch fp32 draws the reference's pictures. A warm start is a process of its own, from its
 start to its end, with one picture drawn and all artifacts cached.
 """
@@ -58,7 +58,10 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured. scales: sides as multiples of the model's own; jobs: requests a job; steps: of a stage."""
+    """How much is measured. scales: sides as multiples of the model's own; jobs: requests a job; steps: of a stage.
+
+    pictures: drawn to compare backends by, at the model's own size; an eighth of them at twice that.
+    """
 
     batches: tuple[int, ...]
     scales: tuple[int, ...]
@@ -66,10 +69,11 @@ class Plan:
     jobs: tuple[int, ...]
     steps: int
     job_rounds: int
+    pictures: int
 
 
-FULL = Plan(batches=(1, 4, 8), scales=(1, 2), rounds=9, jobs=(1, 8), steps=20, job_rounds=3)
-QUICK = Plan(batches=(1, 8), scales=(1,), rounds=3, jobs=(4,), steps=4, job_rounds=1)
+FULL = Plan(batches=(1, 4, 8), scales=(1, 2), rounds=9, jobs=(1, 8), steps=20, job_rounds=3, pictures=64)
+QUICK = Plan(batches=(1, 8), scales=(1,), rounds=3, jobs=(4,), steps=4, job_rounds=1, pictures=4)
 
 
 def main(
@@ -110,7 +114,8 @@ def measure(setup: Setup, plan: Plan, store: Path | None, model: str | None, com
     for scale in plan.scales:
         asked = {count: _scaled(setup, closed(count, plan.steps), scale) for count in plan.jobs}
         able = {name: engine for name, engine in engines.items() if _takes(name, engine, asked[plan.jobs[0]][0])}
-        quality = qualities(able, asked[plan.jobs[-1]])
+        compared = closed(max(1, plan.pictures // scale**3), plan.steps)
+        quality = qualities(able, _scaled(setup, compared, scale))
         for batch in plan.batches:
             calls = {name: denoising_call(engine, batch, scale) for name, engine in able.items()}
             for name, row in _rows(calls, plan.rounds, setup.clock, BASELINE, batch):

@@ -5,7 +5,7 @@ import pytest
 from twig.benchmarks import backends, contenders
 from twig.benchmarks.backends import BASELINE, REFERENCE, Plan
 
-PLAN = Plan(batches=(1, 2), scales=(1,), rounds=1, jobs=(2,), steps=2, job_rounds=1)
+PLAN = Plan(batches=(1, 2), scales=(1,), rounds=1, jobs=(2,), steps=2, job_rounds=1, pictures=2)
 
 
 @pytest.fixture
