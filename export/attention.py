@@ -1,6 +1,7 @@
 """Masked attention as ONNX: one node of the domain `twig`, with a function body that any runtime can execute."""
 
 import functools
+import hashlib
 from typing import Any
 
 import onnx
@@ -27,18 +28,20 @@ def MaskedAttention(q, k, v, mask, tokens, scalars, heads: int):  # type: ignore
     query = op.Transpose(op.Reshape(op.Cast(q, to=1), split), perm=[0, 2, 1, 3])
     key = op.Transpose(op.Reshape(op.Cast(k, to=1), split), perm=[0, 2, 3, 1])
     value = op.Transpose(op.Reshape(op.Cast(v, to=1), split), perm=[0, 2, 1, 3])
-    b, bbar, c, g, pad = op.Split(op.Unsqueeze(tokens, [1]), num_outputs=5, axis=2)
-    eta, rho, gamma = op.Split(op.Unsqueeze(scalars, [2, 3]), num_outputs=3, axis=1)
-    m = eta * op.Reshape(mask, [0, 1, -1, 1])
+    b, bbar, c, g, pad = op.Split(tokens, num_outputs=5, axis=1)
+    eta, rho, gamma = op.Split(op.Unsqueeze(scalars, [2]), num_outputs=3, axis=1)
+    m = eta * op.Reshape(mask, [0, -1, 1])
 
+    # What heads share is computed without their axis, what only scales a row of the output after the second product.
     head_dim = op.Cast(op.Shape(query, start=3, end=4), to=1)
-    scores = op.MatMul(query, key) / op.Sqrt(head_dim) + pad
     outside = op.Where(op.Equal(eta, 0.0), 0.0 * m, 1.0 - m)
-    logits = scores * (1.0 + m * (c - 1.0)) + m * b + outside * bbar
-    probability = op.Softmax(logits, axis=-1) * (1.0 + m * (g - 1.0))
+    factor = 1.0 + m * (c - 1.0)
+    bias = factor * pad + m * b + outside * bbar
+    logits = op.MatMul(query, key) * op.Unsqueeze(factor / op.Sqrt(head_dim), [1]) + op.Unsqueeze(bias, [1])
+    probability = op.Softmax(logits, axis=-1) * op.Unsqueeze(1.0 + m * (g - 1.0), [1])
     total = op.Max(op.ReduceSum(probability, [3], keepdims=1), 1e-6)
-    probability = probability * ((1.0 - rho) + rho / total)
-    out = (1.0 - gamma * m) * op.MatMul(probability, value)
+    rho = op.Unsqueeze(rho, [1])
+    out = op.Unsqueeze(1.0 - gamma * m, [1]) * ((1.0 - rho) + rho / total) * op.MatMul(probability, value)
     merged = op.Reshape(op.Transpose(out, perm=[0, 2, 1, 3]), [0, 0, -1])
     return op.CastLike(merged, q)
 
@@ -72,6 +75,11 @@ def translation_table() -> dict[Any, Any]:
 def function_body() -> onnx_ir.Function:
     """Body of the node, to be held in the model's list of functions."""
     return onnx_ir.from_proto(MaskedAttention.to_function_proto())
+
+
+def body_digest() -> str:
+    """Name of the body as it is written now, for what is made of it."""
+    return hashlib.sha256(MaskedAttention.to_function_proto().SerializeToString(deterministic=True)).hexdigest()[:16]
 
 
 def offer_to_plugin(model: onnx_ir.Model) -> None:

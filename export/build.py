@@ -17,6 +17,7 @@ from ..engine.checkpoint import Components
 from ..engine.errors import BackendError
 from ..engine.networks import Denoiser
 from ..engine.tensors import NetworkSpec
+from .attention import body_digest
 from .form import AttentionForm
 from .graph import OPSET, export_onnx
 from .plugin import OLDEST_ARCHITECTURE, plugin_for, plugin_module
@@ -145,7 +146,7 @@ def graph_key(wanted: Wanted, components: Components, attention: AttentionForm) 
         "weights": components.hashes[part_of(wanted.spec.network)],
         "precision": wanted.precision.value,
         "format": "onnx",
-        "attention": attention.value,
+        "attention": f"{attention.value} {body_digest()}",
         "opset": str(OPSET),
         "twig": __version__,
         **versions(*_EXPORTERS),

@@ -12,6 +12,7 @@ from twig.engine.backends.protocol import Precision, Wanted
 from twig.engine.backends.torch import TorchNetwork, flat_network
 from twig.engine.networks import Denoiser
 from twig.engine.tensors import Network, Sizes, network_specs
+from twig.export import build
 from twig.export.form import AttentionForm
 from twig.export.graph import example_inputs, export_onnx
 from twig.export.parity import compare, example_calls
@@ -109,6 +110,14 @@ def test_half_precision_of_trained_weights(builder):
         for parity in compare(spec, reference, graph, calls):
             assert 0 < parity.max_error < 0.01 * parity.scale, parity
             assert parity.rms_error < 0.001 * parity.scale, parity
+
+
+def test_a_graph_whose_attention_is_written_otherwise_is_another_artifact(components, specs, monkeypatch):
+    wanted = Wanted(specs[Network.UNET], "onnx", Precision.FP32)
+    before = build.graph_key(wanted, components, AttentionForm.INLINE)
+    assert build.graph_key(wanted, components, AttentionForm.INLINE).digest == before.digest
+    monkeypatch.setattr(build, "body_digest", lambda: "another")
+    assert build.graph_key(wanted, components, AttentionForm.INLINE).digest != before.digest
 
 
 @pytest.mark.parametrize("form", list(AttentionForm))
