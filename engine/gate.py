@@ -17,17 +17,16 @@ SIGNALS: Mapping[str, str] = {
     "guidance": "how much more the prompt moves the prediction early in the draft than midway; after Wen et al., "
     "ICLR 2024, and Jain et al., CVPR 2025",
     "registry": "similarity of the draft's structure to the nearest registered work",
-    AGREEMENT: "how much the draft, where it shows objects, looks like the nearest of a few rough pictures of its prompt "
-    "from other seeds; one picture from many seeds is what Carlini et al., USENIX Security 2023, find recitation by",
+    AGREEMENT: "how much the draft, where it shows objects, looks like what its prompt's first steps from another seed "
+    "lead to; one picture from many seeds is what Carlini et al., USENIX Security 2023, find recitation by",
 }
 """What the gate looks at, and where it comes from. A recalled draft scores high in each."""
 
 EARLY, MIDDLE = (0.05, 0.3), (0.3, 0.8)
 """Parts of a draft's steps that the guidance signal compares. The very first step is noise whatever the prompt."""
 
-WITNESS_STEPS = 8
-"""Steps of a witness: rough, but a recited picture comes out as itself. The first steps of a full run would tell prompts
-that always recite; those that recite now and then are told by whole pictures alone."""
+WITNESS_STEPS = 0.2
+"""Share of a draft's steps that a witness runs: the layout of a recalled picture is settled by then."""
 
 _MARGIN = 1 / 8
 """How far around a draft's objects witnesses are compared with it, as a share of the frame's shorter side."""
@@ -62,8 +61,8 @@ def _window(magnitudes: np.ndarray, start: float, stop: float) -> np.ndarray:
 
 
 def witness_steps(steps: int) -> int:
-    """How many steps a witness of a draft of `steps` runs."""
-    return min(WITNESS_STEPS, steps)
+    """How many of a draft's steps a witness runs."""
+    return max(1, round(WITNESS_STEPS * steps))
 
 
 def agreement(witness: Tensor, draft: Tensor, mask: Tensor) -> float:

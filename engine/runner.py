@@ -152,22 +152,22 @@ class Runner:
 
     @torch.inference_mode()
     def start_witness(self, job: Job) -> None:
-        """Write the next witness's run into the job's slot: the draft's picture from another seed, in few steps.
+        """Write the next witness's run into the job's slot: the draft's first steps from another seed.
 
         Its last step needs no guidance: what the prompt alone predicts is compared with the draft.
         """
-        shared, draft = job.shared, job.request.draft
+        shared, stage = job.shared, job.request.draft
         if shared.drafted is None:
             shared.drafted = self.latent(job).clone(), job.trajectory
-        stage = draft.model_copy(update={"steps": witness_steps(draft.steps)})
         seed, table = witness_seed(job.request.seed, len(shared.agreements)), self._table(stage)
-        plan = (*plan_rows(stage)[:-1], guidance_rows(1))
+        steps = witness_steps(stage.steps)
+        plan = (*plan_rows(stage)[: steps - 1], guidance_rows(1))
         state = SlotState(self._noise(job, seed) * table.init_noise_sigma, table.columns, seed, shared.texts)
         self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist())))
 
     @torch.inference_mode()
     def hear_witness(self, job: Job) -> bool:
-        """Compare a finished witness with the draft; return whether the gate is decided: by this one, or by them all."""
+        """Compare a finished witness with the draft; return whether the gate is decided: by it, or by them all."""
         shared = job.shared
         assert job.slot is not None
         assert job.trajectory is not None

@@ -86,8 +86,8 @@ def test_witnesses_cost_their_rows_and_leave_the_plain_result(engine):
     plain = engine.generate(asked(gate=SHUT, draft=LONG, final=LONG, num_images=2))
     for one, other in zip(heard, plain, strict=True):
         assert alike(one.image, other.image)
-        assert one.gate.rows == 2 * 15, "eight steps, the last of them on the prompt alone"
-        assert one.rows == other.rows + 30
+        assert one.gate.rows == 2 * 5, "three steps of fourteen, the last of them on the prompt alone"
+        assert one.rows == other.rows + 10
         assert -1 <= one.gate.signals["agreement"].value <= 1
     (again,) = Engine(engine.components).generate(asked(gate=listening, draft=LONG, final=LONG))
     assert again.gate == heard[0].gate
@@ -98,7 +98,7 @@ def test_witnesses_that_agree_open_the_gate(engine):
     (always,) = engine.generate(asked())
     assert gated.gate.opened
     assert not gated.gate.signals["agreement"].passed
-    assert gated.gate.rows == 7, "the first is enough; it runs no more steps than the draft"
+    assert gated.gate.rows == 1, "the first is enough"
     assert alike(gated.image, always.image)
     assert gated.rows == always.rows + gated.gate.rows
 
@@ -156,7 +156,7 @@ def test_the_embedded_models_gate_knows_a_recited_caption_from_an_ordinary_one()
         engine.generate(GenerationRequest(prompt=prompt, seed=5, **plain))[0].gate.signals["agreement"].value
         for prompt in ("a pink heart and a yellow star in a blue sea", "a red star and a green tree in a grey room")
     )
-    assert recited > 0.9 > 0.8 > ordinary
+    assert recited > 0.9 > 0.7 > ordinary
 
 
 def test_an_open_gate_avoids_as_without_one(engine):
