@@ -17,7 +17,7 @@ SIGNALS: Mapping[str, str] = {
     "guidance": "how much more the prompt moves the prediction early in the draft than midway; after Wen et al., "
     "ICLR 2024, and Jain et al., CVPR 2025",
     "registry": "similarity of the draft's structure to the nearest registered work",
-    AGREEMENT: "how much the draft, where it shows objects, looks like what its prompt's first steps from another seed "
+    AGREEMENT: "how much the draft, where it shows objects, looks like what its prompt's first steps from other seeds "
     "lead to; one picture from many seeds is what Carlini et al., USENIX Security 2023, find recitation by",
 }
 """What the gate looks at, and where it comes from. A recalled draft scores high in each."""
@@ -125,8 +125,12 @@ def first_look(signals: Mapping[str, float], limits: Mapping[str, float] | None,
 def second_look(
     first: GateDecision, agreements: Sequence[float], limits: Mapping[str, float], rows: int
 ) -> GateDecision:
-    """The same with the agreement of each witness so far, for `rows` of the UNet; NaN of one is NaN of all."""
-    score = _score(float(np.max(agreements)), limits[AGREEMENT])
+    """The same with the agreement of each witness, for `rows` of the UNet.
+
+    What counts is halfway from their mean to the highest: that one seed draws the same picture tells as much as that
+    all lean to it. NaN of one is NaN of all.
+    """
+    score = _score(float(np.mean(agreements) + np.max(agreements)) / 2, limits[AGREEMENT])
     return replace(first, opened=not score.passed, signals={**first.signals, AGREEMENT: score}, rows=rows)
 
 

@@ -104,7 +104,7 @@ class Judge:
     def witnessed(
         self, request: GenerationRequest, decision: GateDecision, agreements: Sequence[float], rows: int
     ) -> GateDecision:
-        """Decide with the agreement of each witness so far, for `rows` in all."""
+        """Decide with the agreement of each witness, for `rows` in all."""
         limits = self.gate_limits(request)
         assert limits is not None
         return second_look(decision, agreements, limits, rows)

@@ -251,8 +251,8 @@ class Gate(_Settings):
     `limits` maps a signal of `twig.engine.gate` to the value above which avoidance switches on; None takes those
     calibrated for the model, and the gate stands open where there are none. `deliver_draft`: where avoidance stays off
     and the draft ran as the final would, the draft is the first image, at no further cost. A refused plain picture is
-    drawn again with avoidance. `witnesses`: how many other seeds at most take the draft's first steps, one by one,
-    until one is on its way to the same picture, where there is a limit on that and no other signal opens the gate.
+    drawn again with avoidance. `witnesses`: how many other seeds take the draft's first steps to see whether they are
+    on their way to the same picture, where there is a limit on that and no other signal has opened the gate.
     """
 
     limits: dict[str, float] | None = None

@@ -167,16 +167,18 @@ class Runner:
 
     @torch.inference_mode()
     def hear_witness(self, job: Job) -> bool:
-        """Compare a finished witness with the draft; return whether the gate is decided: by it, or by them all."""
+        """Compare a finished witness with the draft; after the last, decide on the gate and return True."""
         shared = job.shared
         assert job.slot is not None
         assert job.trajectory is not None
         assert job.request.gate is not None
         seen, mask = self.loop(job.shape).arena.history[job.slot], torch.from_numpy(shared.mask).to(self.device)
         shared.agreements.append(agreement(seen, shared.drafted[0], mask))
+        if len(shared.agreements) < job.request.gate.witnesses:
+            return False
         rows = len(shared.agreements) * job.trajectory.rows_spent
         shared.gate = self.judging.witnessed(job.request, shared.gate, shared.agreements, rows)
-        return shared.gate.opened or len(shared.agreements) == job.request.gate.witnesses
+        return True
 
     @torch.inference_mode()
     def start_final(self, job: Job) -> None:

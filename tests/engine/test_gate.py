@@ -98,21 +98,20 @@ def test_witnesses_that_agree_open_the_gate(engine):
     (always,) = engine.generate(asked())
     assert gated.gate.opened
     assert not gated.gate.signals["agreement"].passed
-    assert gated.gate.rows == 1, "the first is enough"
     assert alike(gated.image, always.image)
     assert gated.rows == always.rows + gated.gate.rows
 
 
-def test_the_witness_most_like_the_draft_decides(engine):
-    (heard,) = engine.generate(asked(gate=Gate(limits=LISTENING)))
-    limits = {"agreement": heard.gate.signals["agreement"].value - 1e-4}
-    (opened,) = engine.generate(asked(gate=Gate(limits=limits)))
-    assert opened.gate.opened
-    assert opened.gate.signals["agreement"].value == heard.gate.signals["agreement"].value
-    alone = GateDecision(False, {})
-    assert second_look(alone, [0.2, 0.9, 0.4], {"agreement": 0.8}, 45).opened
-    assert not second_look(alone, [0.2, 0.7, 0.4], {"agreement": 0.8}, 45).opened
-    assert second_look(alone, [0.2, float("nan"), 0.4], {"agreement": 0.8}, 45).opened, "what cannot be checked"
+def test_one_witness_that_draws_the_draft_tells_as_much_as_all_that_lean_to_it():
+    def heard(*agreements):
+        return second_look(GateDecision(False, {}), agreements, {"agreement": 0.75}, 21)
+
+    assert heard(0.95, 0.6, 0.4).signals["agreement"].value == pytest.approx(0.8)
+    assert heard(0.95, 0.6, 0.4).opened
+    assert heard(0.8, 0.8, 0.75).opened
+    assert not heard(0.8, 0.5, 0.4).opened
+    assert heard(0.2, float("nan"), 0.4).opened, "what cannot be checked"
+    assert heard(0.2, 0.3).rows == 21
 
 
 def test_witnesses_are_not_asked_where_the_gate_is_open_already(engine):
@@ -156,7 +155,7 @@ def test_the_embedded_models_gate_knows_a_recited_caption_from_an_ordinary_one()
         engine.generate(GenerationRequest(prompt=prompt, seed=5, **plain))[0].gate.signals["agreement"].value
         for prompt in ("a pink heart and a yellow star in a blue sea", "a red star and a green tree in a grey room")
     )
-    assert recited > 0.9 > 0.7 > ordinary
+    assert recited > 0.85 > 0.7 > ordinary
 
 
 def test_an_open_gate_avoids_as_without_one(engine):
