@@ -1,7 +1,7 @@
 """The embedded model's limits: `python -m twig.benchmarks.copying.limits`.
 
 A final may be as similar to its draft as unrelated pictures of one caption are by chance, and a draft looks recalled
-where its signals pass those of captions that the model never saw.
+where its signals pass those of captions that name no source.
 """
 
 import itertools
