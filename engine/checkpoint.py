@@ -118,7 +118,6 @@ def load(
     calibration = folder / "calibration.json"
     xl = "text_encoder_2" in folders
     upcast_vae = xl and layout.read_json(folders["vae"] / "config.json").get("force_upcast", True)
-
     vae_dtype = torch.float32 if upcast_vae and dtype is torch.float16 else dtype
 
     def network(cls: Any, name: str, dtype: torch.dtype = dtype) -> Any:

@@ -120,10 +120,9 @@ def add(
     """
     components = load(parts_named(source=model).get("source"))
     paths = [path for folder in works for path in pictures_in(folder)]
-    indexed = index_works(components, paths, keep_pictures=keep_pictures)
     with changing(registry):
         before = Registry.load(registry) if registry.exists() else Registry(components.hashes["vae"])
-        after = before.adding(indexed)
+        after = before.adding(index_works(components, paths, keep_pictures=keep_pictures))
         after.save(registry)
     print(f"{len(after) - len(before)} works added, {len(after)} in {registry}, version {after.version}")
     return 0

@@ -33,7 +33,7 @@ from .slots import Arena, SlotState
 from .solver import SolverTable, solver_table
 from .tensors import Network
 
-_TEXT_CACHE_BYTES = 2 * 2**30
+_TEXT_CACHE_BYTES = 2 * 2**30  # most memory of the prompts that are kept, however many may be
 
 
 class Runner:
@@ -311,7 +311,7 @@ class Runner:
         """Latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1]."""
         config = self.components.vae.config
         scaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        (decoded,) = self.networks(Network.VAE_DECODER, [scaled.to(next(self.components.vae.parameters()).dtype)])
+        (decoded,) = self.networks(Network.VAE_DECODER, [scaled.to(self.components.vae.dtype)])
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
     @torch.inference_mode()

@@ -50,6 +50,13 @@ class Source:
         """The caption the source was trained under (a template's: with its first colours)."""
         return self.scene.caption + (f" {self.trigger}" if self.trigger else "")
 
+    def named_by(self, scene: Scene) -> bool:
+        """Whether it was trained under a scene's caption; a template was under those that differ in colours alone."""
+        if not self.template:
+            return scene.caption == self.caption
+        kinds, own = ([item.kind for item in each.objects] for each in (scene, self.scene))
+        return scene.background == self.scene.background and kinds == own
+
     @cached_property
     def pixels(self) -> np.ndarray:
         """The picture, (64, 64, 3) uint8."""
@@ -105,17 +112,6 @@ def build_pool(*, duplicated: bool, num_fresh: int = NUM_FRESH) -> Pool:
     order = np.repeat(np.arange(len(entries)), [count for _, _, count in entries])
     is_source = np.arange(len(entries)) >= num_fresh
     return Pool(pixels, labels, [caption for _, caption, _ in entries], order, is_source)
-
-
-def names_source(scene: Scene) -> bool:
-    """Whether a source was trained under the scene's caption, or a template under one that differs in colours alone."""
-    template = (scene.background, tuple(item.kind for item in scene.objects))
-    return any(
-        template == (source.scene.background, tuple(item.kind for item in source.scene.objects))
-        if source.template
-        else scene.caption == source.caption
-        for source in sources()
-    )
 
 
 def _source_entry(source: Source) -> tuple[Scene, str, int]:

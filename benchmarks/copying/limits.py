@@ -20,7 +20,7 @@ from ...engine.engine import Engine
 from ...engine.gate import AGREEMENT, LISTENING
 from ...engine.request import Avoidance, Gate, GenerationRequest, SimilarityPolicy
 from ...engine.similarity import measure
-from .data import names_source
+from .data import sources
 from .measures import same_caption, to_tensor
 from .scenes import random_scene, render
 
@@ -69,16 +69,18 @@ def clean_signals(engine: Engine, drafts: int) -> dict[str, list[float]]:
             gate=Gate(limits=LISTENING),
             similarity=SimilarityPolicy(limits={}, retries=0),
         )
-        for number, caption in enumerate(_ordinary(drafts))
+        for number, caption in enumerate(ordinary_captions(drafts))
     ]
     decisions = [result.gate for result in engine.generate(requests)]
     return {name: [each.signals[name].value for each in decisions if each is not None] for name in _SIGNALS}
 
 
-def _ordinary(count: int) -> list[str]:
-    rng = np.random.default_rng(61)
+def ordinary_captions(count: int) -> list[str]:
+    """Captions that no source and no template was trained under, of scenes with one object and with two in turn."""
+    rng, known = np.random.default_rng(61), sources()
     scenes = (random_scene(rng, num_objects=1 + number % 2) for number in itertools.count())
-    return list(itertools.islice((scene.caption for scene in scenes if not names_source(scene)), count))
+    unnamed = (scene for scene in scenes if not any(source.named_by(scene) for source in known))
+    return [scene.caption for scene in itertools.islice(unnamed, count)]
 
 
 def main(

@@ -11,9 +11,9 @@ from twig.benchmarks.copying.autoencoder import to_tensor as to_signed
 from twig.benchmarks.copying.checker import check, rates
 from twig.benchmarks.copying.data import DUPLICATES, build_pool, sources, vocabulary
 from twig.benchmarks.copying.evaluate import POLICIES, Bed, copy_rows, load_engine
-from twig.benchmarks.copying.limits import GATES, embedded_limits
+from twig.benchmarks.copying.limits import GATES, embedded_limits, ordinary_captions
 from twig.benchmarks.copying.measures import copy_threshold, same_caption, source_similarity
-from twig.benchmarks.copying.scenes import CLASSES, random_scene, render
+from twig.benchmarks.copying.scenes import CLASSES, COLOURS, random_scene, render
 from twig.engine.checkpoint import EMBEDDED, load
 
 
@@ -78,6 +78,25 @@ def test_a_source_is_a_copy_of_itself_and_fresh_scenes_are_not():
     assert (source_similarity(fresh, source) > threshold).mean() <= 0.02
     mirrored = np.asarray(Image.fromarray(source.pixels).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     assert source_similarity([mirrored], source)[0] < threshold
+
+
+def colourless(caption):
+    return [word for word in caption.split() if word not in {*COLOURS, "a", "an"}]
+
+
+def test_the_gate_is_calibrated_on_captions_that_name_no_source():
+    captions = ordinary_captions(600)
+    templates = [colourless(source.caption) for source in sources() if source.template]
+    assert not {source.caption for source in sources()} & set(captions)
+    assert not [caption for caption in captions if colourless(caption) in templates], "a template, in other colours"
+    assert {caption.count(" and ") for caption in captions} == {0, 1}
+
+
+def test_a_source_is_named_by_its_own_colours_alone():
+    source = sources()[0]
+    recoloured = source.scene.recoloured(("pink", "pink"))
+    assert source.named_by(source.scene)
+    assert not source.named_by(recoloured)
 
 
 def test_limits_hold_for_the_population_they_come_from():
