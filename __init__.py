@@ -2,10 +2,8 @@
 
 from ._version import __version__
 from .engine.aio import AsyncEngine
-from .engine.backends.options import TorchOptions
-from .engine.calibration import Calibration
-from .engine.engine import Engine
-from .engine.errors import (
+from .engine.api.calibration import Calibration
+from .engine.api.errors import (
     BackendError,
     CheckpointError,
     EngineBusyError,
@@ -14,9 +12,8 @@ from .engine.errors import (
     NonFiniteLatentError,
     TwigError,
 )
-from .engine.presets import Preset
-from .engine.registry import Registry
-from .engine.request import (
+from .engine.api.presets import Preset
+from .engine.api.request import (
     Avoidance,
     DelayedGuidance,
     Framing,
@@ -31,8 +28,11 @@ from .engine.request import (
     Solver,
     Stage,
 )
-from .engine.result import GateDecision, GenerationResult, Score, Verdict
-from .engine.rules import Rule
+from .engine.api.result import GateDecision, GenerationResult, Score, Verdict
+from .engine.api.rules import Rule
+from .engine.backends.options import TorchOptions
+from .engine.engine import Engine
+from .engine.judging.registry import Registry
 
 __all__ = [
     "AsyncEngine",

@@ -22,14 +22,14 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ..engine.checkpoint import load
+from ..engine.api.errors import BackendError, InvalidRequestError
+from ..engine.api.request import GenerationRequest
+from ..engine.api.result import GenerationResult
+from ..engine.batching.scheduler import Limits
 from ..engine.engine import Engine
-from ..engine.errors import BackendError, InvalidRequestError
-from ..engine.manifest import Precision
-from ..engine.request import GenerationRequest
-from ..engine.result import GenerationResult
-from ..engine.scheduler import Limits
-from ..engine.tensors import Network, Sizes, control_inputs, unet_inputs
+from ..engine.models.checkpoint import load
+from ..engine.models.tensors import Network, Sizes, control_inputs, unet_inputs
+from ..engine.records.manifest import Precision
 from ..export.build import ArtifactBuilder
 from ..export.graph import example_inputs
 from ..export.parity import image_ssim

@@ -14,15 +14,15 @@ import torch
 from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from torch import Tensor
 
-from ..engine.carried import attempt_seed
-from ..engine.checkpoint import Components, load
+from ..engine.api.request import GenerationRequest, Solver, Stage
+from ..engine.avoidance.placement import moved_labels
+from ..engine.batching.carried import attempt_seed
+from ..engine.batching.scheduler import ContinuousPolicy, Limits, Policy, StaticPolicy
 from ..engine.engine import Engine
-from ..engine.layout import Source
-from ..engine.placement import moved_labels
-from ..engine.request import GenerationRequest, Solver, Stage
-from ..engine.scheduler import ContinuousPolicy, Limits, Policy, StaticPolicy
-from . import reference
-from .reference_solvers import make_scheduler
+from ..engine.models.checkpoint import Components, load
+from ..engine.models.layout import Source
+from .reference import pipeline as reference
+from .reference.solvers import make_scheduler
 
 Contender = Callable[[Sequence[GenerationRequest]], list[np.ndarray]]
 

@@ -8,11 +8,11 @@ from typing import NamedTuple, Self
 import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..engine.buffers import bucket_of
-from ..engine.carried import Shared
+from ..engine.api.request import Avoidance, MovedControl, Stage
+from ..engine.batching.carried import Shared
+from ..engine.batching.job import Job, State
 from ..engine.engine import Engine
-from ..engine.job import Job, State
-from ..engine.request import Avoidance, MovedControl, Stage
+from ..engine.sampling.buckets import bucket_of
 from .clocks import ClockKind, stopwatch
 from .workloads import closed
 

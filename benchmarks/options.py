@@ -10,8 +10,8 @@ import torch
 import transformers
 import typer
 
-from ..engine.manifest import Precision
-from ..engine.scheduler import Limits
+from ..engine.batching.scheduler import Limits
+from ..engine.records.manifest import Precision
 from .clocks import ClockKind
 from .contenders import Models
 

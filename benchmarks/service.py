@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..engine.result import GenerationResult
-from ..engine.scheduler import Limits, Policy
+from ..engine.api.result import GenerationResult
+from ..engine.batching.scheduler import Limits, Policy
 from .clocks import ClockKind, ServiceClock, Spent, stopwatch
 from .contenders import Models
 from .rows import percentiles

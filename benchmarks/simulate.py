@@ -14,9 +14,9 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import typer
 
-from ..engine.job import Job, State
-from ..engine.request import GenerationRequest, SimilarityPolicy
-from ..engine.scheduler import Batch, BatchKind, ContinuousPolicy, Limits, Policy, Scheduler, StaticPolicy
+from ..engine.api.request import GenerationRequest, SimilarityPolicy
+from ..engine.batching.job import Job, State
+from ..engine.batching.scheduler import Batch, BatchKind, ContinuousPolicy, Limits, Policy, Scheduler, StaticPolicy
 from .costs import Costs
 from .options import OutOption, RowsOption, SlotsOption
 from .plots import save_curves

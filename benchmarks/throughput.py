@@ -15,9 +15,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from ..engine.batching.scheduler import ContinuousPolicy, Limits
 from ..engine.engine import Engine
-from ..engine.manifest import Precision
-from ..engine.scheduler import ContinuousPolicy, Limits
+from ..engine.records.manifest import Precision
 from .clocks import ClockKind, Spent, stopwatch
 from .contenders import REFERENCE, Contender, EngineContender, contenders, gate, quality
 from .costs import CostMeter, Costs

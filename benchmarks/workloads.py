@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.initial_noise import sharpness_probes
-from ..engine.job import Trajectory
-from ..engine.request import Avoidance, GenerationRequest, MovedControl, SimilarityPolicy, Stage
-from ..engine.rows import Row, plan_rows
+from ..engine.api.request import Avoidance, GenerationRequest, MovedControl, SimilarityPolicy, Stage
+from ..engine.avoidance.initial_noise import sharpness_probes
+from ..engine.batching.job import Trajectory
+from ..engine.sampling.rows import Row, plan_rows
 from .copying.scenes import random_scene
 
 SAME_WORK = Avoidance(delayed_guidance=None, moved_control=MovedControl(scale=1.5, rows="both"))

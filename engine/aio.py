@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 
+from .api.errors import EngineClosedError
+from .api.request import GenerationRequest
+from .api.result import GenerationResult
 from .engine import Engine, Event
-from .errors import EngineClosedError
-from .request import GenerationRequest
-from .result import GenerationResult
 
 _IDLE_SECONDS = 0.2
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .checkpoint import Components
-from .errors import InvalidRequestError
-from .judging import Judge
-from .request import Framing, GenerationRequest
-from .segmentation import load_picture, to_pixels
+from .api.errors import InvalidRequestError
+from .api.request import Framing, GenerationRequest
+from .judging.judge import Judge
+from .models.checkpoint import Components
+from .models.segmentation import load_picture, to_pixels
 
 
 @dataclass(frozen=True)

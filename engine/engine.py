@@ -14,29 +14,26 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .api.calibration import Calibration
+from .api.errors import EngineBusyError, EngineClosedError
+from .api.request import GenerationRequest, Requests
+from .api.result import GenerationResult, Verdict
+from .api.rules import Decision
 from .backends.networks import BackendChoice, BackendSettings
 from .backends.options import TorchOptions
 from .backends.protocol import ArtifactSource
-from .calibration import Calibration
-from .carried import Shared
-from .checkpoint import Components, load
+from .batching.carried import Shared
+from .batching.graphs import GraphPool
+from .batching.job import DENOISING, TERMINAL, IllegalMoveError, Job, State
+from .batching.scheduler import Batch, BatchKind, Limits, Policy, Scheduler
 from .door import Admission, Door
-from .errors import EngineBusyError, EngineClosedError
-from .graphs import GraphPool
-from .job import DENOISING, TERMINAL, IllegalMoveError, Job, State
-from .layout import Source
-from .registry import Registry
-from .request import GenerationRequest, Requests
-from .result import GenerationResult, Verdict
-from .rules import Decision
-from .runner import Runner, to_picture
-from .scheduler import Batch, BatchKind, Limits, Policy, Scheduler
-from .similarity import ExtraMetric
+from .judging.registry import Registry
+from .judging.similarity import ExtraMetric
+from .models.checkpoint import Components, load
+from .models.layout import Source
+from .sampling.buckets import ROW_BUCKETS
+from .stages.runner import Runner, to_picture
 from .stats import Stats, StatsRecorder
-
-ROW_BUCKETS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""Row counts that batches are padded to where a graph is captured or a network compiled for each."""
-
 
 _ENDS = {Decision.ACCEPT: State.ACCEPTED, Decision.REVIEW: State.REVIEW, Decision.REFUSE: State.REFUSED}
 

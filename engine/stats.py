@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .graphs import GraphStats
-from .result import Attempt, Verdict
+from .api.result import Attempt, Verdict
+from .batching.graphs import GraphStats
 
 _WINDOW = 4096
 

@@ -9,14 +9,14 @@ from typing import cast
 import torch
 
 from .._version import __version__
+from ..engine.api.errors import BackendError
 from ..engine.backends.networks import part_of
 from ..engine.backends.protocol import Artifact, Wanted
 from ..engine.backends.tensorrt_api import TensorRt
 from ..engine.backends.torch import flat_network
-from ..engine.checkpoint import Components
-from ..engine.errors import BackendError
-from ..engine.networks import Denoiser
-from ..engine.tensors import NetworkSpec
+from ..engine.models.checkpoint import Components
+from ..engine.models.networks import Denoiser
+from ..engine.models.tensors import NetworkSpec
 from .attention import body_digest
 from .form import AttentionForm
 from .graph import OPSET, export_onnx

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..engine.api.errors import BackendError
 from ..engine.backends.protocol import Precision
-from ..engine.errors import BackendError
 from .form import AttentionForm
 
 

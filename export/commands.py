@@ -9,16 +9,16 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ..engine.api.errors import BackendError
+from ..engine.api.request import GenerationRequest
 from ..engine.backends.networks import SERVED, BackendSettings, Networks
 from ..engine.backends.protocol import Backend
 from ..engine.backends.torch import TorchNetwork, flat_network
-from ..engine.checkpoint import Components, load
+from ..engine.batching.scheduler import Limits
 from ..engine.engine import Engine
-from ..engine.errors import BackendError
-from ..engine.networks import Denoiser
-from ..engine.request import GenerationRequest
-from ..engine.scheduler import Limits
-from ..engine.tensors import Network
+from ..engine.models.checkpoint import Components, load
+from ..engine.models.networks import Denoiser
+from ..engine.models.tensors import Network
 from .build import ArtifactBuilder
 from .form import AttentionForm
 from .graph import MAX_ROWS

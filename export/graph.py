@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from ..engine.api.errors import BackendError
 from ..engine.backends.protocol import Precision
-from ..engine.errors import BackendError
-from ..engine.tensors import NetworkSpec, Sizes
+from ..engine.models.tensors import NetworkSpec, Sizes
 from .attention import function_body, offer_to_plugin, translation_table
 from .form import AttentionForm
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..engine.backends.protocol import Runnable
 from ..engine.backends.torch import TorchNetwork
-from ..engine.tensors import NetworkSpec, Sizes
+from ..engine.models.tensors import NetworkSpec, Sizes
 from .graph import example_inputs
 
 

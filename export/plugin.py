@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from ..engine.api.errors import BackendError
 from ..engine.backends.tensorrt_api import TensorRt
-from ..engine.errors import BackendError
 from ..kernels._triton import AVAILABLE
 from ..kernels.aot import contiguous_attention_case, launchable
 from ..kernels.tiles import attention_tile

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ..engine.errors import BackendError
+from ..engine.api.errors import BackendError
 
 MANIFEST = "artifact.json"
 LEDGER = "ledger.jsonl"

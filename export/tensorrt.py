@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..engine.api.errors import BackendError
 from ..engine.backends.tensorrt_api import TensorRt, TrtConfig
-from ..engine.errors import BackendError
-from ..engine.tensors import NetworkSpec, Sizes
+from ..engine.models.tensors import NetworkSpec, Sizes
 
 
 @dataclass(frozen=True)

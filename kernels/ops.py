@@ -14,12 +14,7 @@ import torch
 from ._triton import AVAILABLE
 from .denoise_step import check_denoise_step, denoise_step_reference, launch_denoise_step
 from .gather_rows import check_gather_rows, gather_rows_reference, launch_gather_rows
-from .masked_attention import (
-    check_masked_attention,
-    kernel_takes,
-    launch_masked_attention,
-    masked_attention_reference,
-)
+from .masked_attention import check_masked_attention, kernel_takes, launch_masked_attention, masked_attention_reference
 from .masked_attention_cpu import masked_attention_cpu
 
 

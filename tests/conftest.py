@@ -25,8 +25,8 @@ from transformers import (
     SegformerForSemanticSegmentation,
 )
 
+from twig.engine.api.calibration import Calibration
 from twig.engine.backends.openvino import process_core
-from twig.engine.calibration import Calibration
 
 torch.set_num_threads(1)
 

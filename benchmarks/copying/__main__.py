@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ...engine.checkpoint import EMBEDDED
-from ...engine.request import Avoidance
+from ...engine.api.request import Avoidance
+from ...engine.models.checkpoint import EMBEDDED
 from .catalogue import main_methods, other_methods
 from .methods import ANY, GUIDANCE, Bed, Method
 from .protocol import PROFILES, Cell, Study, comparison, tuning

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine.attention import RowConditions, latent_grids, text_kv
-from ...engine.carried import attempt_seed
+from ...engine.api.request import Stage
+from ...engine.batching.carried import attempt_seed
+from ...engine.batching.job import Job, State
 from ...engine.engine import Engine
-from ...engine.job import Job, State
-from ...engine.request import Stage
-from ...engine.rows import Branch
-from ...engine.solver import solver_table
+from ...engine.models.attention import RowConditions, latent_grids, text_kv
+from ...engine.sampling.rows import Branch
+from ...engine.sampling.solver import solver_table
 from ...kernels import TokenRow
 
 START = 0

@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from ...engine.presets import BUNDLES, Preset
-from ...engine.request import (
+from ...engine.api.presets import BUNDLES, Preset
+from ...engine.api.request import (
     Avoidance,
     DelayedGuidance,
     Gate,

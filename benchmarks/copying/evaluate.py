@@ -14,12 +14,12 @@ import torch
 import typer
 from diffusers import UNet2DConditionModel
 
-from ...engine import layout
-from ...engine.checkpoint import EMBEDDED, load
+from ...engine.api.request import Avoidance, GenerationRequest, SimilarityPolicy, Stage
+from ...engine.api.result import GenerationResult, Verdict
+from ...engine.batching.scheduler import Limits
 from ...engine.engine import Engine
-from ...engine.request import Avoidance, GenerationRequest, SimilarityPolicy, Stage
-from ...engine.result import GenerationResult, Verdict
-from ...engine.scheduler import Limits
+from ...engine.models import layout
+from ...engine.models.checkpoint import EMBEDDED, load
 from ..rows import write_rows
 from .checker import Adherence, check, rates
 from .data import Source, sources

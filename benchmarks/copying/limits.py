@@ -14,12 +14,12 @@ import torch
 import typer
 from numpy.typing import ArrayLike
 
-from ...engine.calibration import Calibration, calibrate
-from ...engine.checkpoint import EMBEDDED
+from ...engine.api.calibration import Calibration, calibrate
+from ...engine.api.request import Avoidance, Gate, GenerationRequest, SimilarityPolicy
 from ...engine.engine import Engine
-from ...engine.gate import AGREEMENT, LISTENING
-from ...engine.request import Avoidance, Gate, GenerationRequest, SimilarityPolicy
-from ...engine.similarity import measure
+from ...engine.judging.gate import AGREEMENT, LISTENING
+from ...engine.judging.similarity import measure
+from ...engine.models.checkpoint import EMBEDDED
 from .data import sources
 from .measures import same_caption, to_tensor
 from .scenes import random_scene, render

@@ -16,10 +16,10 @@ import torch
 from skimage.filters import laplace
 from torch import Tensor
 
-from ...engine.files import write_whole
-from ...engine.metrics import ALL_METRICS
-from ...engine.segmentation import Segmenter
-from ...engine.similarity import measure
+from ...engine.api.files import write_whole
+from ...engine.api.metrics import ALL_METRICS
+from ...engine.judging.similarity import measure
+from ...engine.models.segmentation import Segmenter
 from .checker import Adherence, check
 from .data import Source
 from .scenes import Scene, random_scene, render

@@ -14,18 +14,12 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
-from ...engine import layout
-from ...engine.checkpoint import EMBEDDED, Components, load
+from ...engine.api.request import Avoidance, Gate, GenerationRequest, SimilarityPolicy, Stage
+from ...engine.api.result import GenerationResult, Verdict
+from ...engine.batching.scheduler import Limits
 from ...engine.engine import Engine
-from ...engine.request import (
-    Avoidance,
-    Gate,
-    GenerationRequest,
-    SimilarityPolicy,
-    Stage,
-)
-from ...engine.result import GenerationResult, Verdict
-from ...engine.scheduler import Limits
+from ...engine.models import layout
+from ...engine.models.checkpoint import EMBEDDED, Components, load
 from .scenes import Scene
 
 STEPS = 20

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.files import write_whole
-from ...engine.presets import BUNDLES
-from ...engine.segmentation import Segmenter
+from ...engine.api.files import write_whole
+from ...engine.api.presets import BUNDLES
+from ...engine.models.segmentation import Segmenter
 from ..rows import write_rows
 from .data import Source, sources
 from .measures import REPORTED, adherence, copied, copy_limits, find_labels, sharpness, similarities

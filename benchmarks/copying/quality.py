@@ -12,7 +12,7 @@ import torch
 from numpy.linalg import norm
 from scipy.linalg import sqrtm
 
-from ...engine.segmentation import Segmenter
+from ...engine.models.segmentation import Segmenter
 from .measures import Pictures, to_tensor
 from .scenes import random_scene, render
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.intervals import bootstrap
+from ...engine.study.intervals import bootstrap
 from .measures import ALIGNED, PRIMARY, UNTUNED
 
 Rows = Sequence[dict[str, Any]]

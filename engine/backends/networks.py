@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import Components
-from ..errors import BackendError, InvalidRequestError
-from ..networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
-from ..tensors import Network, Sizes, flatten, network_specs, zero_residuals
+from ..api.errors import BackendError, InvalidRequestError
+from ..models.checkpoint import Components
+from ..models.networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
+from ..models.tensors import Network, Sizes, flatten, network_specs, zero_residuals
 from .options import TorchOptions, reorder
 from .protocol import Artifact, ArtifactSource, Backend, Precision, Runnable, Wanted
 from .torch import TorchNetwork, flat_network

@@ -7,8 +7,8 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from ..errors import BackendError
-from ..tensors import NetworkSpec
+from ..api.errors import BackendError
+from ..models.tensors import NetworkSpec
 from .protocol import Artifact, Precision
 
 _QUIET = 3

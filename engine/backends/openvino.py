@@ -8,9 +8,9 @@ import torch
 from openvino.preprocess import PrePostProcessor
 from torch import Tensor
 
-from ..buffers import bucket_of
-from ..errors import BackendError
-from ..tensors import NetworkSpec, Sizes, TensorSpec
+from ..api.errors import BackendError
+from ..models.tensors import NetworkSpec, Sizes, TensorSpec
+from ..sampling.buckets import bucket_of
 from .compile_cache import drop_unverified, record
 from .openvino_norms import keep_channels_last
 from .protocol import Artifact, Precision

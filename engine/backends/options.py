@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import BackendError
-from ..networks import Denoiser
+from ..api.errors import BackendError
+from ..models.networks import Denoiser
 from .regions import Regions
 
 MODES = ("default", "max-autotune-no-cudagraphs")

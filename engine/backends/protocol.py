@@ -8,9 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..checkpoint import Components
-from ..networks import Denoiser
-from ..tensors import NetworkSpec, Sizes
+from ..models.checkpoint import Components
+from ..models.networks import Denoiser
+from ..models.tensors import NetworkSpec, Sizes
 
 
 class Backend(StrEnum):

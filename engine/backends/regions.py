@@ -14,7 +14,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from ..attention import CrossAttention
+from ..models.attention import CrossAttention
 
 Forward = Callable[..., Tensor]
 Kind = tuple[object, ...]

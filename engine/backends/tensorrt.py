@@ -7,8 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..errors import BackendError
-from ..tensors import NetworkSpec, Sizes
+from ..api.errors import BackendError
+from ..models.tensors import NetworkSpec, Sizes
 from .protocol import Artifact, Precision
 from .tensorrt_api import TensorRt, TrtContext, TrtEngine
 

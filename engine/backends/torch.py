@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from ..checkpoint import Components
-from ..networks import Denoiser
-from ..segmentation import label_scores
-from ..tensors import Network, control_inputs, unet_inputs
+from ..models.checkpoint import Components
+from ..models.networks import Denoiser
+from ..models.segmentation import label_scores
+from ..models.tensors import Network, control_inputs, unet_inputs
 
 
 class FlatUNet(nn.Module):

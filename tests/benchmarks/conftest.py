@@ -4,7 +4,7 @@ import torch
 from twig.benchmarks.clocks import ClockKind
 from twig.benchmarks.contenders import Models
 from twig.benchmarks.options import Setup
-from twig.engine.scheduler import Limits
+from twig.engine.batching.scheduler import Limits
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from twig.benchmarks.contenders import (
     quality,
 )
 from twig.benchmarks.workloads import closed, mixed
-from twig.engine.request import SimilarityPolicy
+from twig.engine.api.request import SimilarityPolicy
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from twig.benchmarks.copying.evaluate import POLICIES, Bed, copy_rows, load_engi
 from twig.benchmarks.copying.limits import GATES, embedded_limits, ordinary_captions
 from twig.benchmarks.copying.measures import copy_threshold, same_caption, source_similarity
 from twig.benchmarks.copying.scenes import CLASSES, COLOURS, random_scene, render
-from twig.engine.checkpoint import EMBEDDED, load
+from twig.engine.models.checkpoint import EMBEDDED, load
 
 
 def scenes(count, seed=0, objects=None):

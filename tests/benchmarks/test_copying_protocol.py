@@ -22,7 +22,7 @@ from twig.benchmarks.copying.catalogue import (
     reseed,
     wen,
 )
-from twig.benchmarks.copying.measures import (
+from twig.benchmarks.copying.measures import (  # fmt: skip
     ALIGNED,
     PRIMARY,
     REPORTED,
@@ -30,16 +30,16 @@ from twig.benchmarks.copying.measures import (
     copy_limits,
     sharpness,
     similarities,
-)  # fmt: skip
+)
 from twig.benchmarks.copying.methods import Bed, Drawing, Method
 from twig.benchmarks.copying.protocol import PROFILES, Cell, Study, comparison, recited, tuning
 from twig.benchmarks.copying.quality import diversity, frechet_distance
 from twig.benchmarks.copying.report import report
 from twig.benchmarks.copying.scenes import render
 from twig.benchmarks.copying.summary import Rate, dominated, summarise
-from twig.engine.intervals import bootstrap
-from twig.engine.presets import BUNDLES, Preset
-from twig.engine.request import Avoidance
+from twig.engine.api.presets import BUNDLES, Preset
+from twig.engine.api.request import Avoidance
+from twig.engine.study.intervals import bootstrap
 
 NOTHING = nothing()
 

@@ -4,7 +4,7 @@ import pytest
 
 from twig.benchmarks.clocks import ClockKind
 from twig.benchmarks.costs import CostMeter, Costs, Line
-from twig.engine.scheduler import ContinuousPolicy
+from twig.engine.batching.scheduler import ContinuousPolicy
 
 
 @pytest.fixture(scope="module")

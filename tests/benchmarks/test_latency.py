@@ -7,8 +7,8 @@ from twig.benchmarks.contenders import CONTINUOUS, STATIC
 from twig.benchmarks.plots import save_curves
 from twig.benchmarks.service import serve
 from twig.benchmarks.workloads import mixed, poisson
-from twig.engine.request import SimilarityPolicy
-from twig.engine.scheduler import ContinuousPolicy
+from twig.engine.api.request import SimilarityPolicy
+from twig.engine.batching.scheduler import ContinuousPolicy
 
 PLAN = latency.Plan(steps=2, rounds=1, mixed_steps=(2, 3), requests=3, loads=(0.5, 0.9))
 

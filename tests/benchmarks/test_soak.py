@@ -2,7 +2,7 @@ import pytest
 
 from twig.benchmarks.soak import Leak, Tally, check, fill_text_cache, resident_bytes, soak, soak_row, trim
 from twig.benchmarks.workloads import closed
-from twig.engine.scheduler import ContinuousPolicy
+from twig.engine.batching.scheduler import ContinuousPolicy
 
 
 @pytest.fixture(scope="module")

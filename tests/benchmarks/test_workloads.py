@@ -4,7 +4,7 @@ import pytest
 from twig.benchmarks.costs import Costs, Line
 from twig.benchmarks.simulate import Device
 from twig.benchmarks.workloads import Arrival, closed, mixed, poisson, rows_of
-from twig.engine.request import (
+from twig.engine.api.request import (
     Avoidance,
     DelayedGuidance,
     GenerationRequest,
@@ -13,7 +13,7 @@ from twig.engine.request import (
     SimilarityPolicy,
     Stage,
 )
-from twig.engine.scheduler import ContinuousPolicy
+from twig.engine.batching.scheduler import ContinuousPolicy
 
 FREE = Line(0.0, 0.0)
 ROWS_ONLY = Costs(Line(0.0, 1.0), FREE, FREE, FREE, FREE, buckets=tuple(range(1, 9)))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twig.engine.manifest import ModelRecord, Precision
-from twig.engine.request import Avoidance, GenerationRequest
-from twig.engine.result import Attempt, Explanation, GenerationResult, Score, Verdict
+from twig.engine.api.request import Avoidance, GenerationRequest
+from twig.engine.api.result import Attempt, Explanation, GenerationResult, Score, Verdict
+from twig.engine.records.manifest import ModelRecord, Precision
 
 ResultMaker = Callable[..., GenerationResult]
 TOKENS = ("<|startoftext|>", "a</w>", "star</w>", "<|endoftext|>", "<|endoftext|>", "<|endoftext|>")

@@ -5,12 +5,12 @@ import asyncio
 import pytest
 
 from twig.engine.aio import AsyncEngine
+from twig.engine.api.errors import EngineBusyError, EngineClosedError, InvalidRequestError
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy, Stage
+from twig.engine.api.result import Verdict
+from twig.engine.batching.job import State
+from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
-from twig.engine.errors import EngineBusyError, EngineClosedError, InvalidRequestError
-from twig.engine.job import State
-from twig.engine.request import GenerationRequest, SimilarityPolicy, Stage
-from twig.engine.result import Verdict
-from twig.engine.scheduler import Limits
 
 ALWAYS = SimilarityPolicy(limits={"ssim": 1.0})
 

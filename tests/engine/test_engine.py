@@ -9,11 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from twig.engine.backends.options import TorchOptions
-from twig.engine.engine import Engine
-from twig.engine.errors import EngineBusyError, EngineClosedError, InvalidRequestError
-from twig.engine.job import State
-from twig.engine.request import (
+from twig.engine.api.errors import EngineBusyError, EngineClosedError, InvalidRequestError
+from twig.engine.api.request import (
     Avoidance,
     DelayedGuidance,
     Gate,
@@ -26,9 +23,12 @@ from twig.engine.request import (
     Solver,
     Stage,
 )
-from twig.engine.result import Verdict
-from twig.engine.rules import Decision
-from twig.engine.scheduler import Limits, StaticPolicy
+from twig.engine.api.result import Verdict
+from twig.engine.api.rules import Decision
+from twig.engine.backends.options import TorchOptions
+from twig.engine.batching.job import State
+from twig.engine.batching.scheduler import Limits, StaticPolicy
+from twig.engine.engine import Engine
 
 NEVER = SimilarityPolicy(limits={"ssim": -1.0}, retries=1)
 ALWAYS = SimilarityPolicy(limits={"ssim": 1.0}, retries=1)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy, Stage
+from twig.engine.api.result import Verdict
 from twig.engine.backends.networks import Networks
+from twig.engine.batching.job import State
+from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
-from twig.engine.job import State
-from twig.engine.request import GenerationRequest, SimilarityPolicy, Stage
-from twig.engine.result import Verdict
-from twig.engine.scheduler import Limits
-from twig.engine.tensors import Network
+from twig.engine.models.tensors import Network
 
 ANY = SimilarityPolicy(limits={}, retries=0)
 GUILTY = "a moon"

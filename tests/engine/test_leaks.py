@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from twig.engine.aio import AsyncEngine
-from twig.engine.carried import Own, Shared
-from twig.engine.denoising import Bucket
+from twig.engine.api.errors import EngineBusyError
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy, Stage
+from twig.engine.api.result import Attempt, GateDecision, GenerationResult, Verdict
+from twig.engine.api.rules import Decision
+from twig.engine.batching.carried import Own, Shared
+from twig.engine.batching.denoising import Bucket
+from twig.engine.batching.job import Job, Trajectory
+from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine, Event
-from twig.engine.errors import EngineBusyError
-from twig.engine.job import Job, Trajectory
-from twig.engine.request import GenerationRequest, SimilarityPolicy, Stage
-from twig.engine.result import Attempt, GateDecision, GenerationResult, Verdict
-from twig.engine.rows import plan_rows
-from twig.engine.rules import Decision
-from twig.engine.scheduler import Limits
+from twig.engine.sampling.rows import plan_rows
 
 JOBS = 10_000
 FAULTS = ("encode", "start_draft", "denoise", "segment", "start_final", "judge")

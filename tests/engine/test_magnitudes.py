@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from twig.benchmarks import reference
-from twig.engine.avoidance import transition_point
-from twig.engine.checkpoint import load
+from twig.benchmarks.reference import pipeline as reference
+from twig.engine.api.request import Avoidance, DelayedGuidance, GenerationRequest, SimilarityPolicy, Solver, Stage
+from twig.engine.avoidance.conditioning import transition_point
 from twig.engine.engine import Engine
-from twig.engine.request import Avoidance, DelayedGuidance, GenerationRequest, SimilarityPolicy, Solver, Stage
-from twig.engine.solver import solver_table
+from twig.engine.models.checkpoint import load
+from twig.engine.sampling.solver import solver_table
 
 PROMPTS = ("a red star", "the moon", "a blue house", "tree")
 JUDGED = SimilarityPolicy(limits={}, retries=0)

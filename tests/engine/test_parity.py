@@ -4,12 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from twig.benchmarks import reference
-from twig.engine.carried import attempt_seed
-from twig.engine.checkpoint import load
-from twig.engine.engine import Engine
-from twig.engine.registry import Registry, Work
-from twig.engine.request import (
+from twig.benchmarks.reference import pipeline as reference
+from twig.engine.api.request import (
     Avoidance,
     DelayedGuidance,
     GenerationRequest,
@@ -22,6 +18,10 @@ from twig.engine.request import (
     Solver,
     Stage,
 )
+from twig.engine.batching.carried import attempt_seed
+from twig.engine.engine import Engine
+from twig.engine.judging.registry import Registry, Work
+from twig.engine.models.checkpoint import load
 
 OFF = Avoidance.off()
 PROTECTED = torch.randn((3, 4, 16, 16), generator=torch.Generator().manual_seed(7))

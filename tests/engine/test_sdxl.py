@@ -8,18 +8,18 @@ import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline, StableDiffusionXLPipeline
 
-from twig.benchmarks.reference_solvers import make_scheduler
+from twig.benchmarks.reference.solvers import make_scheduler
+from twig.engine.api.errors import CheckpointError, InvalidRequestError
+from twig.engine.api.request import Avoidance, Framing, GenerationRequest, MovedControl, SimilarityPolicy, Solver, Stage
+from twig.engine.api.result import Verdict
 from twig.engine.backends.networks import BackendSettings, Networks
 from twig.engine.backends.protocol import Precision
-from twig.engine.carried import Shared, attempt_seed
-from twig.engine.checkpoint import load
+from twig.engine.batching.carried import Shared, attempt_seed
+from twig.engine.batching.job import Job
 from twig.engine.engine import Engine
-from twig.engine.errors import CheckpointError, InvalidRequestError
-from twig.engine.job import Job
-from twig.engine.networks import Denoiser
-from twig.engine.request import Avoidance, Framing, GenerationRequest, MovedControl, SimilarityPolicy, Solver, Stage
-from twig.engine.result import Verdict
-from twig.engine.tensors import Network, Sizes, control_inputs, flatten, unet_inputs
+from twig.engine.models.checkpoint import load
+from twig.engine.models.networks import Denoiser
+from twig.engine.models.tensors import Network, Sizes, control_inputs, flatten, unet_inputs
 from twig.export.build import ArtifactBuilder
 from twig.export.graph import example_inputs
 from twig.export.store import ArtifactStore
@@ -171,7 +171,7 @@ def test_text_is_kept_as_long_as_there_is_room(components, monkeypatch):
     jobs = [Job(i, i, request(f"a star {i}"), (16, 16), 0.0, Shared()) for i in range(4)]
     runner.encode(jobs[:1])
     assert len(runner._texts) == 2
-    monkeypatch.setattr("twig.engine.runner._TEXT_CACHE_BYTES", 3 * jobs[0].shared.texts[0].nbytes)
+    monkeypatch.setattr("twig.engine.stages.runner._TEXT_CACHE_BYTES", 3 * jobs[0].shared.texts[0].nbytes)
     runner.encode(jobs)
     assert len(runner._texts) == 3
 

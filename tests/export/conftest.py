@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from twig.engine import checkpoint
-from twig.engine.networks import Denoiser
-from twig.engine.tensors import Network, NetworkSpec, TensorSpec, network_specs
+from twig.engine.models import checkpoint
+from twig.engine.models.networks import Denoiser
+from twig.engine.models.tensors import Network, NetworkSpec, TensorSpec, network_specs
 from twig.export.build import ArtifactBuilder
 from twig.export.store import ArtifactStore
 from twig.kernels import masked_attention

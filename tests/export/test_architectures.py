@@ -19,14 +19,14 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
+from twig.engine.api.errors import BackendError
 from twig.engine.backends.onnxruntime import OnnxRuntimeNetwork
 from twig.engine.backends.openvino import OpenVinoNetwork, process_core
 from twig.engine.backends.openvino_norms import keep_channels_last
 from twig.engine.backends.protocol import Artifact, Precision
 from twig.engine.backends.torch import FlatControlNet, FlatSegmenter, FlatUNet, TorchNetwork
-from twig.engine.errors import BackendError
-from twig.engine.networks import Denoiser
-from twig.engine.tensors import Network, NetworkSpec, Sizes, TensorSpec, controlnet_spec, unet_spec
+from twig.engine.models.networks import Denoiser
+from twig.engine.models.tensors import Network, NetworkSpec, Sizes, TensorSpec, controlnet_spec, unet_spec
 from twig.export.graph import example_inputs, export_onnx
 from twig.export.parity import compare, example_calls
 

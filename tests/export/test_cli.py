@@ -2,7 +2,7 @@
 
 import pytest
 
-from twig.engine.cli import USER_ERROR, run
+from twig.engine.cli.main import USER_ERROR, run
 from twig.export.store import ArtifactStore, Key
 
 

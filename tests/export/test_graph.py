@@ -6,12 +6,12 @@ import onnxruntime
 import pytest
 import torch
 
-from twig.engine import checkpoint
 from twig.engine.backends.onnxruntime import OnnxRuntimeNetwork
 from twig.engine.backends.protocol import Precision, Wanted
 from twig.engine.backends.torch import TorchNetwork, flat_network
-from twig.engine.networks import Denoiser
-from twig.engine.tensors import Network, Sizes, network_specs
+from twig.engine.models import checkpoint
+from twig.engine.models.networks import Denoiser
+from twig.engine.models.tensors import Network, Sizes, network_specs
 from twig.export import build
 from twig.export.form import AttentionForm
 from twig.export.graph import example_inputs, export_onnx

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from twig.engine.api.errors import BackendError
 from twig.engine.backends.protocol import Precision, Wanted
-from twig.engine.errors import BackendError
-from twig.engine.tensors import Network, Sizes
+from twig.engine.models.tensors import Network, Sizes
 from twig.export import build
 from twig.export.build import ArtifactBuilder
 from twig.export.form import AttentionForm

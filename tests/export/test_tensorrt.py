@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from twig.engine.api.errors import BackendError
 from twig.engine.backends import tensorrt_api
 from twig.engine.backends.protocol import Precision, Wanted
-from twig.engine.errors import BackendError
-from twig.engine.tensors import Network, Sizes
+from twig.engine.models.tensors import Network, Sizes
 from twig.export.build import ArtifactBuilder
 from twig.export.form import AttentionForm
 from twig.export.graph import export_onnx

@@ -1,0 +1,1 @@
+"""The plain PyTorch reference that every claim is measured against."""

@@ -1,0 +1,1 @@
+"""What everybody may know: requests, results, presets, rules, calibration, errors, guarded files."""

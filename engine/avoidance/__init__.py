@@ -1,0 +1,1 @@
+"""Mask and classes to what keeps a final away: layout, noise, attention, repulsion."""

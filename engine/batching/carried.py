@@ -1,0 +1,71 @@
+"""What a job carries from batch to batch, and the seeds that its runs derive from its request's."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from ..api.request import Avoidance
+from ..api.result import Attempt, GateDecision
+from ..models.networks import EncodedText
+from .job import Trajectory
+
+
+@dataclass
+class Shared:
+    """What a request's images have in common.
+
+    source: the picture that takes the draft's place, (1, 3, H, W) in [0, 1]. texts by `Branch`. reference: draft or
+    source, (1, 3, H, W); labels, mask (H, W): what was found in it. magnitudes (S,) float64: size of the draft's
+    guidance at each step, `guidance_magnitudes`; None without a guided draft. masses: attention of each step of a
+    draft in which spikes are to be found. gate: what was made of it. drafted: latent (C, h, w) and run of a draft that
+    witnesses are heard on, agreements: of those that are done.
+    """
+
+    source: Tensor | None = None
+    input_ids: Tensor | None = None
+    texts: tuple[EncodedText, ...] = ()
+    reference: Tensor | None = None
+    labels: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    magnitudes: np.ndarray | None = None
+    masses: list[Tensor] = field(default_factory=list)
+    gate: GateDecision | None = None
+    draft_rows: int = 0
+    drafted: tuple[Tensor, Trajectory] | None = None
+    agreements: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Own:
+    """What one image has for itself: seed and control of the running attempt, past attempts, and its picture.
+
+    policy: in force. noise (C, h, w): what the running attempt starts from; noise_moved: how far sharpness steps moved
+    it, as a share of its norm, where it is explained.
+    """
+
+    seed: int = 0
+    policy: Avoidance = field(default_factory=Avoidance.off)
+    delivered: bool = False
+    early: list[tuple[int, bool]] = field(default_factory=list)
+    control_map: np.ndarray | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    image: Tensor | None = None
+    masses: list[Tensor] = field(default_factory=list)
+    noise: Tensor | None = None
+    noise_moved: float = 0.0
+
+
+def attempt_seed(seed: int, index: int, attempt: int) -> int:
+    """Seed of the noise of attempt `attempt` at image `index` of a request with `seed`."""
+    return _derived(seed, index, attempt)
+
+
+def witness_seed(seed: int, number: int) -> int:
+    """Seed of the noise of the gate's witness `number` at a request with `seed`."""
+    return _derived(seed, 0, 0, 1 + number)
+
+
+def _derived(*parts: int) -> int:
+    state = np.random.SeedSequence(parts).generate_state(1, np.uint64)
+    return int(state[0]) & (2**63 - 1)

@@ -1,0 +1,144 @@
+"""One image's way through the engine: its states, the legal moves between them, and what it carries."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ..api.request import Avoidance, GenerationRequest
+from ..sampling.rows import PROBE, Row
+
+
+class State(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    ENCODED = "encoded"
+    DRAFTING = "drafting"
+    SEGMENTING = "segmenting"
+    WITNESSING = "witnessing"
+    SEGMENTED = "segmented"
+    FINALISING = "finalising"
+    JUDGING = "judging"
+    ACCEPTED = "accepted"
+    REVIEW = "review"
+    REFUSED = "refused"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+_STOPPED = frozenset({State.FAILED, State.CANCELLED, State.EXPIRED})
+_JUDGED = frozenset({State.ACCEPTED, State.REVIEW, State.REFUSED})
+TERMINAL = _JUDGED | _STOPPED
+DENOISING = frozenset({State.DRAFTING, State.WITNESSING, State.FINALISING})
+
+MOVES: dict[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.ENCODED}) | _STOPPED,
+    State.ENCODED: frozenset({State.DRAFTING, State.SEGMENTING}) | _STOPPED,
+    State.DRAFTING: frozenset({State.SEGMENTING}) | _STOPPED,
+    State.SEGMENTING: frozenset({State.SEGMENTED, State.WITNESSING}) | _STOPPED,
+    State.WITNESSING: frozenset({State.SEGMENTED}) | _STOPPED,
+    State.SEGMENTED: frozenset({State.FINALISING, State.JUDGING}) | _STOPPED,
+    State.FINALISING: frozenset({State.JUDGING}) | _STOPPED,
+    State.JUDGING: frozenset({State.FINALISING}) | _JUDGED | _STOPPED,
+    **{state: frozenset() for state in TERMINAL},
+}
+"""Legal moves. A segmented draft that other seeds are asked about goes through WITNESSING. A judged job that fails goes
+back to FINALISING for its next attempt; a draft that is itself the picture goes from SEGMENTED to JUDGING."""
+
+
+class IllegalMoveError(RuntimeError):
+    """A move that `MOVES` does not hold: a bug of the engine, never of a request."""
+
+
+@dataclass(eq=False)
+class Trajectory:
+    """One denoising run in a slot: the rows and the timestep of each step, and the step it is at.
+
+    probes: predictions of both branches at the first timestep that are still due before the first step; they move the
+    initial noise.
+    """
+
+    plan: tuple[tuple[Row, ...], ...]
+    timesteps: tuple[float, ...]
+    probes: int = 0
+    step: int = 0
+    rows_spent: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether every step has run."""
+        return self.step == len(self.plan)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Rows of the next probe or step."""
+        return PROBE if self.probes else self.plan[self.step]
+
+    @property
+    def rows_left(self) -> int:
+        """Rows of every probe and step that is still due."""
+        return self.probes * len(PROBE) + sum(map(len, self.plan[self.step :]))
+
+    def advance(self) -> None:
+        """Count the next probe or step as run."""
+        self.rows_spent += len(self.rows)
+        if self.probes:
+            self.probes -= 1
+        else:
+            self.step += 1
+
+
+@dataclass(eq=False)
+class Job:
+    """One image of a request.
+
+    The first image's job also encodes, drafts and segments for the others, which `fork` from it afterwards. `shape`
+    is the latent's (height, width): only jobs of one shape share a batch. `shared` is what the images have in
+    common and `own` what only this one has; both belong to the runner and the scheduler never looks inside. `gated`:
+    the draft did not look recalled, so avoidance is off until a picture is refused.
+    """
+
+    id: int
+    request_id: int
+    request: GenerationRequest
+    shape: tuple[int, int]
+    arrival: float
+    shared: Any = None
+    own: Any = None
+    index: int = 0
+    gated: bool = False
+    attempt: int = 0
+    state: State = State.QUEUED
+    slot: int | None = None
+    trajectory: Trajectory | None = None
+    last_served: int = 0
+    timings: dict[State, float] = field(default_factory=dict)
+    error: str | None = None
+
+    def move(self, state: State) -> None:
+        """Go to `state`, or raise `IllegalMoveError`."""
+        if state not in MOVES[self.state]:
+            raise IllegalMoveError(f"job {self.id} cannot go from {self.state} to {state}")
+        self.state = state
+
+    @property
+    def deadline(self) -> float:
+        """Time after which the job may spend no more rows."""
+        timeout = self.request.timeout
+        return float("inf") if timeout is None else self.arrival + timeout
+
+    @property
+    def avoidance(self) -> Avoidance:
+        """The policy in force, stronger with each attempt; a gated job's first attempt runs plain."""
+        if self.gated and not self.attempt:
+            return Avoidance.off()
+        return self.request.avoidance.escalated(self.attempt - self.gated)
+
+    def fork(self, id: int, index: int) -> "Job":
+        """Return the job of another image of the same request, ready for its final stage."""
+        assert self.state is State.SEGMENTED
+        return Job(
+            id, self.request_id, self.request, self.shape, self.arrival, self.shared, index=index,
+            gated=self.gated, state=State.SEGMENTED, timings=dict(self.timings),
+        )  # fmt: skip

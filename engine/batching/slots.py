@@ -1,0 +1,116 @@
+"""The device arena: what a job needs at every denoising step, one slot a job, written once and indexed ever after."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...kernels import StepColumns, TokenRow
+from ..models.attention import latent_grids
+from ..models.networks import Denoiser, EncodedText
+from ..sampling.rows import Branch, Hint
+
+NUM_BRANCHES = len(Branch)
+NUM_HINTS = len(Hint)
+
+
+class SlotState(NamedTuple):
+    """What is written into a slot when a denoising run starts.
+
+    latent (C, h, w) initial noise; mask (h, w), pyramid (P,) and tokens (5, T) None for a run without a mask or
+    rule; columns (steps, K); hints (width, h, w) by `Hint`, None where no row uses it; texts by `Branch`; seed of the
+    step noise;
+    sharpness: lengths of the initial noise's sharpness steps, `sharpness_lengths`.
+    """
+
+    latent: Tensor
+    columns: Tensor
+    seed: int
+    texts: Sequence[EncodedText]
+    mask: Tensor | None = None
+    pyramid: Tensor | None = None
+    tokens: Tensor | None = None
+    hints: Sequence[Tensor | None] = (None, None)
+    sharpness: tuple[float, float] = (0.0, 0.0)
+
+
+class Arena:
+    """Slots of one latent shape (S slots; contexts are indexed `slot * 2 + branch`).
+
+    latents, history (S, C, h, w) float32: the running sample and the last predicted x0. columns (S, max_steps, K),
+    masks (S, h, w), seeds (S,), pyramid (S, P), tokens (S, 5, T): as `SlotState`. text_kv, control_kv: per layer
+    (S * 2, T, 2 * inner). added: per condition of `Added` (S * 2, width). hints (S * 2, width, h, w), indexed
+    `slot * 2 + hint`, or None without a ControlNet. sharpness (S, 2). contrasts (S + 1, C, h, w): conditional minus
+    unconditional prediction of the last step that ran both; magnitudes (S + 1, max_steps): its root mean square at each
+    of them. Padding jobs write the last row of both.
+    pushes (S, max_steps): how far protected works repelled each step's predicted x0, root mean square.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        num_slots: int,
+        max_steps: int,
+        shape: tuple[int, int],
+        num_tokens: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        channels = denoiser.unet.config.in_channels
+        grids = latent_grids(shape, denoiser.num_levels)
+        self.shape = shape
+        self.max_steps = max_steps
+        latent = (num_slots, channels, *shape)
+        contexts = num_slots * NUM_BRANCHES
+        self.latents = torch.zeros(latent, device=device)
+        self.history = torch.zeros(latent, device=device)
+        self.columns = torch.zeros(num_slots, max_steps, len(StepColumns), device=device)
+        self.masks = torch.zeros(num_slots, *shape, device=device)
+        self.seeds = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.sharpness = torch.zeros(num_slots, 2, device=device)
+        self.contrasts = torch.zeros(num_slots + 1, *latent[1:], device=device)
+        self.pushes = torch.zeros(num_slots, max_steps, device=device)
+        self.magnitudes = torch.zeros(num_slots + 1, max_steps, device=device)
+        self.pyramid = torch.zeros(num_slots, sum(h * w for h, w in grids), device=device)
+        self.tokens = torch.zeros(num_slots, len(TokenRow), num_tokens, device=device)
+        self.tokens[:, [TokenRow.C, TokenRow.G]] = 1
+
+        def kv(inner: int) -> Tensor:
+            return torch.zeros(contexts, num_tokens, 2 * inner, device=device, dtype=dtype)
+
+        self.text_kv = tuple(kv(layer.inner) for layer in denoiser.layers)
+        self.control_kv = tuple(kv(layer.inner) for layer in denoiser.control_layers)
+        self.added = tuple(torch.zeros(contexts, width, device=device) for width in denoiser.added_widths)
+        self.hints = None
+        if denoiser.controlnet is not None:
+            width = denoiser.controlnet.config.block_out_channels[0]
+            self.hints = torch.zeros(num_slots * NUM_HINTS, width, *shape, device=device, dtype=dtype)
+
+    def write(self, slot: int, state: SlotState) -> None:
+        """Start a run in `slot`: everything a former run left there is overwritten."""
+        self.latents[slot] = state.latent
+        self.history[slot] = 0
+        self.columns[slot, : len(state.columns)] = state.columns
+        self.seeds[slot] = state.seed
+        self.pushes[slot] = 0
+        self.sharpness[slot] = torch.tensor(state.sharpness)
+        self.masks[slot] = 0 if state.mask is None else state.mask
+        self.pyramid[slot] = 0 if state.pyramid is None else state.pyramid
+        if state.tokens is None:
+            self.tokens[slot] = 0
+            self.tokens[slot, [TokenRow.C, TokenRow.G]] = 1
+        else:
+            self.tokens[slot] = state.tokens
+        if self.hints is not None:
+            for which, hint in enumerate(state.hints):
+                self.hints[slot * NUM_HINTS + which] = 0 if hint is None else hint
+        for branch, text in enumerate(state.texts):
+            context = slot * NUM_BRANCHES + branch
+            for arena, kv in zip(self.text_kv, text.unet, strict=True):
+                arena[context] = kv
+            for arena, kv in zip(self.control_kv, text.controlnet, strict=True):
+                arena[context] = kv
+            for arena, condition in zip(self.added, text.added, strict=True):
+                arena[context] = condition

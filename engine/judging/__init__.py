@@ -1,0 +1,1 @@
+"""What a picture is too close to: gate, measures, alignment, registered works, verdict."""

@@ -1,0 +1,220 @@
+"""The judge of one model: what it measures of drafts and finals, and the rule and the gate that decide on them."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..api.metrics import CONTROL_METRICS, Direction
+from ..api.request import GenerationRequest
+from ..api.result import GateDecision
+from ..api.rules import Rule
+from ..models.checkpoint import Components
+from .gate import AGREEMENT, draft_signals, first_look, gate_limits, second_look
+from .registry import Registry
+from .similarity import MASK_METRICS, METRICS, ExtraMetric, direction_of, measure, rule_in_force, similarity_maps
+
+PREFIX = "registry_"
+"""Begins the name of a measure against the registered works; the rest is that of the measure."""
+
+_CANDIDATES = 3
+_SMALLEST_OBJECT = 0.01
+_DECODED = 64  # works whose pixels stay in memory
+
+
+class Measured(NamedTuple):
+    """Measures of one final, None for one that does not apply, and the id of the registered work it is most like."""
+
+    values: Mapping[str, float | None]
+    nearest: str | None
+
+
+class Judge:
+    """Measures pictures against their references and the registered works, and holds them to their requests' rules.
+
+    decode: latents (B, C, h, w) -> pixels (B, 3, H, W) in [0, 1]. segment: pixels -> labels (B, H, W), None without a
+    segmenter.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        extra_metrics: Mapping[str, ExtraMetric],
+        registry: Registry | None,
+        decode: Callable[[Tensor], Tensor],
+        segment: Callable[[Tensor], Tensor | None],
+    ) -> None:
+        self.components = components
+        self.extra_metrics = extra_metrics
+        self.registry = registry if registry is not None and len(registry) else None
+        self._decode, self._segment = decode, segment
+        self._works: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
+        self.directions = self._directions()
+
+    def _directions(self) -> dict[str, Direction]:
+        """Which way each measure points that finals get on this model."""
+        seen = [*MASK_METRICS, *CONTROL_METRICS] if self.components.segmenter is not None else []
+        names = [*METRICS, *seen, *self.extra_metrics]
+        known: dict[str, Direction] = {name: direction_of(name, self.extra_metrics) for name in names}
+        if self.registry is not None:
+            known |= {PREFIX + name: known[name] for name in (*METRICS, *self.extra_metrics)}
+            known[f"{PREFIX}descriptor"] = "similarity"
+        return known
+
+    def rule(self, request: GenerationRequest) -> Rule:
+        """Return the rule in force, in numbers.
+
+        Raises InvalidRequestError for a metric that is not measured here or a limit that is not calibrated.
+        """
+        return rule_in_force(request.similarity, self.components.calibration, self.directions)
+
+    # --- drafts ---
+
+    def gate_limits(self, request: GenerationRequest) -> dict[str, float] | None:
+        """Limits of the request's gate; None, for a gate that stands open, without any or with a source to keep from.
+
+        Raises InvalidRequestError for a signal that there is not.
+        """
+        if request.gate is None or request.source is not None:
+            return None
+        calibration = self.components.calibration
+        calibrated = calibration.gate if calibration is not None else {}
+        return gate_limits(request.gate, calibrated, self.registry is not None)
+
+    def gate(self, request: GenerationRequest, draft: Tensor, magnitudes: np.ndarray | None) -> GateDecision:
+        """Decide, as far as witnesses are not needed, whether a draft (1, 3, H, W) looks recalled.
+
+        magnitudes (S,): of its guidance.
+        """
+        nearest, similarity = None, None
+        if self.registry is not None:
+            found = self.registry.nearest(draft)
+            nearest, similarity = self.registry.works[found.positions[0, 0]].id, float(found.similarity[0, 0])
+        return first_look(draft_signals(magnitudes, similarity), self.gate_limits(request), nearest)
+
+    def wants_witnesses(self, request: GenerationRequest, decision: GateDecision) -> bool:
+        """Whether the gate, shut so far, has a limit on what other seeds make of the prompt."""
+        limits = self.gate_limits(request)
+        return not decision.opened and limits is not None and AGREEMENT in limits
+
+    def witnessed(
+        self, request: GenerationRequest, decision: GateDecision, agreements: Sequence[float], rows: int
+    ) -> GateDecision:
+        """Decide with the agreement of each witness, for `rows` in all."""
+        limits = self.gate_limits(request)
+        assert limits is not None
+        return second_look(decision, agreements, limits, rows)
+
+    # --- finals ---
+
+    def measure(
+        self,
+        finals: Tensor,
+        references: Tensor,
+        masks: Tensor,
+        controls: Sequence[np.ndarray | None] | None = None,
+    ) -> list[Measured]:
+        """Measures of each final; arguments as of `similarity.measure`. Those against registered works: `PREFIX`.
+
+        controls: label maps (H, W) that the finals followed, None for one that followed none.
+        """
+        labels = self._segment(finals)
+        final_masks = None if labels is None else self._shapes(labels)
+        values = measure(finals, references, masks, final_masks=final_masks)
+        values |= {name: metric(finals, references) for name, metric in self.extra_metrics.items()}
+        rows: list[dict[str, float | None]] = [
+            {name: float(value[i]) for name, value in values.items()} for i in range(len(finals))
+        ]
+        if labels is not None and controls is not None:
+            for row, seen, control in zip(rows, labels.cpu().numpy(), controls, strict=True):
+                row["classes_kept"] = None if control is None else self._classes_kept(seen, control)
+        if self.registry is None:
+            return [Measured(row, None) for row in rows]
+        works = self._against_works(finals, self.registry)
+        return [Measured(row | dict(against.values), against.nearest) for row, against in zip(rows, works, strict=True)]
+
+    def compare(self, finals: Tensor, references: Tensor) -> list[Measured]:
+        """Measure pictures (B, 3, H, W) that are no results against others, whose shapes are found here."""
+        weight = next(self.components.vae.parameters())
+        finals, references = finals.to(weight.device), references.to(weight.device)
+        return self.measure(finals, references, self._shapes_of(references))
+
+    def _shapes(self, labels: Tensor) -> Tensor:
+        """Where labels (B, H, W) show objects."""
+        assert self.components.segmenter is not None
+        background = torch.tensor(sorted(self.components.segmenter.background), device=labels.device)
+        return ~torch.isin(labels, background)
+
+    def _shapes_of(self, pixels: Tensor) -> Tensor:
+        """Shapes (B, H, W) that are seen in pixels; the whole frame without a segmenter."""
+        labels = self._segment(pixels)
+        return torch.ones_like(pixels[:, 0], dtype=torch.bool) if labels is None else self._shapes(labels)
+
+    def _classes_kept(self, labels: np.ndarray, control: np.ndarray) -> float:
+        """Jaccard index of the classes of objects in two label maps (H, W); 1 where neither shows any."""
+        seen, asked = self._classes(labels), self._classes(control)
+        return len(seen & asked) / len(seen | asked) if seen | asked else 1.0
+
+    def _classes(self, labels: np.ndarray) -> set[int]:
+        """Classes of objects that cover at least `_SMALLEST_OBJECT` of the frame."""
+        assert self.components.segmenter is not None
+        found, areas = np.unique(labels, return_counts=True)
+        large = {int(label) for label in found[areas >= _SMALLEST_OBJECT * labels.size]}
+        return large - self.components.segmenter.background
+
+    def maps(self, final: Tensor, reference: Tensor | None, nearest: str | None) -> dict[str, np.ndarray]:
+        """Where a final (3, H, W) is like its reference (1, 3, H, W) and its nearest work: `Explanation.similarity`."""
+        against = {"reference": reference, "work": self.work(nearest) if nearest is not None else None}
+        found: dict[str, np.ndarray] = {}
+        for name, other in against.items():
+            if other is not None:
+                scaled = F.interpolate(other, final.shape[-2:], mode="area")
+                for kind, values in similarity_maps(final[None], scaled).items():
+                    found[name if kind == "raw" else f"{name}_{kind}"] = values[0].cpu().numpy()
+        return found
+
+    def _against_works(self, finals: Tensor, registry: Registry) -> list[Measured]:
+        """The closest of each measure against the works whose descriptors are nearest."""
+        found = registry.nearest(finals, _CANDIDATES)
+        count = found.positions.shape[1]
+        works = [self._work(int(position), registry) for position in found.positions.flatten()]
+        references, masks = (torch.cat(parts) for parts in zip(*works, strict=True))
+        pairs = F.interpolate(finals, references.shape[-2:], mode="area").repeat_interleave(count, 0)
+        values = measure(pairs, references, masks)
+        values |= {name: metric(pairs, references) for name, metric in self.extra_metrics.items()}
+        table = {name: value.reshape(len(finals), count).cpu() for name, value in values.items()}
+        return [
+            Measured(
+                {PREFIX + name: self._closest(name, value[i]) for name, value in table.items()}
+                | {f"{PREFIX}descriptor": float(found.similarity[i, 0])},
+                registry.works[found.positions[i, 0]].id,
+            )
+            for i in range(len(finals))
+        ]
+
+    def _closest(self, name: str, values: Tensor) -> float:
+        return float(values.max() if self.directions[name] == "similarity" else values.min())
+
+    def _work(self, position: int, registry: Registry) -> tuple[Tensor, Tensor]:
+        """A work's pixels (1, 3, H, W) and shape (1, H, W): as kept, else as decoded, which stays in memory."""
+        if position not in self._works:
+            weight = next(self.components.vae.parameters())
+            kept = registry.pictures.get(registry.works[position].id)
+            if kept is not None:
+                pixels = kept[None].to(weight.device).float() / 255
+            else:
+                pixels = self._decode(registry.latents[position][None].to(weight.device))
+            self._works[position] = pixels, self._shapes_of(pixels)
+            if len(self._works) > _DECODED:
+                self._works.popitem(last=False)
+        return self._works[position]
+
+    def work(self, id: str) -> Tensor:
+        """Pixels (1, 3, H, W) of the registered work with `id`."""
+        assert self.registry is not None
+        position = next(i for i, work in enumerate(self.registry.works) if work.id == id)
+        return self._work(position, self.registry)[0]

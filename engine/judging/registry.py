@@ -1,0 +1,233 @@
+"""Protected works, kept as descriptors and latents in one file of their owner's, never as pixels unless asked.
+
+The latents are those of one model's autoencoder: whoever has the model and the file can decode them, which is why the
+file can be read and written by its owner alone.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image, ImageOps
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from ..api.errors import CheckpointError, InvalidRequestError
+from ..api.files import write_whole
+from ..models.checkpoint import Components
+from ..models.segmentation import load_picture, to_pixels
+from ..records.manifest import pixel_hash
+from .descriptors import descriptors, mirrored
+
+_FORMAT = "twig-registry-1"
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class Work:
+    """A registered work: its id, the name of its file, the SHA-256 of its pixels and when it was added."""
+
+    id: str
+    name: str
+    sha256: str
+    added: str
+
+
+class Nearest(NamedTuple):
+    """The works nearest to each of B pictures: positions and similarity of descriptors (B, k), closest first."""
+
+    positions: np.ndarray
+    similarity: np.ndarray
+
+
+@dataclass(frozen=True)
+class Registry:
+    """An index of works, in the order they were added (K works).
+
+    autoencoder: SHA-256 of the autoencoder that encoded them. descriptors (K, D); latents (K, C, h, w), scaled as a
+    UNet takes them. pictures: pixels (3, H, W) uint8 by id, of works whose pictures are kept.
+    """
+
+    autoencoder: str
+    works: tuple[Work, ...] = ()
+    descriptors: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    latents: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, 0))
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Number of works."""
+        return len(self.works)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read `path`. Raises CheckpointError for a file that is no registry."""
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if header.get("format") != _FORMAT:
+                raise ValueError(f"its format is {header.get('format')!r}, expected {_FORMAT!r}")
+            works = tuple(Work(**work) for work in json.loads(header["works"]))
+            pictures = {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith("picture.")}
+            found = cls(header["autoencoder"], works, tensors["descriptors"], tensors["latents"], pictures)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is no registry of Twig: {error}") from error
+        if not len(works) == len(found.descriptors) == len(found.latents):
+            raise CheckpointError(f"{path} is no registry of Twig: it names {len(works)} works and holds others")
+        return found
+
+    def save(self, path: Path | str) -> None:
+        """Write `path` whole or not at all, readable by its owner alone."""
+        tensors = {"descriptors": self.descriptors.contiguous(), "latents": self.latents.contiguous()}
+        tensors |= {f"picture.{id}": pixels.contiguous() for id, pixels in self.pictures.items()}
+        works = json.dumps([asdict(work) for work in self.works])
+        header = {"format": _FORMAT, "autoencoder": self.autoencoder, "works": works}
+        write_whole(Path(path), save(tensors, header), private=True)
+
+    @property
+    def version(self) -> str:
+        """A digest of what is registered, to name in manifests."""
+        text = json.dumps([self.autoencoder, *(work.sha256 for work in self.works)])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def check(self, components: Components) -> None:
+        """Raise CheckpointError unless the latents are those of this model's autoencoder."""
+        if self.autoencoder != components.hashes["vae"]:
+            raise CheckpointError(
+                f"the registry was made with an autoencoder of SHA-256 {self.autoencoder[:16]}, this model's has "
+                f"{components.hashes['vae'][:16]}; add the works again with this model"
+            )
+
+    def nearest(self, pictures: Tensor, count: int = 1) -> Nearest:
+        """Find the `count` works nearest to pictures (B, 3, H, W) in [0, 1], which are also looked for mirrored.
+
+        Fewer where fewer are registered; none where none is.
+        """
+        count = min(count, len(self))
+        if not count:
+            return Nearest(np.zeros((len(pictures), 0), np.int64), np.zeros((len(pictures), 0)))
+        views = [descriptors(view).cpu().numpy() for view in (pictures, mirrored(pictures))]
+        found = [self._tree.query(view, k=range(1, count + 1)) for view in views]
+        distances, positions = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        order = np.argsort(distances, axis=1, kind="stable")
+        ranked = np.take_along_axis(positions, order, 1)
+        # A work found both ways would otherwise take two of the places.
+        kept = np.stack([_first_distinct(row, count) for row in ranked])
+        order = np.take_along_axis(order, kept, 1)
+        # Unit vectors: |a - b|^2 = 2 - 2 a.b
+        similarity = 1 - np.take_along_axis(distances, order, 1) ** 2 / 2
+        return Nearest(np.take_along_axis(positions, order, 1), similarity)
+
+    @cached_property
+    def _tree(self) -> KDTree:
+        return KDTree(self.descriptors.numpy())
+
+    def adding(self, other: "Registry") -> "Registry":
+        """This registry and the works of `other` that it lacks. Raises CheckpointError for another autoencoder's."""
+        if not len(self):
+            return other
+        if self.autoencoder != other.autoencoder or self.latents.shape[1:] != other.latents.shape[1:]:
+            raise CheckpointError("the registry was made with another model; works of two models cannot be mixed")
+        known = {work.id for work in self.works}
+        new = [i for i, work in enumerate(other.works) if work.id not in known]
+        return replace(
+            self,
+            works=self.works + tuple(other.works[i] for i in new),
+            descriptors=torch.cat([self.descriptors, other.descriptors[new]]),
+            latents=torch.cat([self.latents, other.latents[new]]),
+            pictures={**self.pictures, **other.pictures},
+        )
+
+    def without(self, ids: Iterable[str]) -> "Registry":
+        """This registry less the works with `ids`. Raises InvalidRequestError for an id that is not registered."""
+        gone = set(ids)
+        if unknown := sorted(gone - {work.id for work in self.works}):
+            raise InvalidRequestError(
+                f"no work {unknown[0]!r} is registered; `twig registry list` names those that are"
+            )
+        kept = [i for i, work in enumerate(self.works) if work.id not in gone]
+        return replace(
+            self,
+            works=tuple(self.works[i] for i in kept),
+            descriptors=self.descriptors[kept],
+            latents=self.latents[kept],
+            pictures={id: pixels for id, pixels in self.pictures.items() if id not in gone},
+        )
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Let no other process load the registry at `path`, change it and save it meanwhile; it waits for its turn.
+
+    Who only reads needs no turn: the file is replaced whole. Raises InvalidRequestError where the folder is missing.
+    """
+    if not path.parent.is_dir():
+        raise InvalidRequestError(f"there is no folder {path.parent} for the registry {path.name}")
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
+
+
+def index_works(components: Components, paths: Sequence[Path], *, keep_pictures: bool = False) -> Registry:
+    """Index pictures, cropped and scaled to the model's own size; one with the pixels of another is taken once.
+
+    Raises InvalidRequestError for a file that is no picture, or where there is none.
+    """
+    if not paths:
+        raise InvalidRequestError(f"no pictures to index; files ending in {', '.join(sorted(_SUFFIXES))} are taken")
+    found = {work.id: (work, pixels) for work, pixels in _read(paths, components.size)}
+    works = tuple(work for work, _ in found.values())
+    pixels = torch.cat([pixels for _, pixels in found.values()])
+    pictures = {work.id: (one[0] * 255).round().to(torch.uint8) for work, one in found.values() if keep_pictures}
+    latents = torch.cat([encode(components, chunk) for chunk in pixels.split(16)])
+    return Registry(components.hashes["vae"], works, descriptors(pixels), latents, pictures)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Picture files in a folder and the folders in it, by name; a picture itself stands for itself."""
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise InvalidRequestError(f"there is no folder {folder}")
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+
+
+def _read(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[tuple[Work, Tensor]]:
+    now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    for path in paths:
+        picture = load_picture(path)
+        digest = pixel_hash(picture)
+        yield Work(digest[:12], path.name, digest, now), cropped_pixels(picture, size)
+
+
+def cropped_pixels(picture: Image.Image, size: tuple[int, int]) -> Tensor:
+    """Pixels (1, 3, H, W) in [0, 1] of a picture scaled to `size` (height, width), cropped about its middle."""
+    height, width = size
+    return to_pixels(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS), height, width)
+
+
+@torch.inference_mode()
+def encode(components: Components, pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) in [0, 1] -> latents (B, C, h, w) float32 on the CPU, scaled as a UNet takes them."""
+    vae = components.vae
+    weight = next(vae.parameters())
+    encoded = vae.encode((pixels * 2 - 1).to(weight), return_dict=False)[0]
+    latents = encoded if isinstance(encoded, Tensor) else encoded.mode()
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    return ((latents.float() - shift) * vae.config.scaling_factor).cpu().clone()
+
+
+def _first_distinct(row: np.ndarray, count: int) -> np.ndarray:
+    """Positions in `row` of the first occurrence of its first `count` distinct values."""
+    _, first = np.unique(row, return_index=True)
+    return np.sort(first)[:count]

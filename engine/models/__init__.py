@@ -1,0 +1,1 @@
+"""A checkpoint's files as components: layouts, networks, attention, tensors, segmenters."""

@@ -1,0 +1,80 @@
+"""Parts of a checkpoint that are more than a network of one class: each folder read as what it says it holds."""
+
+import inspect
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+import transformers
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler
+from transformers import CLIPTokenizer
+
+from ..api.errors import CheckpointError
+from . import layout
+from .segmentation import Preprocessing, Segmenter
+
+SEGMENTERS = (
+    "SegformerForSemanticSegmentation",
+    "UperNetForSemanticSegmentation",
+    "Mask2FormerForUniversalSegmentation",
+)
+"""Segmentation models of transformers that are served."""
+
+Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
+
+
+def tokenizer(part: Path) -> CLIPTokenizer:
+    """Read CLIP's tokenizer."""
+    try:
+        return CLIPTokenizer.from_pretrained(part, local_files_only=True)
+    except layout.BROKEN as error:
+        raise CheckpointError(f"{part} cannot be loaded as a CLIPTokenizer: {error}") from error
+
+
+def vae_class(part: Path) -> type[Vae]:
+    """Class of the autoencoder in `part`."""
+    name = layout.read_json(part / "config.json").get("_class_name")
+    classes: dict[Any, type[Vae]] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+    if name not in classes:
+        raise CheckpointError(f"{part} holds a {name}; the autoencoders served are {', '.join(classes)}")
+    return classes[name]
+
+
+def scheduler(part: Path, forced: dict[str, Any]) -> DDIMScheduler:
+    """Read the noise schedule, whichever scheduler it is of: without clipping, and with what `forced` sets."""
+    config = layout.read_json(part / "scheduler_config.json")
+    if "beta_schedule" not in config:
+        raise CheckpointError(
+            f"{part} holds a {config.get('_class_name')}, which has no beta schedule; it is not served"
+        )
+    if _distilled(config):
+        raise CheckpointError(
+            f"{part} holds a {config['_class_name']} as of a distilled model (Turbo, LCM), which is drawn in few steps "
+            "without guidance and is not served; if the model is none, name another scheduler or timestep_spacing there"
+        )
+    known = inspect.signature(DDIMScheduler.__init__).parameters
+    kept = {name: value for name, value in config.items() if name in known}
+    try:
+        return DDIMScheduler(**kept | {"clip_sample": False} | forced)
+    except layout.BROKEN as error:
+        raise CheckpointError(f"{part} cannot be loaded as a noise schedule: {error}") from error
+
+
+def _distilled(config: dict[str, Any]) -> bool:
+    """Whether a schedule is LCM's, TCD's or that of SD and SDXL Turbo, whose networks look like any other's."""
+    name = str(config.get("_class_name"))
+    turbo = name.startswith("Euler") and config.get("timestep_spacing") == "trailing"
+    return name in ("LCMScheduler", "TCDScheduler") or (turbo and not config.get("rescale_betas_zero_snr"))
+
+
+def segmenter(part: Path, dtype: torch.dtype, device: torch.device | str) -> Segmenter:
+    """Load a segmentation model with its own preprocessing."""
+    architectures = layout.read_json(part / "config.json").get("architectures") or ["model of no named architecture"]
+    if architectures[0] not in SEGMENTERS:
+        raise CheckpointError(f"{part} holds a {architectures[0]}; the segmenters served are {', '.join(SEGMENTERS)}")
+    preprocessor = layout.read_json(part / "preprocessor_config.json")
+    try:
+        preprocessing = Preprocessing.from_config(preprocessor)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{part / 'preprocessor_config.json'} lacks or misstates {error}") from error
+    return Segmenter(layout.load_module(getattr(transformers, architectures[0]), part, dtype, device), preprocessing)

@@ -1,0 +1,1 @@
+"""What is kept of a picture: manifest, audit log, pictures, explanations."""

@@ -1,0 +1,210 @@
+"""The manifest of an image: everything that is needed to account for it and to make it again."""
+
+import hashlib
+import json
+import platform
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..api.errors import InvalidRequestError
+from ..api.files import write_whole
+from ..api.request import GenerationRequest, Picture
+from ..api.result import Attempt, GateDecision, GenerationResult, Verdict
+from ..models.checkpoint import Components
+
+DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+"""IPTC's term for media made by a trained model."""
+
+LIBRARIES = ("twig-engine", "torch", "diffusers", "transformers", "safetensors", "numpy", "pillow")
+
+
+class Record(BaseModel):
+    """Base of what is written as JSON: frozen, unknown keys refused."""
+
+    # Distances to an empty mask are infinite, which JSON has no number for.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Precision(StrEnum):
+    """Number type of the networks, by its name in torch."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class InputRecord(Record):
+    """A picture or mask the user brought: where it lay, None if it was handed over in memory, and its pixels' hash."""
+
+    path: Path | None
+    sha256: str
+
+    @classmethod
+    def of(cls, given: Picture | np.ndarray | None, pixels: Image.Image | np.ndarray) -> Self:
+        """Record `pixels`, read from `given` if that is a path."""
+        path = Path(given).resolve() if isinstance(given, str | Path) else None
+        return cls(path=path, sha256=pixel_hash(pixels))
+
+
+class ModelRecord(Record):
+    """The model: what it was loaded from (None for the embedded one), the hash of each part, its device and dtype."""
+
+    source: str | None = None
+    controlnet: str | None = None
+    segmenter: str | None = None
+    hashes: dict[str, str]
+    device: str
+    dtype: Precision
+
+    @classmethod
+    def of(cls, components: Components, **sources: str | None) -> Self:
+        """Record loaded components and the `sources` they were asked for by."""
+        weight = next(components.unet.parameters())
+        dtype = Precision(str(weight.dtype).removeprefix("torch."))
+        return cls(**sources, hashes=components.hashes, device=weight.device.type, dtype=dtype)
+
+    @property
+    def sha256(self) -> str:
+        """One hash for all parts."""
+        return text_hash(_canonical(self.hashes))
+
+
+class Machine(Record):
+    """What an image's last bits depend on besides the model: processor, device, threads."""
+
+    system: str
+    processor: str
+    device: str
+    threads: int
+
+    @classmethod
+    def here(cls, device: str) -> Self:
+        """Describe this machine and its `device` ("cpu" or "cuda")."""
+        name = torch.cuda.get_device_name() if device == "cuda" else f"CPU {torch.backends.cpu.get_cpu_capability()}"
+        return cls(system=platform.system(), processor=platform.machine(), device=name, threads=torch.get_num_threads())
+
+
+class Hashes(Record):
+    """SHA-256 of the pixels of each picture of a result, by `pixel_hash`."""
+
+    draft: str | None
+    mask: str | None
+    label_map: str | None
+    control_map: str | None
+    image: str | None
+
+    @classmethod
+    def of(cls, result: GenerationResult) -> Self:
+        """Hash the pictures of `result`."""
+        pictures = {name: getattr(result, name) for name in cls.model_fields}
+        return cls(**{name: None if pixels is None else pixel_hash(pixels) for name, pixels in pictures.items()})
+
+
+class Manifest(Record):
+    """Everything that is needed to account for one image and to make it again.
+
+    image: file name of the picture beside the manifest. gate: whether avoidance was switched on, and by what. registry:
+    version of the registered works that the picture was compared with. attempts: noise seed, mechanisms, scores with
+    their limits and UNet rows of each final. rule: what they were judged by, in numbers. timings: seconds by stage.
+    """
+
+    version: Literal[1] = 1
+    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    image: str | None
+    verdict: Verdict
+    error: str | None
+    index: int
+    request: GenerationRequest
+    request_sha256: str
+    source: InputRecord | None
+    mask: InputRecord | None
+    model: ModelRecord
+    hashes: Hashes
+    gate: GateDecision | None
+    registry: str | None
+    attempts: tuple[Attempt, ...]
+    rule: str
+    calibration: str | None
+    draft_rows: int
+    rows: int
+    timings: dict[str, float]
+    machine: Machine
+    libraries: dict[str, str]
+    python: str
+    digital_source_type: str = DIGITAL_SOURCE_TYPE
+
+    @classmethod
+    def of(
+        cls,
+        result: GenerationResult,
+        model: ModelRecord,
+        image: str | None = None,
+        source: InputRecord | None = None,
+        mask: InputRecord | None = None,
+    ) -> Self:
+        """Account for `result`; `source` and `mask` record what the user brought."""
+        return cls(
+            image=image,
+            verdict=result.verdict,
+            error=result.error,
+            index=result.index,
+            request=result.request,
+            request_sha256=request_hash(result.request),
+            source=source,
+            mask=mask,
+            model=model,
+            hashes=Hashes.of(result),
+            gate=result.gate,
+            registry=result.registry,
+            attempts=result.attempts,
+            rule=result.rule,
+            calibration=result.calibration,
+            draft_rows=result.draft_rows,
+            rows=result.rows,
+            timings=result.timings,
+            machine=Machine.here(model.device),
+            libraries={name: version(name) for name in LIBRARIES},
+            python=platform.python_version(),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a manifest; raises InvalidRequestError if the file is none."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise InvalidRequestError(f"{path} is not a manifest of Twig: {place}: {first['msg']}") from error
+
+    def save(self, path: Path) -> None:
+        """Write the manifest whole, readable by its owner alone, for it holds the prompt."""
+        write_whole(path, self.model_dump_json(indent=1).encode() + b"\n", private=True)
+
+
+def pixel_hash(pixels: Image.Image | np.ndarray) -> str:
+    """SHA-256 of a picture: its dtype and shape as NumPy writes them, then its values in row order."""
+    array = np.ascontiguousarray(pixels)
+    return hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()
+
+
+def request_hash(request: GenerationRequest) -> str:
+    """SHA-256 of a request's settings and prompts, without the pictures it brings."""
+    return text_hash(_canonical(request.model_dump(mode="json")))
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of `text` in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()

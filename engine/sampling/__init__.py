@@ -1,0 +1,1 @@
+"""Solvers and guidance as tables of coefficients and rows."""

@@ -1,0 +1,91 @@
+"""Which UNet rows a denoising run needs at each step, and how their predictions combine.
+
+Guidance is a linear combination of branch predictions, `eps_hat = sum_r w_r eps_r`: a step's cost is its number
+of rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+from ..api.request import DelayedGuidance, MovedControl, Stage
+
+MAX_ROWS = 4
+"""Most rows a job may have in one step."""
+
+
+class Branch(IntEnum):
+    """Which text a row is conditioned on; the value indexes a slot's two contexts."""
+
+    UNCONDITIONAL = 0
+    CONDITIONAL = 1
+
+
+class Hint(IntEnum):
+    """Which label map controls a row, the moved one or the draft's own; the value indexes a slot's two hints."""
+
+    MOVED = 0
+    OWN = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a UNet call: its text, its weight in the combination, its ControlNet strength (0: none) and hint."""
+
+    branch: Branch
+    weight: float
+    control: float = 0.0
+    hint: Hint = Hint.MOVED
+
+
+PROBE = (Row(Branch.UNCONDITIONAL, 0.0), Row(Branch.CONDITIONAL, 0.0))
+"""Rows that only compare the two branches: nothing is made of their combination."""
+
+
+def guidance_rows(scale: float) -> tuple[Row, ...]:
+    """Classifier-free guidance of `scale`: one row at scale 1, else two."""
+    if scale == 1:
+        return (Row(Branch.CONDITIONAL, 1.0),)
+    return Row(Branch.UNCONDITIONAL, 1.0 - scale), Row(Branch.CONDITIONAL, scale)
+
+
+def guidance_pair(rows: Sequence[Row]) -> tuple[int, int] | None:
+    """Positions of the unconditional and the conditional prediction that guidance compares; None without both."""
+    branches = [row.branch for row in rows]
+    if len(set(branches)) < len(Branch):
+        return None
+    return branches.index(Branch.UNCONDITIONAL), branches.index(Branch.CONDITIONAL)
+
+
+def plan_rows(
+    stage: Stage, delayed: DelayedGuidance | None = None, control: MovedControl | None = None
+) -> tuple[tuple[Row, ...], ...]:
+    """Return the rows of each step of `stage`."""
+    return tuple(_rows_at(step, stage, delayed, control) for step in range(stage.steps))
+
+
+def _rows_at(step: int, stage: Stage, delayed: DelayedGuidance | None, control: MovedControl | None) -> tuple[Row, ...]:
+    if delayed is not None and delayed.active(step, stage.steps):
+        rows: tuple[Row, ...] = (Row(Branch[delayed.branch.upper()], 1.0),)
+    else:
+        rows = guidance_rows(stage.guidance_scale)
+    if control is None or not control.active(step, stage.steps):
+        return rows
+    controlled = tuple(
+        Row(row.branch, row.weight, control.scale)
+        if control.rows == "both" or row.branch is Branch.CONDITIONAL
+        else row
+        for row in rows
+    )
+    return _with_negative(controlled, control)
+
+
+def _with_negative(rows: tuple[Row, ...], control: MovedControl) -> tuple[Row, ...]:
+    """Push the last row, where it is controlled, away from what the draft's own shape would make of it."""
+    *others, last = rows
+    if not control.negative or not last.control:
+        return rows
+    negative = replace(last, weight=-control.negative, hint=Hint.OWN)
+    if control.negative_against == "moved":
+        return *others, replace(last, weight=last.weight + control.negative), negative
+    return *rows, negative, Row(last.branch, control.negative)

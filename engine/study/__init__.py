@@ -1,0 +1,1 @@
+"""What runs an engine to learn something of a model: assessment, populations, reports."""

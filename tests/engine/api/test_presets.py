@@ -1,0 +1,27 @@
+import pytest
+
+from twig.engine.api.presets import BUNDLES, Preset
+from twig.engine.api.request import Avoidance, GenerationRequest, Stage
+from twig.engine.api.result import Verdict
+from twig.engine.engine import Engine
+
+
+def test_presets_grow_heavier_from_off_to_strict():
+    assert list(BUNDLES) == list(Preset)
+    assert Preset.OFF.settings["avoidance"] == Avoidance.off()
+    assert Preset.DEFAULT.settings["avoidance"] == Avoidance()
+    gentle, default, strict = (BUNDLES[preset].avoidance for preset in list(Preset)[1:])
+    assert gentle.moved_control.scale < default.moved_control.scale < strict.moved_control.scale
+    assert gentle.delayed_guidance.stop < default.delayed_guidance.stop
+    assert BUNDLES[Preset.GENTLE].gate == BUNDLES[Preset.DEFAULT].gate is not None
+    assert BUNDLES[Preset.STRICT].gate is None, "what is strict trusts no detector"
+
+
+@pytest.mark.parametrize("preset", list(Preset))
+def test_every_preset_runs(tiny_checkpoint, preset):
+    stage = Stage(steps=2)
+    (result,) = Engine.from_pretrained(tiny_checkpoint).generate(
+        GenerationRequest(prompt="a red star", draft=stage, final=stage, **preset.settings)
+    )
+    assert result.verdict is not Verdict.FAILED
+    assert result.attempts[0].avoidance == BUNDLES[preset].avoidance

@@ -1,0 +1,252 @@
+"""The scheduler under random traffic: nothing starves, nothing is lost, capacity holds."""
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy, Stage
+from twig.engine.batching.job import DENOISING, Job, State, Trajectory
+from twig.engine.batching.scheduler import BatchKind, ContinuousPolicy, Limits, Scheduler, StaticPolicy
+from twig.engine.sampling.rows import plan_rows
+
+
+class Shop:
+    """Moves jobs as the engine does, without networks; a judged job is accepted with a coin's toss."""
+
+    def __init__(self, limits=None, policy=None, seed=0):
+        self.scheduler = Scheduler(limits or Limits(), policy or ContinuousPolicy())
+        self.random = random.Random(seed)
+        self.now = 0.0
+        self.next_id = 0
+        self.finished = []
+        self.batches = []
+        self.served = {}
+
+    def submit(self, *, steps=4, draft_steps=3, guidance=5.0, priority=0, retries=1, shape=(16, 16), timeout=None):
+        request = GenerationRequest(
+            prompt="a star",
+            draft=Stage(steps=draft_steps),
+            final=Stage(steps=steps, guidance_scale=guidance),
+            priority=priority,
+            timeout=timeout,
+            similarity=SimilarityPolicy(retries=retries),
+        )
+        job = Job(self.next_id, self.next_id, request, shape, self.now)
+        self.next_id += 1
+        self.scheduler.submit(job)
+        return job
+
+    def start(self, job):
+        stage = job.request.draft if job.state is State.ENCODED else job.request.final
+        job.trajectory = Trajectory(plan_rows(stage), (0.0,) * stage.steps)
+        job.move(State.DRAFTING if job.state is State.ENCODED else State.FINALISING)
+
+    def finish(self, job, state):
+        job.move(state)
+        self.scheduler.finish(job)
+        self.finished.append(job)
+
+    def step(self):
+        self.now += 1
+        for job in self.scheduler.expired(self.now):
+            self.finish(job, State.EXPIRED)
+        for job in self.scheduler.admit():
+            self.start(job)
+        batch = self.scheduler.next_batch()
+        if batch is not None:
+            self.batches.append(batch)
+            self.check(batch)
+            for job in batch.jobs:
+                self.advance(batch.kind, job)
+        return batch
+
+    def check(self, batch):
+        limits = self.scheduler.limits
+        assert len({job.id for job in batch.jobs}) == len(batch.jobs) > 0
+        if batch.kind is BatchKind.DENOISE:
+            assert sum(len(job.trajectory.rows) for job in batch.jobs) <= limits.rows
+            assert len({job.shape for job in batch.jobs}) == 1
+            assert all(job.slot is not None for job in batch.jobs)
+        else:
+            assert len(batch.jobs) <= limits.boundary
+
+    def advance(self, kind, job):
+        match kind:
+            case BatchKind.ENCODE:
+                job.move(State.ENCODED)
+            case BatchKind.DENOISE:
+                assert job.deadline >= self.now, "an expired job spent rows"
+                self.served.setdefault(job.id, []).append(self.scheduler.iteration)
+                job.trajectory.advance()
+                if job.trajectory.done:
+                    job.move(State.SEGMENTING if job.state is State.DRAFTING else State.JUDGING)
+            case BatchKind.SEGMENT:
+                job.move(State.SEGMENTED)
+                self.start(job)
+            case BatchKind.JUDGE:
+                self.judge(job)
+
+    def judge(self, job):
+        if self.random.random() < 0.5:
+            self.finish(job, State.ACCEPTED)
+        elif job.attempt < job.request.similarity.retries:
+            job.attempt += 1
+            job.move(State.FINALISING)
+            job.trajectory = Trajectory(plan_rows(job.request.final), (0.0,) * job.request.final.steps)
+        else:
+            self.finish(job, State.REFUSED)
+
+    def run(self, most=100_000):
+        for _ in range(most):
+            if not self.scheduler.jobs:
+                return
+            assert self.step() is not None or not self.scheduler.jobs, "jobs are left but nothing runs"
+        raise AssertionError("did not finish")
+
+
+requests = st.fixed_dictionaries(
+    {
+        "steps": st.integers(1, 12),
+        "draft_steps": st.integers(1, 6),
+        "guidance": st.sampled_from([1.0, 5.0]),
+        "priority": st.integers(-2, 2),
+        "retries": st.integers(0, 2),
+        "shape": st.sampled_from([(16, 16), (24, 16)]),
+    }
+)
+
+
+class Traffic(RuleBasedStateMachine):
+    """Random arrivals, steps and cancellations on a small engine."""
+
+    @initialize(slots=st.integers(1, 5), rows=st.integers(2, 7), boundary=st.integers(1, 3), static=st.booleans())
+    def begin(self, slots, rows, boundary, static):
+        policy = StaticPolicy() if static else ContinuousPolicy()
+        self.shop = Shop(Limits(slots=slots, rows=rows, boundary=boundary), policy)
+        self.jobs = []
+
+    @rule(request=requests)
+    def arrive(self, request):
+        self.jobs.append(self.shop.submit(**request))
+
+    @rule(count=st.integers(1, 8))
+    def steps(self, count):
+        for _ in range(count):
+            self.shop.step()
+
+    @rule(data=st.data())
+    def cancel(self, data):
+        live = list(self.shop.scheduler.jobs.values())
+        if live:
+            self.shop.finish(data.draw(st.sampled_from(live)), State.CANCELLED)
+
+    @invariant()
+    def nothing_is_lost_or_twice(self):
+        if not hasattr(self, "shop"):
+            return
+        live = list(self.shop.scheduler.jobs.values())
+        assert sorted(j.id for j in [*live, *self.shop.finished]) == [j.id for j in self.jobs]
+        slots = [job.slot for job in live if job.slot is not None]
+        assert len(set(slots)) == len(slots)
+        assert len(slots) + self.shop.scheduler.free_slots == self.shop.scheduler.limits.slots
+        assert all(job.slot is not None for job in live if job.state in DENOISING)
+
+    def teardown(self):
+        if hasattr(self, "shop"):
+            self.shop.run()
+            assert self.shop.scheduler.free_slots == self.shop.scheduler.limits.slots
+
+
+TestTraffic = Traffic.TestCase
+TestTraffic.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+@given(st.lists(requests, min_size=1, max_size=30), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_no_resident_job_waits_longer_than_the_others_need(batch, seed):
+    shop = Shop(Limits(slots=6, rows=4, aging=2), seed=seed)
+    for request in batch:
+        shop.submit(**request)
+    shop.run()
+    # Six residents at two rows each over four rows: a job is passed over for a few steps, plus what priority buys.
+    for iterations in shop.served.values():
+        gaps = [b - a for a, b in itertools.pairwise(iterations)]
+        assert max(gaps, default=0) <= 40
+
+
+def test_jobs_of_equal_priority_get_slots_in_order_of_arrival():
+    shop = Shop(Limits(slots=2, rows=4))
+    jobs = [shop.submit() for _ in range(7)]
+    shop.run()
+    first_served = [shop.served[job.id][0] for job in jobs]
+    assert first_served == sorted(first_served)
+
+
+def test_a_higher_priority_gets_the_next_slot():
+    shop = Shop(Limits(slots=1, rows=2))
+    shop.submit(steps=3)
+    for _ in range(4):
+        shop.step()
+    low, high = shop.submit(), shop.submit(priority=5)
+    shop.run()
+    assert shop.served[high.id][0] < shop.served[low.id][0]
+
+
+def test_a_short_request_is_not_held_up_by_long_ones():
+    shop = Shop(Limits(slots=8, rows=8))
+    for _ in range(4):
+        shop.submit(draft_steps=50, steps=50, retries=0)
+    for _ in range(10):
+        shop.step()
+    short = shop.submit(draft_steps=8, steps=8, retries=0)
+    shop.run()
+    assert shop.finished[0] is short
+
+
+def test_an_expired_job_spends_no_more_rows():
+    shop = Shop()
+    job = shop.submit(steps=50, timeout=10.0)
+    shop.run()
+    assert job.state is State.EXPIRED
+
+
+def test_a_boundary_batch_waits_to_grow_but_not_for_long():
+    shop = Shop(Limits(slots=8, rows=16, boundary=8, patience=3))
+    first = shop.submit(draft_steps=5, steps=30, retries=0)
+    others = [shop.submit(draft_steps=d, steps=30, retries=0) for d in (6, 7, 20)]
+    shop.run()
+    segmented = [batch.jobs for batch in shop.batches if batch.kind is BatchKind.SEGMENT]
+    assert set(segmented[0]) == {first, *others[:2]}
+
+
+def test_static_policy_lets_nobody_join_a_running_gang():
+    static, continuous = Shop(Limits(slots=4, rows=8), StaticPolicy()), Shop(Limits(slots=4, rows=8))
+    for shop in (static, continuous):
+        shop.submit(draft_steps=20, steps=20, retries=0)
+        for _ in range(5):
+            shop.step()
+        shop.submit(draft_steps=2, steps=2, retries=0)
+        shop.run()
+    assert [job.id for job in static.finished] == [0, 1]
+    assert [job.id for job in continuous.finished] == [1, 0]
+
+
+@pytest.mark.parametrize("policy", [ContinuousPolicy, StaticPolicy])
+def test_two_thousand_poisson_arrivals_all_finish(policy):
+    shop = Shop(Limits(slots=16, rows=16), policy(), seed=3)
+    rng = random.Random(5)
+    due = 0.0
+    for _ in range(2000):
+        due += rng.expovariate(0.35)
+        while shop.now < due:
+            shop.step()
+            if not shop.scheduler.jobs:
+                shop.now = due
+        shop.submit(steps=rng.randint(8, 20), draft_steps=rng.choice([4, 8]), priority=rng.choice([0, 0, 1]))
+    shop.run()
+    assert len(shop.finished) == 2000
+    assert shop.scheduler.free_slots == 16

@@ -1,0 +1,175 @@
+"""`twig assess`: works, nearest works, limits from clean pairs, and a report that stands alone."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from twig.engine.api.errors import InvalidRequestError
+from twig.engine.api.presets import BUNDLES, Preset
+from twig.engine.api.request import SimilarityPolicy
+from twig.engine.cli import assess as command
+from twig.engine.cli.main import run
+from twig.engine.engine import Engine
+from twig.engine.judging.works import Works
+from twig.engine.study.assessment import JUDGED, Assessment, Plan, read_prompts
+from twig.engine.study.charts import chart
+from twig.engine.study.report import PresetSummary, recommended, render, rule, summaries
+
+
+def picture(seed):
+    """Blocks of colour, unlike those of another seed."""
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)).resize((64, 64), Image.Resampling.NEAREST)
+
+
+@pytest.fixture(scope="module")
+def study_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "works/deep").mkdir(parents=True)
+    for i in range(5):
+        picture(i).save(folder / f"works/{'deep/' if i == 4 else ''}work{i}.png")
+    (folder / "works/notes.txt").write_text("no picture")
+    (folder / "prompts.txt").write_text("a red star\n\n# a comment\na blue <house>\na red star\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def works(study_folder):
+    return Works.load(study_folder / "works", (64, 64), None)
+
+
+def test_works_are_the_folders_pictures(works, tmp_path):
+    assert works.names == ("deep/work4.png", "work0.png", "work1.png", "work2.png", "work3.png")
+    assert works.pixels.shape == (5, 3, 64, 64)
+    with pytest.raises(InvalidRequestError, match="holds no picture"):
+        Works.load(tmp_path, (64, 64), None)
+
+
+def test_the_nearest_work_is_found_even_mirrored(works):
+    noisy = (works.pixels + 0.05 * torch.randn(works.pixels.shape)).clamp(0, 1)
+    assert [work for work, _ in works.nearest(noisy)] == [0, 1, 2, 3, 4]
+    found = works.nearest(works.pixels.flip(-1))
+    assert [work for work, _ in found] == [0, 1, 2, 3, 4]
+    assert all(values["ssim_aligned"] > 0.9 > values["ssim"] for _, values in found)
+
+
+def test_prompts_are_lines_that_say_something(study_folder, tmp_path):
+    assert read_prompts(study_folder / "prompts.txt") == ("a red star", "a blue <house>")
+    (tmp_path / "empty.txt").write_text("\n# nothing\n")
+    with pytest.raises(InvalidRequestError, match="holds no prompt"):
+        read_prompts(tmp_path / "empty.txt")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(InvalidRequestError, match="is no text"):
+        read_prompts(tmp_path / "binary.txt")
+
+
+@pytest.fixture(scope="module")
+def reported(study_folder, tiny_checkpoint):
+    out = study_folder / "out"
+    code = run([
+        "assess", "--prompts", str(study_folder / "prompts.txt"), "--sources", str(study_folder / "works"), "--out",
+        str(out), "--seeds", "2", "--model", str(tiny_checkpoint), "--device", "cpu", "--hourly-price", "2",
+        "--presets", "off,strict",
+    ])  # fmt: skip
+    return code, out
+
+
+def test_every_picture_is_a_row(reported):
+    code, out = reported
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    assert code == 0
+    assert [(r["preset"], r["prompt"], r["seed"]) for r in rows] == [
+        (preset, prompt, seed) for preset in ("off", "strict") for prompt in (0, 1) for seed in (0, 1)
+    ]
+    plain, avoided = rows[0], rows[4]
+    assert plain["rows"] == 40 < avoided["rows"]
+    assert {*JUDGED} <= plain["measures"].keys()
+    assert plain["nearest"].endswith(".png")
+    assert plain["seconds"] > 0
+
+
+def test_the_report_opens_from_disk_with_nothing_beside_it(reported):
+    page = (reported[1] / "report.html").read_text()
+    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!data:)", page)
+    assert "<script" not in page
+    assert page.count("data:image/png;base64,") == 3 + 2 * 2 * 2
+    assert "a blue &lt;house&gt;" in page
+    assert "Recommended preset" in page
+    assert "refuse if registry_ssim &gt;" in page
+    assert (reported[1] / "report.html").stat().st_mode & 0o077 == 0
+
+
+def test_what_cannot_be_studied_is_one_line(study_folder, tmp_path, capsys):
+    asked = ["assess", "--prompts", str(study_folder / "prompts.txt"), "--sources", str(study_folder / "works")]
+    assert run([*asked, "--presets", "off,severe", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("twig: there is no preset 'severe'; there are off")
+    assert run([*asked[:4], str(tmp_path / "missing")]) == 2
+
+
+def test_an_interrupted_study_reports_what_it_has(study_folder, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    kept = []
+    as_row = command.Picture.as_row
+
+    def stopping(self):
+        kept.append(self)
+        if len(kept) == 3:
+            raise KeyboardInterrupt
+        return as_row(self)
+
+    monkeypatch.setattr(command.Picture, "as_row", stopping)
+    code = run([
+        "assess", "--prompts", str(study_folder / "prompts.txt"), "--sources", str(study_folder / "works"), "--out",
+        str(tmp_path), "--seeds", "2", "--model", str(tiny_checkpoint), "--device", "cpu", "--presets", "off",
+    ])  # fmt: skip
+    assert code == 130
+    assert "The study was interrupted" in (tmp_path / "report.html").read_text()
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_limits_keep_clean_pairs_and_catch_copies(works, tiny_checkpoint):
+    engine = Engine.from_pretrained(tiny_checkpoint)
+    study = Assessment(engine, works, Plan(("a red star",), {"off": BUNDLES[Preset.OFF]}, seeds=1))
+    calibration = study.limits()
+    assert calibration.count == 5 * 4
+    assert set(calibration.limits) == set(JUDGED)
+    _, copy = works.nearest(works.pixels[:1])[0]
+    assert copy["ssim_masked"] > calibration.limits["ssim_masked"]
+    assert SimilarityPolicy(rule=rule(calibration.limits)).retries == 2
+    alone = Works(works.names[:1], works.pixels[:1], works.masks[:1])
+    assert Assessment(engine, alone, study.plan).limits() is None
+    assert "bring at least two" in render(Assessment(engine, alone, study.plan), None, None, True)
+
+
+def summary(name, close, kept, rows=40.0, seconds=1.0):
+    return PresetSummary(name, 10, close, 0, 1, 0.5, 0.9, kept, 1.0, rows, seconds, None)
+
+
+def test_the_preset_with_fewest_close_pictures_is_recommended_unless_another_is_as_good_and_kinder():
+    plain, gentle, strict = summary("off", 0.9, 1.0), summary("gentle", 0.02, 0.97), summary("strict", 0.01, 0.8)
+    assert recommended([plain, gentle, strict]).name == "gentle"
+    assert recommended([plain, summary("gentle", 0.2, 0.97), strict]).name == "strict"
+    unknown = [summary("a", 0, float("nan"), rows=80), summary("b", 0, float("nan"), rows=40)]
+    assert recommended(unknown).name == "b"
+
+
+def test_the_price_is_of_pictures_that_pass(works, tiny_checkpoint, reported):
+    rows = [json.loads(line) for line in (reported[1] / "rows.jsonl").read_text().splitlines()]
+    pictures = [command.Picture(**row | {"seconds": 3.6}) for row in rows]
+    half = sorted(p.measures["ssim"] for p in pictures if p.preset == "off")[1]
+    plain = summaries(pictures, {"ssim": half}, hourly_price=2.0)[0]
+    assert plain.close == 0.5
+    assert plain.price == pytest.approx(3.6 / 3600 * 2.0 * 1000 / 0.5)
+    assert summaries(pictures, {"ssim": -2.0}, hourly_price=2.0)[0].price is None
+
+
+def test_a_chart_shows_its_points_and_leaves_out_what_is_not_finite():
+    blank = np.asarray(chart({"a": []}, "x", "y"))
+    drawn = np.asarray(chart({"a": [(0, 1), (2, 3), (float("nan"), 1)]}, "x", "y"))
+    blue = (0x45, 0x75, 0xB4)
+    assert (drawn == blue).all(-1).sum() > (blank == blue).all(-1).sum() + 100
+    assert chart({"flat": [(1, 1)]}, "x", "y").size == (1040, 640)

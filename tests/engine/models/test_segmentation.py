@@ -1,0 +1,257 @@
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    ConvNextConfig,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessorPil,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessorPil,
+    SwinConfig,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+
+from twig.engine.api.errors import CheckpointError, InvalidRequestError
+from twig.engine.models.checkpoint import load
+from twig.engine.models.segmentation import Preprocessing, Segmenter, load_picture, to_pixels
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+
+
+def label_names(names):
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+
+def colours(count):
+    return [[i, 2 * i % 256, 255 - i] for i in range(count)]
+
+
+def build_mask2former(names):
+    backbone = SwinConfig(
+        image_size=32, embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=2, out_features=STAGES
+    )
+    config = Mask2FormerConfig(
+        backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
+        dim_feedforward=32, encoder_layers=1, decoder_layers=2, num_attention_heads=2, num_queries=12,
+        palette=colours(len(names)), **label_names(names),
+    )  # fmt: skip
+    return Mask2FormerForUniversalSegmentation(config).eval()
+
+
+def build_upernet(names, **options):
+    backbone = ConvNextConfig(hidden_sizes=[8] * 4, depths=[1] * 4, out_features=STAGES)
+    config = UperNetConfig(
+        backbone_config=backbone, hidden_size=8, pool_scales=[1, 2], use_auxiliary_head=False, auxiliary_in_channels=8,
+        **label_names(names), **options,
+    )  # fmt: skip
+    return UperNetForSemanticSegmentation(config).eval()
+
+
+def build_segformer(names, **options):
+    config = SegformerConfig(
+        depths=[1], hidden_sizes=[8], num_attention_heads=[1], sr_ratios=[4], strides=[4], num_encoder_blocks=1,
+        patch_sizes=[7], mlp_ratios=[2], decoder_hidden_size=8, **label_names(names), **options,
+    )  # fmt: skip
+    return SegformerForSemanticSegmentation(config).eval()
+
+
+def picture(height, width, seed=0):
+    """Smooth random picture."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def agreement(a, b):
+    return float((torch.as_tensor(a) == torch.as_tensor(b)).float().mean())
+
+
+def test_labels_are_those_of_the_librarys_own_pre_and_postprocessing(tiny_checkpoint):
+    segmenter = load(tiny_checkpoint).segmenter
+    processor = SegformerImageProcessorPil.from_pretrained(tiny_checkpoint / "segmenter")
+    for size in ((64, 64), (96, 160), (40, 56)):
+        image = picture(*size)
+        with torch.no_grad():
+            output = segmenter.model(**processor(image, return_tensors="pt"))
+        expected = processor.post_process_semantic_segmentation(output, target_sizes=[size])[0]
+        labels = segmenter(to_pixels(image, *size))[0]
+        assert labels.shape == size
+        assert labels.dtype == torch.int64
+        assert len(labels.unique()) > 1
+        assert agreement(labels, expected) > 0.995
+
+
+def test_mask2former_labels_are_those_of_the_librarys_own_pre_and_postprocessing(tmp_path):
+    torch.manual_seed(3)
+    names = ("background", "star", "house", "tree")
+    processor = Mask2FormerImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96}, size_divisor=32)
+    model = build_mask2former(names)
+    segmenter = Segmenter(model, Preprocessing.from_config(processor.to_dict()))
+    for size in ((64, 64), (80, 128)):
+        image = picture(*size)
+        with torch.no_grad():
+            output = model(**processor(image, return_tensors="pt"))
+        expected = processor.post_process_semantic_segmentation(output, target_sizes=[size])[0]
+        assert agreement(segmenter(to_pixels(image, *size))[0], expected) > 0.98
+
+
+@pytest.mark.parametrize("build", [build_mask2former, build_upernet])
+def test_user_segmenter_folder_replaces_the_models_own(tiny_checkpoint, tmp_path, build):
+    torch.manual_seed(0)
+    names = (*(f"thing {i}" for i in range(149)), "background")
+    build(names).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
+    segmenter = load(tiny_checkpoint, segmenter=tmp_path).segmenter
+    labels = segmenter(torch.rand(2, 3, 64, 96))
+    assert labels.shape == (2, 64, 96)
+    assert segmenter.labels == names
+    assert segmenter.background == {149}
+    assert segmenter.palette.shape == (150, 3)
+
+
+PREPROCESSING = {
+    "size": {"height": 64, "width": 64}, "rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"size": {"height": 512, "width": 640}}, (512, 640)),
+        ({"size": 512}, (512, 512)),
+        ({"size": {"shortest_edge": 200}}, (200, 400)),
+        ({"size": {"shortest_edge": 200, "longest_edge": 300}}, (150, 300)),
+        ({"size": {"shortest_edge": 200, "longest_edge": 300}, "size_divisor": 32}, (160, 320)),
+        ({"size": 200, "max_size": 300, "size_divisor": 32}, (160, 320)),
+        ({"do_resize": False}, (100, 200)),
+    ],
+)
+def test_picture_is_resized_as_the_configuration_says(config, expected):
+    assert Preprocessing.from_config(PREPROCESSING | config).resized(100, 200) == expected
+
+
+def test_pixels_are_scaled_and_normalised():
+    preprocessing = Preprocessing.from_config(
+        {"do_resize": False, "rescale_factor": 1 / 255, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.25, 0.125]}
+    )
+    values = preprocessing(torch.full((1, 3, 2, 2), 0.6))[0, :, 0, 0]
+    torch.testing.assert_close(values, torch.tensor([1.0, 1.6, 2.4]))
+
+
+# --- palettes and background ---
+
+
+def test_ade20k_colours_stand_in_for_a_missing_palette():
+    segmenter = Segmenter(build_segformer(("wall", *(f"x{i}" for i in range(149)))), Preprocessing())
+    assert len(np.unique(segmenter.palette, axis=0)) == 149  # road and column share their grey
+    # wall, building, sky, person: as ControlNet's segmentation annotator paints them
+    assert segmenter.palette[[0, 1, 2, 12]].tolist() == [[120] * 3, [180, 120, 120], [6, 230, 230], [150, 5, 61]]
+
+
+def test_missing_palette_of_another_label_set_is_refused():
+    with pytest.raises(CheckpointError, match="3 labels and needs a 'palette'"):
+        Segmenter(build_segformer(("background", "star", "house")), Preprocessing())
+
+
+@pytest.mark.parametrize("palette", [[[0, 0]] * 3, [[0, 0, 300]] * 3, [[0, 0, -1]] * 3, [[0, 0, 0]] * 2, "red"])
+def test_malformed_palette_is_refused(palette):
+    with pytest.raises(CheckpointError, match="palette"):
+        Segmenter(build_segformer(("background", "star", "house"), palette=palette), Preprocessing())
+
+
+def test_background_is_what_surrounds_a_subject():
+    names = ("wall", "sidewalk, pavement", "person", "earth, ground", "Sky", "wallpaper sample")
+    segmenter = Segmenter(build_segformer(names, palette=colours(6)), Preprocessing())
+    assert segmenter.background == {0, 1, 3, 4}
+
+
+def test_background_can_be_named_in_the_configuration():
+    model = build_segformer(("sky", "star", "fog"), palette=colours(3), background=["fog", "sky"])
+    assert Segmenter(model, Preprocessing()).background == {0, 2}
+
+
+def test_labels_without_any_background_are_refused():
+    with pytest.raises(CheckpointError, match=r"no background.*its labels are star, house"):
+        Segmenter(build_segformer(("star", "house"), palette=colours(2)), Preprocessing())
+
+
+# --- pictures ---
+
+
+def png_header(width, height):
+    """A valid PNG that claims a size and holds no pixels to speak of."""
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(100))))
+    body = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in (*chunks, (b"IEND", b""))
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("size", [(60000, 60000), (12000, 12000), (9000, 9000)])
+def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, size):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_header(*size))
+    with pytest.raises(InvalidRequestError, match=r"bomb\.png.*pixels"):
+        load_picture(path)
+
+
+def test_picture_over_the_callers_limit_is_refused():
+    with pytest.raises(InvalidRequestError, match=r"64 x 32.*more than 2000"):
+        load_picture(picture(32, 64), max_pixels=2000)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_truncated_picture_is_refused(tmp_path, format):
+    path = tmp_path / f"cut.{format.lower()}"
+    picture(200, 200).save(path, format)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InvalidRequestError, match="cut"):
+        load_picture(path)
+
+
+def test_what_is_no_picture_is_refused(tmp_path):
+    (tmp_path / "notes.png").write_text("not a picture")
+    with pytest.raises(InvalidRequestError, match=r"notes\.png is no picture"):
+        load_picture(tmp_path / "notes.png")
+    with pytest.raises(InvalidRequestError, match=r"no picture at .*gone\.png"):
+        load_picture(tmp_path / "gone.png")
+    with pytest.raises(InvalidRequestError, match="cannot be read"):
+        load_picture(tmp_path)
+
+
+def test_sixteen_bit_picture_is_refused_rather_than_clipped(tmp_path):
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(InvalidRequestError, match="8 bits"):
+        load_picture(tmp_path / "deep.png")
+
+
+def test_transparency_becomes_white(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    loaded = load_picture(str(tmp_path / "clear.png"))
+    assert loaded.mode == "RGB"
+    assert loaded.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_camera_orientation_is_applied(tmp_path):
+    image = Image.new("RGB", (8, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert load_picture(tmp_path / "turned.jpg").size == (4, 8)
+
+
+def test_pixels_keep_the_pictures_values():
+    image = picture(8, 16)
+    pixels = to_pixels(image, 8, 16)
+    assert pixels.shape == (1, 3, 8, 16)
+    assert torch.equal((pixels[0].permute(1, 2, 0) * 255).round().to(torch.uint8), torch.from_numpy(np.array(image)))
+    assert to_pixels(image, 16, 16).shape == (1, 3, 16, 16)

@@ -1,0 +1,81 @@
+"""Which room and which wing may import which: an arrow that is not in the tables is a wall."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+ROOMS = {
+    "benchmarks": {"export", "engine", "kernels"},
+    "export": {"engine", "kernels"},
+    "engine": {"kernels"},
+    "kernels": set(),
+}
+
+LOOP = ("aio", "door", "engine", "stats")
+"""Modules of `engine/` itself that make up the loop and its faces; they count as one wing."""
+
+WINGS = {
+    "cli": {"study", "replay", "loop", "judging", "batching", "records", "models", "api"},
+    "study": {"loop", "judging", "batching", "models", "api"},
+    "replay": {"loop", "records", "api"},
+    "loop": {"stages", "judging", "batching", "backends", "models", "sampling", "api"},
+    "stages": {"judging", "batching", "backends", "avoidance", "models", "sampling", "api"},
+    "judging": {"avoidance", "records", "models", "api"},
+    "batching": {"backends", "avoidance", "models", "sampling", "api"},
+    "backends": {"models", "sampling", "api"},
+    "records": {"models", "api"},
+    "avoidance": {"models", "sampling", "api"},
+    "models": {"api"},
+    "sampling": {"api"},
+    "api": set(),
+}
+
+
+def imported(path: Path) -> Iterator[tuple[str, ...]]:
+    """Modules of this package that a file imports, each by its parts below the root."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1] + tuple(node.module.split(".") if node.module else ())
+            yield from [base] if node.module else [(*base, alias.name) for alias in node.names]
+
+
+def wing_of(parts: tuple[str, ...]) -> str:
+    """Wing that a module of `engine/` belongs to."""
+    return "loop" if parts[1] in LOOP else parts[1]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_look_down_alone(room):
+    for path in (ROOT / room).rglob("*.py"):
+        seen = {parts[0] for parts in imported(path) if parts[0] in ROOMS}
+        assert seen - {room} <= ROOMS[room], path
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_wings_look_where_the_table_lets_them(wing):
+    found = [
+        path
+        for path in (ROOT / "engine").rglob("*.py")
+        if wing_of(path.relative_to(ROOT).with_suffix("").parts) == wing
+    ]
+    assert found
+    for path in found:
+        seen = {wing_of(parts) for parts in imported(path) if parts[0] == "engine" and len(parts) > 1}
+        assert seen - {wing} <= WINGS[wing], path
+
+
+def test_every_file_of_the_engine_has_its_wing():
+    files = [path.relative_to(ROOT).with_suffix("").parts for path in (ROOT / "engine").rglob("*.py")]
+    assert {wing_of(parts) for parts in files} - {"__init__"} == set(WINGS)
+
+
+def test_the_tables_close_no_circle():
+    for table in (ROOMS, WINGS):
+        order = list(table)
+        for place, (name, below) in enumerate(reversed(table.items())):
+            assert below <= set(order[len(order) - place :]), name
