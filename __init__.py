@@ -12,24 +12,20 @@ from .engine.api.errors import (
     NonFiniteLatentError,
     TwigError,
 )
-from .engine.api.presets import Preset
-from .engine.api.request import (
+from .engine.api.mechanisms import (
     Avoidance,
     DelayedGuidance,
-    Framing,
-    Gate,
-    GenerationRequest,
     InitialNoise,
     MaskedAttention,
     MaskedNoise,
     MovedControl,
     Repulsion,
-    SimilarityPolicy,
-    Solver,
-    Stage,
 )
+from .engine.api.presets import Preset
+from .engine.api.request import Framing, Gate, GenerationRequest, SimilarityPolicy
 from .engine.api.result import GateDecision, GenerationResult, Score, Verdict
 from .engine.api.rules import Rule
+from .engine.api.settings import Solver, Stage
 from .engine.backends.options import TorchOptions
 from .engine.engine import Engine
 from .engine.judging.registry import Registry

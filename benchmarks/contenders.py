@@ -14,7 +14,8 @@ import torch
 from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from torch import Tensor
 
-from ..engine.api.request import GenerationRequest, Solver, Stage
+from ..engine.api.request import GenerationRequest
+from ..engine.api.settings import Solver, Stage
 from ..engine.avoidance.placement import moved_labels
 from ..engine.batching.carried import attempt_seed
 from ..engine.batching.scheduler import ContinuousPolicy, Limits, Policy, StaticPolicy

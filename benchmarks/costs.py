@@ -8,9 +8,11 @@ from typing import NamedTuple, Self
 import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..engine.api.request import Avoidance, MovedControl, Stage
+from ..engine.api.event import State
+from ..engine.api.mechanisms import Avoidance, MovedControl
+from ..engine.api.settings import Stage
 from ..engine.batching.carried import Shared
-from ..engine.batching.job import Job, State
+from ..engine.batching.job import Job
 from ..engine.engine import Engine
 from ..engine.sampling.buckets import bucket_of
 from .clocks import ClockKind, stopwatch

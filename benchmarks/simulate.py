@@ -14,8 +14,9 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import typer
 
+from ..engine.api.event import State
 from ..engine.api.request import GenerationRequest, SimilarityPolicy
-from ..engine.batching.job import Job, State
+from ..engine.batching.job import Job
 from ..engine.batching.scheduler import Batch, BatchKind, ContinuousPolicy, Limits, Policy, Scheduler, StaticPolicy
 from .costs import Costs
 from .options import OutOption, RowsOption, SlotsOption

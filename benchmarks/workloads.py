@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.api.request import Avoidance, GenerationRequest, MovedControl, SimilarityPolicy, Stage
+from ..engine.api.mechanisms import Avoidance, MovedControl
+from ..engine.api.request import GenerationRequest, SimilarityPolicy
+from ..engine.api.settings import Stage
 from ..engine.avoidance.initial_noise import sharpness_probes
 from ..engine.batching.job import Trajectory
 from ..engine.sampling.rows import Row, plan_rows

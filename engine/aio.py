@@ -7,9 +7,10 @@ from types import TracebackType
 from typing import Self
 
 from .api.errors import EngineClosedError
+from .api.event import Event
 from .api.request import GenerationRequest
 from .api.result import GenerationResult
-from .engine import Engine, Event
+from .engine import Engine
 
 _IDLE_SECONDS = 0.2
 

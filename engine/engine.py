@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +16,7 @@ from PIL import Image
 
 from .api.calibration import Calibration
 from .api.errors import EngineBusyError, EngineClosedError
+from .api.event import Event, State
 from .api.request import GenerationRequest, Requests
 from .api.result import GenerationResult, Verdict
 from .api.rules import Decision
@@ -24,7 +25,7 @@ from .backends.options import TorchOptions
 from .backends.protocol import ArtifactSource
 from .batching.carried import Shared
 from .batching.graphs import GraphPool
-from .batching.job import DENOISING, TERMINAL, IllegalMoveError, Job, State
+from .batching.job import DENOISING, TERMINAL, IllegalMoveError, Job
 from .batching.scheduler import Batch, BatchKind, Limits, Policy, Scheduler
 from .door import Admission, Door
 from .judging.registry import Registry
@@ -36,25 +37,6 @@ from .stages.runner import Runner, to_picture
 from .stats import Stats, StatsRecorder
 
 _ENDS = {Decision.ACCEPT: State.ACCEPTED, Decision.REVIEW: State.REVIEW, Decision.REFUSE: State.REFUSED}
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something happened to image `index` of the request with `id`: where it stands, and how far its run is.
-
-    picture: the predicted picture, at steps for which the request wants a preview; at SEGMENTED the draft (None where a
-    source took its place), with the mask (H, W) bool. result: set by the last event of an image.
-    """
-
-    id: int
-    index: int
-    state: State
-    step: int = 0
-    steps: int = 0
-    attempt: int = 0
-    picture: Image.Image | None = None
-    mask: np.ndarray | None = None
-    result: GenerationResult | None = None
 
 
 class Engine:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ...engine.api.request import Avoidance
+from ...engine.api.mechanisms import Avoidance
 from ...engine.models.checkpoint import EMBEDDED
 from .catalogue import main_methods, other_methods
 from .methods import ANY, GUIDANCE, Bed, Method

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine.api.request import Stage
+from ...engine.api.event import State
+from ...engine.api.settings import Stage
 from ...engine.batching.carried import attempt_seed
-from ...engine.batching.job import Job, State
+from ...engine.batching.job import Job
 from ...engine.engine import Engine
 from ...engine.models.attention import RowConditions, latent_grids, text_kv
 from ...engine.sampling.rows import Branch

@@ -3,17 +3,9 @@
 import numpy as np
 from PIL import Image
 
+from ...engine.api.mechanisms import Avoidance, DelayedGuidance, InitialNoise, MaskedAttention, MovedControl
 from ...engine.api.presets import BUNDLES, Preset
-from ...engine.api.request import (
-    Avoidance,
-    DelayedGuidance,
-    Gate,
-    GenerationRequest,
-    InitialNoise,
-    MaskedAttention,
-    MovedControl,
-    SimilarityPolicy,
-)
+from ...engine.api.request import Gate, GenerationRequest, SimilarityPolicy
 from .baselines import RenEngine, WenEngine
 from .data import vocabulary
 from .measures import same_caption

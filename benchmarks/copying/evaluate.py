@@ -14,8 +14,10 @@ import torch
 import typer
 from diffusers import UNet2DConditionModel
 
-from ...engine.api.request import Avoidance, GenerationRequest, SimilarityPolicy, Stage
+from ...engine.api.mechanisms import Avoidance
+from ...engine.api.request import GenerationRequest, SimilarityPolicy
 from ...engine.api.result import GenerationResult, Verdict
+from ...engine.api.settings import Stage
 from ...engine.batching.scheduler import Limits
 from ...engine.engine import Engine
 from ...engine.models import layout

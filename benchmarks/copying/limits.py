@@ -15,7 +15,8 @@ import typer
 from numpy.typing import ArrayLike
 
 from ...engine.api.calibration import Calibration, calibrate
-from ...engine.api.request import Avoidance, Gate, GenerationRequest, SimilarityPolicy
+from ...engine.api.mechanisms import Avoidance
+from ...engine.api.request import Gate, GenerationRequest, SimilarityPolicy
 from ...engine.engine import Engine
 from ...engine.judging.gate import AGREEMENT, LISTENING
 from ...engine.judging.similarity import measure

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
-from ...engine.api.request import Avoidance, Gate, GenerationRequest, SimilarityPolicy, Stage
+from ...engine.api.mechanisms import Avoidance
+from ...engine.api.request import Gate, GenerationRequest, SimilarityPolicy
 from ...engine.api.result import GenerationResult, Verdict
+from ...engine.api.settings import Stage
 from ...engine.batching.scheduler import Limits
 from ...engine.engine import Engine
 from ...engine.models import layout

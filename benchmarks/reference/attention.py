@@ -22,7 +22,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from ...engine.api.request import MaskedAttention
+from ...engine.api.mechanisms import MaskedAttention
 from ...engine.avoidance.conditioning import attention_scalars
 
 

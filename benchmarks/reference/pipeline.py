@@ -20,15 +20,9 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from ...engine.api.request import (
-    Avoidance,
-    GenerationRequest,
-    InitialNoise,
-    MaskedAttention,
-    MovedControl,
-    Repulsion,
-    Stage,
-)
+from ...engine.api.mechanisms import Avoidance, InitialNoise, MaskedAttention, MovedControl, Repulsion
+from ...engine.api.request import GenerationRequest
+from ...engine.api.settings import Stage
 from ...engine.avoidance.conditioning import avoidance_mask, moved_labels, token_vectors, transition_point
 from ...engine.avoidance.initial_noise import resampled_noise
 from ...engine.models.checkpoint import Components

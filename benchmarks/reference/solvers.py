@@ -14,7 +14,8 @@ from diffusers import (
 )
 from torch import Tensor
 
-from ...engine.api.request import MaskedNoise, Solver
+from ...engine.api.mechanisms import MaskedNoise
+from ...engine.api.settings import Solver
 from ...kernels.philox import NoiseStream, philox_normal
 
 Scheduler: TypeAlias = (

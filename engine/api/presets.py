@@ -6,7 +6,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from .request import Avoidance, DelayedGuidance, Gate, MovedControl, SimilarityPolicy
+from .mechanisms import Avoidance, DelayedGuidance, MovedControl
+from .request import Gate, SimilarityPolicy
 
 
 class Preset(StrEnum):

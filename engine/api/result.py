@@ -7,7 +7,8 @@ from enum import StrEnum
 import numpy as np
 from PIL import Image
 
-from .request import Avoidance, GenerationRequest
+from .mechanisms import Avoidance
+from .request import GenerationRequest
 from .rules import Decision
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...kernels import ScalarColumn, StepColumns, TokenRow, neutral_tokens
 from ..api.errors import InvalidRequestError
-from ..api.request import MaskedAttention, MaskedNoise
+from ..api.mechanisms import MaskedAttention, MaskedNoise
 from ..sampling.solver import SolverTable
 from .pieces import intersection_over_union
 from .placement import avoidance_mask, moved_labels

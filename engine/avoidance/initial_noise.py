@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..api.request import InitialNoise
+from ..api.mechanisms import InitialNoise
 from ..sampling.solver import SolverTable
 
 PROBES_PER_STEP = 2

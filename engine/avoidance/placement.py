@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..api.request import MovedControl
+from ..api.mechanisms import MovedControl
 from .pieces import Piece, Pieces, background_of, intersection_over_union, overlaps, take_apart
 from .warping import warped_labels
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from ..api.request import Avoidance
+from ..api.mechanisms import Avoidance
 from ..api.result import Attempt, GateDecision
 from ..models.networks import EncodedText
 from .job import Trajectory

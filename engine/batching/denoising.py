@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...kernels import ScalarColumn, denoise_step, gather_rows
-from ..api.request import Repulsion
+from ..api.event import State
+from ..api.mechanisms import Repulsion
 from ..avoidance.conditioning import attention_scalars
 from ..avoidance.initial_noise import PROBES_PER_STEP, sharpness_move
 from ..avoidance.repulsion import repulsion, step_change
@@ -19,7 +20,7 @@ from ..sampling.buckets import bucket_of
 from ..sampling.rows import MAX_ROWS, Branch, guidance_pair
 from .buffers import UNUSED, StepBuffers, StepPlan
 from .graphs import GraphPool
-from .job import Job, State
+from .job import Job
 from .slots import NUM_BRANCHES, NUM_HINTS, Arena
 
 

@@ -1,31 +1,12 @@
 """One image's way through the engine: its states, the legal moves between them, and what it carries."""
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
-from ..api.request import Avoidance, GenerationRequest
+from ..api.event import State
+from ..api.mechanisms import Avoidance
+from ..api.request import GenerationRequest
 from ..sampling.rows import PROBE, Row
-
-
-class State(StrEnum):
-    """Where a job stands."""
-
-    QUEUED = "queued"
-    ENCODED = "encoded"
-    DRAFTING = "drafting"
-    SEGMENTING = "segmenting"
-    WITNESSING = "witnessing"
-    SEGMENTED = "segmented"
-    FINALISING = "finalising"
-    JUDGING = "judging"
-    ACCEPTED = "accepted"
-    REVIEW = "review"
-    REFUSED = "refused"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-
 
 _STOPPED = frozenset({State.FAILED, State.CANCELLED, State.EXPIRED})
 _JUDGED = frozenset({State.ACCEPTED, State.REVIEW, State.REFUSED})

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from .job import DENOISING, TERMINAL, Job, State
+from ..api.event import State
+from .job import DENOISING, TERMINAL, Job
 
 
 class BatchKind(StrEnum):

@@ -10,9 +10,10 @@ import typer
 from rich.console import Console
 
 from ..api.errors import InvalidRequestError
+from ..api.event import Event
 from ..api.files import append_line, write_whole
 from ..api.presets import BUNDLES, Bundle, Preset
-from ..engine import Engine, Event
+from ..engine import Engine
 from ..judging.works import Works
 from ..records.manifest import Precision
 from ..study.assessment import Assessment, Picture, Plan, read_prompts

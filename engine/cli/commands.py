@@ -9,8 +9,8 @@ from rich.progress import Progress
 
 from ..api.calibration import Calibration
 from ..api.errors import InvalidRequestError
-from ..api.request import Solver, Stage
-from ..engine import Event
+from ..api.event import Event
+from ..api.settings import Solver, Stage
 from ..judging.judge import PREFIX
 from ..judging.registry import Registry, changing, cropped_pixels, index_works, pictures_in
 from ..models.checkpoint import load

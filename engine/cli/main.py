@@ -12,10 +12,12 @@ from rich.console import Console
 
 from ..._version import __version__
 from ..api.errors import InvalidRequestError, TwigError
+from ..api.event import Event
 from ..api.presets import BUNDLES, Preset
-from ..api.request import Gate, GenerationRequest, SimilarityPolicy, Solver, Stage
+from ..api.request import Gate, GenerationRequest, SimilarityPolicy
 from ..api.result import GenerationResult, Verdict
-from ..engine import Engine, Event
+from ..api.settings import Solver, Stage
+from ..engine import Engine
 from ..models.segmentation import load_picture
 from ..records.audit import AuditLog
 from ..records.inspection import lines, read_mask, saved_picture

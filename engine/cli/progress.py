@@ -6,9 +6,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from ..api.event import Event, State
 from ..api.request import GenerationRequest
-from ..batching.job import State
-from ..engine import Event
 
 
 class StageBars:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from ..api.request import DelayedGuidance, MovedControl, Stage
+from ..api.mechanisms import DelayedGuidance, MovedControl
+from ..api.settings import Stage
 
 MAX_ROWS = 4
 """Most rows a job may have in one step."""

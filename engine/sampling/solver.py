@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ...kernels import StepColumns
 from ..api.errors import CheckpointError, InvalidRequestError
-from ..api.request import Solver
+from ..api.settings import Solver
 
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 _FEW_STEPS = 15  # below this, DPM-Solver++ ends on a first-order step whatever the last level is

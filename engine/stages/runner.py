@@ -11,9 +11,11 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from ..api.errors import NonFiniteLatentError
-from ..api.request import GenerationRequest, Stage
+from ..api.event import State
+from ..api.request import GenerationRequest
 from ..api.result import Attempt, Explanation
 from ..api.rules import Decision
+from ..api.settings import Stage
 from ..avoidance.conditioning import (
     avoidance_mask,
     mask_pyramid,
@@ -27,7 +29,7 @@ from ..backends.networks import BackendSettings, Networks
 from ..batching.carried import Own, attempt_seed, witness_seed
 from ..batching.denoising import Bucket, DenoisingLoop
 from ..batching.graphs import GraphPool
-from ..batching.job import Job, State, Trajectory
+from ..batching.job import Job, Trajectory
 from ..batching.slots import Arena, SlotState
 from ..judging.gate import agreement, witness_steps
 from ..judging.judge import PREFIX, Judge, Measured

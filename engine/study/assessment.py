@@ -20,11 +20,13 @@ from torch import Tensor
 
 from ..api.calibration import Calibration, calibrate
 from ..api.errors import InvalidRequestError
+from ..api.event import Event
+from ..api.mechanisms import Avoidance
 from ..api.metrics import ALL_METRICS
 from ..api.presets import Bundle
-from ..api.request import Avoidance, GenerationRequest, SimilarityPolicy
+from ..api.request import GenerationRequest, SimilarityPolicy
 from ..api.result import GenerationResult
-from ..engine import Engine, Event
+from ..engine import Engine
 from ..judging.works import Works, measured, shapes
 from ..models.segmentation import to_pixels
 

@@ -10,9 +10,12 @@ import torch
 
 from ..api.calibration import Calibration, calibrate
 from ..api.errors import InvalidRequestError
-from ..api.request import Avoidance, Gate, GenerationRequest, SimilarityPolicy, Stage
+from ..api.event import Event
+from ..api.mechanisms import Avoidance
+from ..api.request import Gate, GenerationRequest, SimilarityPolicy
 from ..api.result import GenerationResult
-from ..engine import Engine, Event
+from ..api.settings import Stage
+from ..engine import Engine
 from ..judging.gate import LISTENING
 from ..judging.registry import cropped_pixels, pictures_in
 from ..models.segmentation import load_picture

@@ -37,8 +37,8 @@ from twig.benchmarks.copying.quality import diversity, frechet_distance
 from twig.benchmarks.copying.report import report
 from twig.benchmarks.copying.scenes import render
 from twig.benchmarks.copying.summary import Rate, dominated, summarise
+from twig.engine.api.mechanisms import Avoidance
 from twig.engine.api.presets import BUNDLES, Preset
-from twig.engine.api.request import Avoidance
 from twig.engine.study.intervals import bootstrap
 
 NOTHING = nothing()

@@ -3,7 +3,8 @@ import pytest
 from twig.benchmarks.costs import Costs, Line
 from twig.benchmarks.simulate import POLICIES, Device, Fleet, held_row
 from twig.benchmarks.workloads import Arrival, mixed
-from twig.engine.api.request import GenerationRequest, SimilarityPolicy, Stage
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy
+from twig.engine.api.settings import Stage
 from twig.engine.batching.scheduler import ContinuousPolicy, Limits
 
 BUCKETS = (1, 2, 4, 8, 16)

@@ -4,15 +4,9 @@ import pytest
 from twig.benchmarks.costs import Costs, Line
 from twig.benchmarks.simulate import Device
 from twig.benchmarks.workloads import Arrival, closed, mixed, poisson, rows_of
-from twig.engine.api.request import (
-    Avoidance,
-    DelayedGuidance,
-    GenerationRequest,
-    InitialNoise,
-    MovedControl,
-    SimilarityPolicy,
-    Stage,
-)
+from twig.engine.api.mechanisms import Avoidance, DelayedGuidance, InitialNoise, MovedControl
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy
+from twig.engine.api.settings import Stage
 from twig.engine.batching.scheduler import ContinuousPolicy
 
 FREE = Line(0.0, 0.0)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twig.engine.api.request import Avoidance, GenerationRequest
+from twig.engine.api.mechanisms import Avoidance
+from twig.engine.api.request import GenerationRequest
 from twig.engine.api.result import Attempt, Explanation, GenerationResult, Score, Verdict
 from twig.engine.records.manifest import ModelRecord, Precision
 

@@ -6,9 +6,10 @@ import pytest
 
 from twig.engine.aio import AsyncEngine
 from twig.engine.api.errors import EngineBusyError, EngineClosedError, InvalidRequestError
-from twig.engine.api.request import GenerationRequest, SimilarityPolicy, Stage
+from twig.engine.api.event import State
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import Verdict
-from twig.engine.batching.job import State
+from twig.engine.api.settings import Stage
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
 

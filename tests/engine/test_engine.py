@@ -10,23 +10,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from twig.engine.api.errors import EngineBusyError, EngineClosedError, InvalidRequestError
-from twig.engine.api.request import (
+from twig.engine.api.event import State
+from twig.engine.api.mechanisms import (
     Avoidance,
     DelayedGuidance,
-    Gate,
-    GenerationRequest,
     InitialNoise,
     MaskedAttention,
     MaskedNoise,
     MovedControl,
-    SimilarityPolicy,
-    Solver,
-    Stage,
 )
+from twig.engine.api.request import Gate, GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import Verdict
 from twig.engine.api.rules import Decision
+from twig.engine.api.settings import Solver, Stage
 from twig.engine.backends.options import TorchOptions
-from twig.engine.batching.job import State
 from twig.engine.batching.scheduler import Limits, StaticPolicy
 from twig.engine.engine import Engine
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from twig.engine.api.request import GenerationRequest, SimilarityPolicy, Stage
+from twig.engine.api.event import State
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import Verdict
+from twig.engine.api.settings import Stage
 from twig.engine.backends.networks import Networks
-from twig.engine.batching.job import State
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
 from twig.engine.models.tensors import Network

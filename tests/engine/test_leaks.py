@@ -13,14 +13,16 @@ import torch
 
 from twig.engine.aio import AsyncEngine
 from twig.engine.api.errors import EngineBusyError
-from twig.engine.api.request import GenerationRequest, SimilarityPolicy, Stage
+from twig.engine.api.event import Event
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import Attempt, GateDecision, GenerationResult, Verdict
 from twig.engine.api.rules import Decision
+from twig.engine.api.settings import Stage
 from twig.engine.batching.carried import Own, Shared
 from twig.engine.batching.denoising import Bucket
 from twig.engine.batching.job import Job, Trajectory
 from twig.engine.batching.scheduler import Limits
-from twig.engine.engine import Engine, Event
+from twig.engine.engine import Engine
 from twig.engine.sampling.rows import plan_rows
 
 JOBS = 10_000

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from twig.benchmarks.reference import pipeline as reference
-from twig.engine.api.request import Avoidance, DelayedGuidance, GenerationRequest, SimilarityPolicy, Solver, Stage
+from twig.engine.api.mechanisms import Avoidance, DelayedGuidance
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy
+from twig.engine.api.settings import Solver, Stage
 from twig.engine.avoidance.conditioning import transition_point
 from twig.engine.engine import Engine
 from twig.engine.models.checkpoint import load

@@ -5,19 +5,17 @@ import pytest
 import torch
 
 from twig.benchmarks.reference import pipeline as reference
-from twig.engine.api.request import (
+from twig.engine.api.mechanisms import (
     Avoidance,
     DelayedGuidance,
-    GenerationRequest,
     InitialNoise,
     MaskedAttention,
     MaskedNoise,
     MovedControl,
     Repulsion,
-    SimilarityPolicy,
-    Solver,
-    Stage,
 )
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy
+from twig.engine.api.settings import Solver, Stage
 from twig.engine.batching.carried import attempt_seed
 from twig.engine.engine import Engine
 from twig.engine.judging.registry import Registry, Work

@@ -10,8 +10,10 @@ from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline, Stab
 
 from twig.benchmarks.reference.solvers import make_scheduler
 from twig.engine.api.errors import CheckpointError, InvalidRequestError
-from twig.engine.api.request import Avoidance, Framing, GenerationRequest, MovedControl, SimilarityPolicy, Solver, Stage
+from twig.engine.api.mechanisms import Avoidance, MovedControl
+from twig.engine.api.request import Framing, GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import Verdict
+from twig.engine.api.settings import Solver, Stage
 from twig.engine.backends.networks import BackendSettings, Networks
 from twig.engine.backends.protocol import Precision
 from twig.engine.batching.carried import Shared, attempt_seed

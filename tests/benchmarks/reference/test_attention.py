@@ -3,7 +3,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from twig.benchmarks.reference.attention import AttentionRule, MaskedCrossAttention
-from twig.engine.api.request import MaskedAttention
+from twig.engine.api.mechanisms import MaskedAttention
 from twig.kernels.masked_attention import masked_attention_reference
 
 HEADS, WIDTH, TOKENS = 2, 16, 77

@@ -8,16 +8,9 @@ from PIL import Image
 
 from twig.benchmarks.reference import pipeline as reference
 from twig.benchmarks.reference.solvers import make_scheduler, masked_noise
-from twig.engine.api.request import (
-    Avoidance,
-    DelayedGuidance,
-    GenerationRequest,
-    MaskedAttention,
-    MaskedNoise,
-    MovedControl,
-    Solver,
-    Stage,
-)
+from twig.engine.api.mechanisms import Avoidance, DelayedGuidance, MaskedAttention, MaskedNoise, MovedControl
+from twig.engine.api.request import GenerationRequest
+from twig.engine.api.settings import Solver, Stage
 from twig.engine.models.checkpoint import load
 
 DETERMINISTIC = (Solver.DDIM, Solver.EULER, Solver.DPMPP_2M)

@@ -1,8 +1,10 @@
 import pytest
 
+from twig.engine.api.mechanisms import Avoidance
 from twig.engine.api.presets import BUNDLES, Preset
-from twig.engine.api.request import Avoidance, GenerationRequest, Stage
+from twig.engine.api.request import GenerationRequest
 from twig.engine.api.result import Verdict
+from twig.engine.api.settings import Stage
 from twig.engine.engine import Engine
 
 

@@ -6,7 +6,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from twig.engine.api.errors import InvalidRequestError
-from twig.engine.api.request import MaskedAttention, MaskedNoise, Solver
+from twig.engine.api.mechanisms import MaskedAttention, MaskedNoise
+from twig.engine.api.settings import Solver
 from twig.engine.avoidance.conditioning import attention_scalars, mask_pyramid, masked_noise_columns, token_vectors
 from twig.engine.sampling.solver import solver_table
 from twig.kernels import ScalarColumn, StepColumns, TokenRow, neutral_tokens

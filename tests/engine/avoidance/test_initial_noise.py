@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from twig.engine.api.request import Avoidance, GenerationRequest, InitialNoise, SimilarityPolicy, Stage
+from twig.engine.api.mechanisms import Avoidance, InitialNoise
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy
+from twig.engine.api.settings import Stage
 from twig.engine.avoidance.conditioning import mask_pyramid
 from twig.engine.avoidance.initial_noise import resampled_noise, sharpness_move
 from twig.engine.batching.carried import attempt_seed

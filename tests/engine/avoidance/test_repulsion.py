@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from twig.engine.api.errors import InvalidRequestError
-from twig.engine.api.request import Avoidance, GenerationRequest, Repulsion, SimilarityPolicy, Stage
+from twig.engine.api.mechanisms import Avoidance, Repulsion
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy
+from twig.engine.api.settings import Stage
 from twig.engine.avoidance.repulsion import repulsion
 from twig.engine.engine import Engine
 from twig.engine.judging.registry import Registry, Work

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from twig.engine.api.request import MovedControl
+from twig.engine.api.mechanisms import MovedControl
 from twig.engine.avoidance.pieces import intersection_over_union
 from twig.engine.avoidance.placement import moved_labels
 

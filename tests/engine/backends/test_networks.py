@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from twig.engine.api.errors import BackendError, InvalidRequestError
-from twig.engine.api.request import GenerationRequest, Stage
+from twig.engine.api.request import GenerationRequest
 from twig.engine.api.result import Verdict
+from twig.engine.api.settings import Stage
 from twig.engine.backends import networks as backend_networks
 from twig.engine.backends.openvino import OpenVinoNetwork
 from twig.engine.backends.protocol import Artifact, Backend, Precision

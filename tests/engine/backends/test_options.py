@@ -10,14 +10,9 @@ from diffusers import UNet2DConditionModel
 from torch._dynamo.utils import counters
 
 from twig.engine.api.errors import BackendError
-from twig.engine.api.request import (
-    Avoidance,
-    DelayedGuidance,
-    GenerationRequest,
-    MaskedAttention,
-    SimilarityPolicy,
-    Stage,
-)
+from twig.engine.api.mechanisms import Avoidance, DelayedGuidance, MaskedAttention
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy
+from twig.engine.api.settings import Stage
 from twig.engine.backends.options import TorchOptions
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine

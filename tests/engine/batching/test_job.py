@@ -1,7 +1,10 @@
 import pytest
 
-from twig.engine.api.request import Avoidance, DelayedGuidance, GenerationRequest, MovedControl, Stage
-from twig.engine.batching.job import MOVES, TERMINAL, IllegalMoveError, Job, State, Trajectory
+from twig.engine.api.event import State
+from twig.engine.api.mechanisms import Avoidance, DelayedGuidance, MovedControl
+from twig.engine.api.request import GenerationRequest
+from twig.engine.api.settings import Stage
+from twig.engine.batching.job import MOVES, TERMINAL, IllegalMoveError, Job, Trajectory
 from twig.engine.sampling.rows import Branch, Hint, guidance_rows, plan_rows
 
 

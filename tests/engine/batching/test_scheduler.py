@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from twig.engine.api.request import GenerationRequest, SimilarityPolicy, Stage
-from twig.engine.batching.job import DENOISING, Job, State, Trajectory
+from twig.engine.api.event import State
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy
+from twig.engine.api.settings import Stage
+from twig.engine.batching.job import DENOISING, Job, Trajectory
 from twig.engine.batching.scheduler import BatchKind, ContinuousPolicy, Limits, Scheduler, StaticPolicy
 from twig.engine.sampling.rows import plan_rows
 

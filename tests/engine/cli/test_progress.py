@@ -3,10 +3,10 @@ import io
 import pytest
 from rich.console import Console
 
-from twig.engine.api.request import GenerationRequest, Stage
-from twig.engine.batching.job import State
+from twig.engine.api.event import Event, State
+from twig.engine.api.request import GenerationRequest
+from twig.engine.api.settings import Stage
 from twig.engine.cli.progress import StageBars
-from twig.engine.engine import Event
 
 
 @pytest.fixture

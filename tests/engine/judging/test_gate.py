@@ -7,9 +7,11 @@ from PIL import Image
 
 from twig.engine.api.calibration import calibrate
 from twig.engine.api.errors import InvalidRequestError
-from twig.engine.api.request import Avoidance, Gate, GenerationRequest, MaskedAttention, SimilarityPolicy, Solver, Stage
+from twig.engine.api.event import State
+from twig.engine.api.mechanisms import Avoidance, MaskedAttention
+from twig.engine.api.request import Gate, GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import GateDecision, Verdict
-from twig.engine.batching.job import State
+from twig.engine.api.settings import Solver, Stage
 from twig.engine.engine import Engine
 from twig.engine.judging.gate import agreement, decide, early_guidance, second_look
 from twig.engine.judging.registry import index_works

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from twig.engine.api.request import Avoidance, GenerationRequest, SimilarityPolicy, Stage
+from twig.engine.api.mechanisms import Avoidance
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy
+from twig.engine.api.settings import Stage
 from twig.engine.engine import Engine
 from twig.engine.judging.judge import Judge
 

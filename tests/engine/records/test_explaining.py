@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from twig.engine.api.errors import InvalidRequestError
-from twig.engine.api.request import Avoidance, Gate, GenerationRequest, MaskedAttention, SimilarityPolicy, Stage
+from twig.engine.api.mechanisms import Avoidance, MaskedAttention
+from twig.engine.api.request import Gate, GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import GateDecision, Score
+from twig.engine.api.settings import Stage
 from twig.engine.engine import Engine
 from twig.engine.judging.registry import index_works
 from twig.engine.judging.similarity import similarity_maps

@@ -10,7 +10,7 @@ from diffusers import (
 )
 
 from twig.engine.api.errors import CheckpointError, InvalidRequestError
-from twig.engine.api.request import Solver
+from twig.engine.api.settings import Solver
 from twig.engine.sampling.solver import SolverTable, solver_table
 from twig.kernels import StepColumns
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from twig.engine.api.errors import InvalidRequestError
-from twig.engine.api.request import Stage
+from twig.engine.api.settings import Stage
 from twig.engine.cli.main import DONE, USER_ERROR, run
 from twig.engine.engine import Engine
 from twig.engine.study.population import JUDGED, calibrated, generated, unrelated

@@ -1,0 +1,47 @@
+"""What an engine tells of a request while it runs."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from PIL import Image
+
+from .result import GenerationResult
+
+
+class State(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    ENCODED = "encoded"
+    DRAFTING = "drafting"
+    SEGMENTING = "segmenting"
+    WITNESSING = "witnessing"
+    SEGMENTED = "segmented"
+    FINALISING = "finalising"
+    JUDGING = "judging"
+    ACCEPTED = "accepted"
+    REVIEW = "review"
+    REFUSED = "refused"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened to image `index` of the request with `id`: where it stands, and how far its run is.
+
+    picture: the predicted picture, at steps for which the request wants a preview; at SEGMENTED the draft (None where a
+    source took its place), with the mask (H, W) bool. result: set by the last event of an image.
+    """
+
+    id: int
+    index: int
+    state: State
+    step: int = 0
+    steps: int = 0
+    attempt: int = 0
+    picture: Image.Image | None = None
+    mask: np.ndarray | None = None
+    result: GenerationResult | None = None
