@@ -167,7 +167,7 @@ def _takes(name: str, engine: Engine, request: GenerationRequest) -> bool:
     assert request.height is not None
     assert request.width is not None
     try:
-        engine.runner.networks.check_size(request.height, request.width)
+        engine.networks.check_size(request.height, request.width)
     except InvalidRequestError as error:
         print(f"{name} is left out at {request.width} x {request.height}: {error}")
         return False
@@ -203,7 +203,7 @@ def make_engine(model: str | None, device: str, limits: Limits, store: Path | No
 
 def denoising_call(engine: Engine, rows: int, scale: int) -> Callable[[], object]:
     """ControlNet on all rows, then the UNet with its residuals."""
-    networks = engine.runner.networks
+    networks = engine.networks
     usual = networks.usual_sizes(Network.UNET, rows)
     sizes = Sizes(rows, scale * usual.height, scale * usual.width)
     calls = [

@@ -91,10 +91,12 @@ class Costs:
 
 
 class CostMeter:
-    """Times batches of chosen sizes on an engine's runner, with jobs of one UNet row each."""
+    """Times batches of chosen sizes on an engine's stages, with jobs of one UNet row each."""
 
     def __init__(self, engine: Engine, clock: ClockKind, repeats: int) -> None:
-        self.runner = engine.runner
+        self.stages = engine.stages
+        self.components = engine.components
+        self.buckets = tuple(engine.arenas.buckets)
         self.clock = clock
         self.repeats = repeats
         self._slots, self._boundary = engine.limits.slots, min(engine.limits.slots, engine.limits.boundary)
@@ -102,7 +104,7 @@ class CostMeter:
 
     def measure(self) -> tuple[Costs, list[Point]]:
         """Fit every kind of batch; return the fits, and each measured point as a row."""
-        sizes = [b for b in self.runner.buckets if b <= self._slots]
+        sizes = [b for b in self.buckets if b <= self._slots]
         some = sorted({1, min(4, self._boundary), self._boundary})
         jobs = self._drafting(self._slots)
         points = {"denoise": self._rotate(sizes, lambda n: self._step(jobs[:n]))}
@@ -111,20 +113,20 @@ class CostMeter:
         points["control"] = {n: both[n] - points["denoise"][n] for n in sizes}
         points["encode"] = self._rotate(some, self._encode)
         points["segment"] = self._rotate(some, self._segment)
-        points["judge"] = self._rotate(some, lambda n: lambda: self.runner.judge(jobs[:n]))
+        points["judge"] = self._rotate(some, lambda n: lambda: self.stages.judging.judge(jobs[:n]))
         rows: list[Point] = [
             {"measure": "batch", "batch": name, "size": n, "seconds": seconds}
             for name, found in points.items()
             for n, seconds in found.items()
         ]
         lines = {name: Line.fit(found) for name, found in points.items()}
-        return Costs(**lines, buckets=self.runner.buckets), rows
+        return Costs(**lines, buckets=self.buckets), rows
 
     def flops_per_row(self) -> int:
         """Floating-point operations of one UNet row, counted."""
         jobs = self._drafting(1)
         with FlopCounterMode(display=False) as counter:
-            self.runner.denoise(jobs)
+            self.stages.denoising.denoise(jobs)
         return counter.get_total_flops()
 
     def _rotate(self, sizes: Sequence[int], prepare: Callable[[int], Callable[[], object]]) -> dict[int, float]:
@@ -141,35 +143,35 @@ class CostMeter:
 
     def _queued(self, n: int) -> list[Job]:
         """Jobs with slots, whose prompts were never encoded before."""
-        components = self.runner.components
-        height, width = (side // components.vae_scale_factor for side in components.size)
+        factor = self.components.vae_scale_factor
+        height, width = (side // factor for side in self.components.size)
         changes = {"draft": _ONE_ROW, "final": _ONE_ROW, "avoidance": _CONTROLLED}
         requests = [r.model_copy(update=changes) for r in closed(n, 1, round=next(self._rounds))]
         return [Job(i, i, r, (height, width), 0.0, Shared(), slot=i) for i, r in enumerate(requests)]
 
     def _drafting(self, n: int) -> list[Job]:
         jobs = self._queued(n)
-        self.runner.encode(jobs)
+        self.stages.encoding.encode(jobs)
         for job in jobs:
             job.state = State.DRAFTING
-            self.runner.start_draft(job)
+            self.stages.starting.start_draft(job)
         return jobs
 
     def _finalise(self, jobs: Sequence[Job]) -> None:
-        self.runner.segment(jobs)
+        self.stages.segmenting.segment(jobs)
         for job in jobs:
             job.state = State.FINALISING
-            self.runner.start_final(job)
+            self.stages.starting.start_final(job)
 
     def _step(self, jobs: Sequence[Job]) -> Callable[[], object]:
         for job in jobs:
             assert job.trajectory is not None
             job.trajectory.step = 0
-        return lambda: self.runner.denoise(jobs)
+        return lambda: self.stages.denoising.denoise(jobs)
 
     def _encode(self, n: int) -> Callable[[], object]:
         jobs = self._queued(n)
-        return lambda: self.runner.encode(jobs)
+        return lambda: self.stages.encoding.encode(jobs)
 
     def _segment(self, n: int) -> Callable[[], object]:
         jobs = self._drafting(n)

@@ -105,7 +105,7 @@ def fill_text_cache(engine: Engine, prompts: int = 512) -> None:
     requests = [GenerationRequest(prompt=f"a red star and {i}") for i in range(prompts)]
     for first in range(0, prompts, engine.limits.boundary):
         batch = requests[first : first + engine.limits.boundary]
-        engine.runner.encode([Job(i, i, request, (0, 0), 0.0, Shared()) for i, request in enumerate(batch)])
+        engine.stages.encoding.encode([Job(i, i, request, (0, 0), 0.0, Shared()) for i, request in enumerate(batch)])
 
 
 def soak(engine: Engine, seconds: float, seed: int = 0) -> Tally:

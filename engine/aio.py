@@ -1,39 +1,42 @@
 """The engine for asyncio: a thread steps, every request has its own stream of events."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 
-from .api.errors import EngineClosedError
+from .api.errors import EngineClosedError, TwigError
 from .api.event import Event
 from .api.request import GenerationRequest
 from .api.result import GenerationResult
 from .engine import Engine
 
 _IDLE_SECONDS = 0.2
+_log = logging.getLogger(__name__)
 
 
 class AsyncEngine:
-    """Streams of events over an `Engine` that runs in a thread of its own.
+    """Streams of events over an `Engine`, which a thread steps.
 
-    Use as `async with AsyncEngine(engine)`. Leaving the block finishes every request; leaving it by an exception
-    cancels them.
+    Use as `async with AsyncEngine(engine)`, once, in the event loop that its streams are read in. Leaving the block
+    finishes every request; leaving it by an exception cancels them. The engine may be used by others beside it.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._streams: dict[int, asyncio.Queue[Event | BaseException]] = {}
-        # No event may be dispatched between a request's submission and its stream's registration.
-        self._registering = threading.Lock()
+        self._streams: dict[int, asyncio.Queue[Event | TwigError]] = {}
         self._work = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="twig-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._broken: EngineClosedError | None = None
 
     async def __aenter__(self) -> Self:
-        """Start the thread."""
+        """Start the thread. Raises TwigError if it was started before."""
+        if self._loop is not None:
+            raise TwigError("this AsyncEngine was entered before: make another one over the same engine")
         self._loop = asyncio.get_running_loop()
         self._thread.start()
         return self
@@ -56,20 +59,20 @@ class AsyncEngine:
     async def stream(self, request: GenerationRequest) -> AsyncIterator[Event]:
         """Yield the events of `request` until its last image is finished; stopping early cancels it.
 
-        Raises InvalidRequestError, EngineBusyError or EngineClosedError before the first event.
+        Raises InvalidRequestError or EngineBusyError before the first event, EngineClosedError where the engine does
+        not run or its thread has died, and TwigError in another event loop than the one it was started in.
         """
-        if self._loop is None or self._stop.is_set():
-            raise EngineClosedError("the engine is not running: use it as `async with AsyncEngine(engine)`")
-        queue: asyncio.Queue[Event | BaseException] = asyncio.Queue()
-        with self._registering:
-            id = self.engine.submit(request)
-            self._streams[id] = queue
+        loop = self._running_loop()
+        queue: asyncio.Queue[Event | TwigError] = asyncio.Queue()
+        id = self.engine.submit(request, lambda event: _post(loop, queue, event))
+        self._streams[id] = queue
         self._work.set()
         unfinished = request.num_images
         try:
+            self._check_alive()  # it may have died before it could know of this stream
             while unfinished:
                 event = await queue.get()
-                if isinstance(event, BaseException):
+                if isinstance(event, TwigError):
                     raise event
                 unfinished -= event.result is not None
                 yield event
@@ -85,29 +88,42 @@ class AsyncEngine:
         results = [event.result for event in events if event.result is not None]
         return sorted(results, key=lambda result: result.index)
 
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop, which must be the one that the thread was started from."""
+        self._check_alive()
+        if self._loop is None or self._stop.is_set():
+            raise EngineClosedError("the engine is not running: use it as `async with AsyncEngine(engine)`")
+        if asyncio.get_running_loop() is not self._loop:
+            raise TwigError("this AsyncEngine runs in another event loop: make one for this loop over the same engine")
+        return self._loop
+
+    def _check_alive(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+
     def _serve(self) -> None:
-        while not (self._stop.is_set() and not self.engine.pending):
-            if not self.engine.pending:
-                self._work.wait(_IDLE_SECONDS)
-                self._work.clear()
-                continue
-            try:
-                self._dispatch(self.engine.step())
-            except BaseException as error:
-                # The loop itself broke: nobody may wait for events that will never come.
-                self._stop.set()
-                self._broadcast(error)
-                raise
+        try:
+            while not (self._stop.is_set() and not self.engine.pending):
+                if self.engine.pending:
+                    self.engine.advance()
+                else:
+                    self._work.wait(_IDLE_SECONDS)
+                    self._work.clear()
+        except BaseException as error:
+            self._die(error)
 
-    def _dispatch(self, events: list[Event]) -> None:
-        assert self._loop is not None
-        for event in events:
-            with self._registering:
-                queue = self._streams.get(event.id)
-            if queue is not None:
-                self._loop.call_soon_threadsafe(queue.put_nowait, event)
-
-    def _broadcast(self, error: BaseException) -> None:
+    def _die(self, error: BaseException) -> None:
+        """Tell everybody who waits: events will never come."""
+        _log.critical("the engine's thread died", exc_info=error)
+        broken = EngineClosedError(f"the engine's thread died of {type(error).__name__}: {error}")
+        broken.__cause__ = error
+        self._broken = broken
+        self._stop.set()
         assert self._loop is not None
         for queue in list(self._streams.values()):
-            self._loop.call_soon_threadsafe(queue.put_nowait, error)
+            _post(self._loop, queue, broken)
+
+
+def _post(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Event | TwigError], message: Event | TwigError) -> None:
+    """Put a message into a stream's queue from another thread. Raises RuntimeError where the loop is closed."""
+    loop.call_soon_threadsafe(queue.put_nowait, message)

@@ -23,7 +23,8 @@ class Stats:
     rows and padding. rows_per_second, images_per_second: since the first batch. latency: 50th, 90th, 95th and 99th
     percentile of the latest images, seconds. early: early verdicts given, those that the final verdict contradicted,
     and rows that they saved. seconds: time spent by batch kind; scheduling: time between batches.
-    graphs: captured CUDA graphs and their hits and misses. memory: bytes allocated and reserved on the device.
+    graphs: captured CUDA graphs and their hits and misses. memory: bytes that arenas and buffers take, and those
+    allocated and reserved on a GPU.
     backends: what runs each network that was called, why, and seconds a call where candidates were measured.
     """
 
@@ -100,7 +101,7 @@ class StatsRecorder:
         """Return the counts so far."""
         elapsed = max(1e-9, self._clock() - self._began) if self._began is not None else float("inf")
         percentiles = (50, 90, 95, 99)
-        values = np.percentile(self._latencies, percentiles) if self._latencies else [0.0] * len(percentiles)
+        values = np.percentile(tuple(self._latencies), percentiles) if self._latencies else [0.0] * len(percentiles)
         return Stats(
             waiting=waiting,
             resident=resident,

@@ -15,7 +15,7 @@ ROOMS = {
     "kernels": set(),
 }
 
-LOOP = ("aio", "door", "engine", "stats")
+LOOP = ("aio", "door", "engine", "lifecycle", "loop", "results", "routing", "stats")
 """Modules of `engine/` itself that make up the loop and its faces; they count as one wing."""
 
 WINGS = {

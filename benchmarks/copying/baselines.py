@@ -6,14 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine.api.event import State
 from ...engine.api.settings import Stage
+from ...engine.backends.networks import Networks
+from ...engine.batching.arenas import Arenas
 from ...engine.batching.carried import attempt_seed
 from ...engine.batching.job import Job
 from ...engine.engine import Engine
+from ...engine.judging.judge import Judge
 from ...engine.models.attention import RowConditions, latent_grids, text_kv
+from ...engine.models.checkpoint import Components
+from ...engine.sampling.noise import seeded_noise
 from ...engine.sampling.rows import Branch
 from ...engine.sampling.solver import solver_table
+from ...engine.stages.decoding import Decoder
+from ...engine.stages.encoding import Encoding
+from ...engine.stages.segmenting import Segmenting
+from ...engine.stages.starting import Starting
 from ...kernels import TokenRow
 
 START = 0
@@ -28,14 +36,21 @@ class RenEngine(Engine):
 
     def __init__(self, *arguments: Any, start_scale: float, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.stages.starting = RenStarting(self.components, self.arenas, start_scale)
+
+
+class RenStarting(Starting):
+    """Starts finals with another scale for the start token."""
+
+    def __init__(self, components: Components, arenas: Arenas, start_scale: float) -> None:
+        super().__init__(components, arenas)
         self.start_scale = start_scale
 
     @torch.inference_mode()
-    def _enter(self, jobs: Sequence[Job]) -> None:
-        super()._enter(jobs)
-        for job in jobs:
-            if job.state is State.FINALISING:
-                self.runner.loop(job.shape).arena.tokens[job.slot, TokenRow.C, START] = self.start_scale
+    def start_final(self, job: Job) -> None:
+        """Start a final as usual, then scale its start token."""
+        super().start_final(job)
+        self.arenas.loop(job.shape).arena.tokens[job.slot, TokenRow.C, START] = self.start_scale
 
 
 class WenEngine(Engine):
@@ -46,25 +61,47 @@ class WenEngine(Engine):
     rows, one forward and two for the backward pass; they are counted with the draft.
     """
 
+    def __init__(self, *arguments: Any, descent_steps: int, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.stages.encoding = encoding = WenEncoding(self.components, self.networks, descent_steps)
+        usual = self.stages.segmenting
+        self.stages.segmenting = WenSegmenting(self.components, self.arenas, usual.decoder, self.judge, encoding.rows)
+
+
+class WenSegmenting(Segmenting):
+    """Counts the rows of each request's descent with its draft."""
+
+    def __init__(
+        self, components: Components, arenas: Arenas, decoder: Decoder, judge: Judge, rows: dict[int, int]
+    ) -> None:
+        super().__init__(components, arenas, decoder, judge)
+        self.rows = rows
+
+    def segment(self, jobs: Sequence[Job]) -> None:
+        """Segment as usual, then add the rows."""
+        super().segment(jobs)
+        for job in jobs:
+            job.shared.draft_rows += self.rows.pop(job.request_id)
+
+
+class WenEncoding(Encoding):
+    """Encodes prompts, then descends; `rows` by request."""
+
     learning_rate = 0.05
     target = 0.05
 
-    def __init__(self, *arguments: Any, descent_steps: int, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, components: Components, networks: Networks, descent_steps: int) -> None:
+        super().__init__(components, networks)
         self.descent_steps = descent_steps
-        self._descent_rows: dict[int, int] = {}
+        self.rows: dict[int, int] = {}
 
-    def _encode(self, jobs: Sequence[Job]) -> None:
-        super()._encode(jobs)
+    def encode(self, jobs: Sequence[Job]) -> None:
+        """Encode as usual, then put what the descent found in the prompt's place."""
+        super().encode(jobs)
         states, rows = self._descend(jobs)
-        for job, text, spent in zip(jobs, self.runner.denoiser.encode(states), rows.tolist(), strict=True):
+        for job, text, spent in zip(jobs, self.networks.denoiser.encode(states), rows.tolist(), strict=True):
             job.shared.texts = (job.shared.texts[Branch.UNCONDITIONAL], text)
-            self._descent_rows[job.request_id] = spent
-
-    def _segment(self, jobs: Sequence[Job]) -> None:
-        super()._segment(jobs)
-        for job in jobs:
-            job.shared.draft_rows += self._descent_rows.pop(job.request_id)
+            self.rows[job.request_id] = spent
 
     def _descend(self, jobs: Sequence[Job]) -> tuple[Tensor, Tensor]:
         """Text states (B, T, D) after the descent, and the rows (B,) it took."""
@@ -89,17 +126,17 @@ class WenEngine(Engine):
 
     def _final_noise(self, job: Job) -> Tensor:
         """The network's first input (1, C, h, w) of the job's first attempt."""
-        generator = torch.Generator("cpu").manual_seed(attempt_seed(job.request.seed, job.index, 0))
-        return torch.randn((1, self.components.unet.config.in_channels, *job.shape), generator=generator)
+        channels = self.components.unet.config.in_channels
+        return seeded_noise(channels, job.shape, attempt_seed(job.request.seed, job.index, 0))[None]
 
     @torch.no_grad()
     def _states(self, prompts: Sequence[str]) -> Tensor:
         """Text states (B, T, D) as ordinary tensors."""
-        return self.components.text_encoder(self.runner.tokenize(prompts))[0].clone()
+        return self.components.text_encoder(self.tokenize(prompts))[0].clone()
 
     def _predict(self, noise: Tensor, states: Tensor) -> Tensor:
         """The network's prediction (B, C, h, w) at the first of a stage's usual steps, with gradients to the text."""
-        denoiser, stage = self.runner.denoiser, Stage()
+        denoiser, stage = self.networks.denoiser, Stage()
         kv = tuple(text_kv(denoiser.unet, denoiser.layers, states))
         conditions = RowConditions(kv, latent_grids(noise.shape, denoiser.num_levels))
         timesteps = solver_table(stage.solver, stage.steps, self.components.scheduler).timesteps[:1]

@@ -120,6 +120,10 @@ class Networks:
             return self._served.control(inputs)
         return self(Network.CONTROLNET, flatten(inputs))
 
+    def forget(self, shape: tuple[int, int]) -> None:
+        """Drop what is kept for latents of a shape (height, width) that is no longer served."""
+        self._zeros = {sizes: zeros for sizes, zeros in self._zeros.items() if (sizes.height, sizes.width) != shape}
+
     def _choices(self, choice: BackendChoice) -> dict[Network, Backend]:
         if isinstance(choice, str):
             choice = dict.fromkeys(SERVED, choice)

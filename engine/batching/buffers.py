@@ -15,7 +15,7 @@ from torch import Tensor
 from ..models.networks import Denoiser
 from ..models.tensors import NetworkSpec, Sizes, controlnet_spec, unet_spec
 from ..sampling.rows import MAX_ROWS
-from .slots import Arena
+from .slots import Arena, nested_tensors
 
 UNUSED = -1
 """Slot index of a padding row or job: kernels read zeros for it and write nothing."""
@@ -107,8 +107,7 @@ class StepBuffers:
 
     def tensors(self) -> list[Tensor]:
         """Every buffer."""
-        nested = (value if isinstance(value, tuple) else (value,) for value in vars(self).values())
-        return [tensor for group in nested for tensor in group]
+        return nested_tensors(vars(self).values())
 
     @torch.inference_mode()
     def poison(self) -> None:

@@ -1,6 +1,6 @@
 """One denoising step of a mixed batch: plan on the host, static buffers, ControlNet, UNet, solver."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,17 +53,31 @@ class DenoisingLoop:
         self.protected = protected
         self._groups = [layer.group for layer in denoiser.layers]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of arena and buffers."""
+        return sum(tensor.nbytes for tensor in (*self.arena.tensors(), *self.buffers.tensors()))
+
     @torch.inference_mode()
     def capture(self) -> None:
         """Capture the graphs of every bucket, largest first; where a backend compiles, make it compile instead."""
         capture = self.graphs.capture if self.networks.all_torch else _run
-        with_control = self.arena.hints is not None
+        for rows, key, body in self._bodies():
+            self.buffers.load(_empty_plan(len(self._groups)), rows, rows if self.arena.hints is not None else 0)
+            capture(key, body)
+
+    def release(self) -> None:
+        """Let go the graphs, which would outlive the buffers that they read."""
+        for _, key, _ in self._bodies():
+            self.graphs.forget(key)
+
+    def _bodies(self) -> Iterator[tuple[int, Hashable, Callable[[], None]]]:
+        """Rows, key and body of what a step runs, for each bucket."""
         for rows in reversed(self.buckets):
-            self.buffers.load(_empty_plan(len(self._groups)), rows, rows if with_control else 0)
-            capture(self._predict_key(rows, False), partial(self._predict, rows, False))
-            if with_control:
-                capture(self._predict_key(rows, True), partial(self._predict, rows, True))
-                capture(self._control_key(rows), partial(self._control, rows))
+            yield rows, self._predict_key(rows, False), partial(self._predict, rows, False)
+            if self.arena.hints is not None:
+                yield rows, self._predict_key(rows, True), partial(self._predict, rows, True)
+                yield rows, self._control_key(rows), partial(self._control, rows)
 
     @torch.inference_mode()
     def step(self, jobs: Sequence[Job], record: MassRecord | None = None) -> Bucket:

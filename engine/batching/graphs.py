@@ -44,6 +44,15 @@ class GraphPool:
         """Whether graphs can be captured here."""
         return self.device.type == "cuda"
 
+    def memory(self) -> dict[str, int]:
+        """Bytes allocated and reserved on the device; nothing where there is none."""
+        if not self.enabled:
+            return {}
+        return {
+            "allocated": torch.cuda.memory_allocated(self.device),
+            "reserved": torch.cuda.memory_reserved(self.device),
+        }
+
     def capture(self, key: Hashable, body: Callable[[], None]) -> bool:
         """Capture `body`, which must read and write static buffers only. Return whether it was kept.
 
@@ -83,6 +92,11 @@ class GraphPool:
         else:
             self.stats.hits += 1
             graph.replay()
+
+    def forget(self, key: Hashable) -> None:
+        """Let the graph of `key` go, if there is one: its buffers are about to."""
+        if self._graphs.pop(key, None) is not None:
+            self.stats.captured -= 1
 
     def _free(self) -> int:
         return torch.cuda.mem_get_info(self.device)[0]

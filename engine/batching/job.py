@@ -1,5 +1,6 @@
 """One image's way through the engine: its states, the legal moves between them, and what it carries."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,8 +77,9 @@ class Job:
 
     The first image's job also encodes, drafts and segments for the others, which `fork` from it afterwards. `shape`
     is the latent's (height, width): only jobs of one shape share a batch. `shared` is what the images have in
-    common and `own` what only this one has; both belong to the runner and the scheduler never looks inside. `gated`:
-    the draft did not look recalled, so avoidance is off until a picture is refused.
+    common and `own` what only this one has; both belong to the stages and the scheduler never looks inside. `gated`:
+    the draft did not look recalled, so avoidance is off until a picture is refused. `waiting_since`: the scheduler's
+    iteration at which the request came in; `last_served`: that of its last step.
     """
 
     id: int
@@ -93,6 +95,7 @@ class Job:
     state: State = State.QUEUED
     slot: int | None = None
     trajectory: Trajectory | None = None
+    waiting_since: int | None = None
     last_served: int = 0
     timings: dict[State, float] = field(default_factory=dict)
     error: str | None = None
@@ -121,5 +124,13 @@ class Job:
         assert self.state is State.SEGMENTED
         return Job(
             id, self.request_id, self.request, self.shape, self.arrival, self.shared, index=index,
-            gated=self.gated, state=State.SEGMENTED, timings=dict(self.timings),
+            gated=self.gated, state=State.SEGMENTED, waiting_since=self.waiting_since, timings=dict(self.timings),
         )  # fmt: skip
+
+
+def by_shape(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs in groups of one latent shape, in order of first appearance."""
+    groups: dict[tuple[int, int], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.shape, []).append(job)
+    return list(groups.values())

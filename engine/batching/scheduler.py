@@ -5,7 +5,7 @@ batch as soon as a slot is free and leaves it when its last step is done. Encodi
 between steps, in batches that may wait a few steps to grow but never hold denoising up for longer than one batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -37,7 +37,7 @@ class Limits:
 
     slots: jobs that can denoise at a time. rows: rows of one UNet call. waiting: requests that may wait.
     boundary: jobs in one encode, segment or judge batch. patience: denoise steps such a batch may wait to grow.
-    aging: denoise steps of waiting that outweigh one level of priority.
+    aging: denoise steps of waiting that outweigh one level of priority, for a slot as for a place in a batch.
     """
 
     slots: int = 16
@@ -95,6 +95,8 @@ class Scheduler:
     def submit(self, job: Job) -> None:
         """Take a job in."""
         assert job.id not in self.jobs, f"job {job.id} was submitted twice"
+        if job.waiting_since is None:
+            job.waiting_since = self.iteration
         self.jobs[job.id] = job
 
     def finish(self, job: Job) -> None:
@@ -123,12 +125,16 @@ class Scheduler:
         """Slots nobody holds."""
         return len(self._free)
 
-    def admit(self) -> list[Job]:
-        """Give free slots to waiting jobs, in order of priority, then arrival; return those that got one."""
+    def admit(self, claim: Callable[[Job], bool] = lambda job: True) -> list[Job]:
+        """Give free slots to waiting jobs, the most urgent first; return those that got one.
+
+        claim: takes what else a job needs while it has a slot, and says whether there is enough. Where there is not,
+        nobody overtakes: what others give back goes to the job that was next.
+        """
         waiting = [j for j in self.jobs.values() if j.slot is None and j.state in (State.ENCODED, State.SEGMENTED)]
         admitted = []
-        for job in sorted(waiting, key=self._rank):
-            if not self._free or not self.policy.admits(self.resident):
+        for job in sorted(waiting, key=self._urgency):
+            if not self._free or not self.policy.admits(self.resident) or not claim(job):
                 break
             job.slot = self._free.pop()
             job.last_served = self.iteration
@@ -143,7 +149,7 @@ class Scheduler:
             if state is State.QUEUED and self._enough_encoded():
                 continue
             if self._ripe(state, queue, starving=not denoising):
-                return Batch(kind, tuple(sorted(queue, key=self._rank)[: self.limits.boundary]))
+                return Batch(kind, tuple(sorted(queue, key=self._urgency)[: self.limits.boundary]))
         return self._denoise_batch(denoising) if denoising else None
 
     def _enough_encoded(self) -> bool:
@@ -163,7 +169,7 @@ class Scheduler:
     def _denoise_batch(self, denoising: Sequence[Job]) -> Batch:
         """Fill the row budget with jobs of one shape, those that waited longest (weighed by priority) first."""
         self.iteration += 1
-        ordered = sorted(denoising, key=self._urgency)
+        ordered = sorted(denoising, key=self._neglect)
         shape, left, chosen = ordered[0].shape, self.limits.rows, []
         for job in ordered:
             assert job.trajectory is not None
@@ -173,12 +179,18 @@ class Scheduler:
                 chosen.append(job)
         return Batch(BatchKind.DENOISE, tuple(chosen))
 
-    def _rank(self, job: Job) -> tuple[float, float, int]:
-        return -job.request.priority, job.arrival, job.id
-
     def _urgency(self, job: Job) -> tuple[float, float, int]:
-        waited = self.iteration - job.last_served
-        return -(job.request.priority * self.limits.aging + waited * self.limits.aging), job.arrival, job.id
+        """Order among jobs that wait for a slot or a batch between steps: by priority and how long they are here."""
+        assert job.waiting_since is not None
+        return self._order(job, job.waiting_since)
+
+    def _neglect(self, job: Job) -> tuple[float, float, int]:
+        """Order among jobs that denoise: by priority and how long they have not been served."""
+        return self._order(job, job.last_served)
+
+    def _order(self, job: Job, since: int) -> tuple[float, float, int]:
+        """The first goes first; `aging` steps since `since` weigh as much as a level of priority."""
+        return -(job.request.priority * self.limits.aging + self.iteration - since), job.arrival, job.id
 
 
 _BOUNDARIES = (

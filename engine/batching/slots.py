@@ -1,6 +1,6 @@
 """The device arena: what a job needs at every denoising step, one slot a job, written once and indexed ever after."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -114,3 +114,13 @@ class Arena:
                 arena[context] = kv
             for arena, condition in zip(self.added, text.added, strict=True):
                 arena[context] = condition
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of the arena."""
+        return nested_tensors(vars(self).values())
+
+
+def nested_tensors(values: Iterable[object]) -> list[Tensor]:
+    """Tensors among `values`, which may be tuples of them."""
+    groups = (value if isinstance(value, tuple) else (value,) for value in values)
+    return [tensor for group in groups for tensor in group if isinstance(tensor, Tensor)]

@@ -164,7 +164,7 @@ def check(
     for position, similarity in zip(found.positions[0], found.similarity[0], strict=True):
         print(f"{works.works[position].id}  {similarity:6.3f}  {works.works[position].name!r}")
     if len(works):
-        (measured,) = engine.runner.judging.compare(pixels, pixels)
+        (measured,) = engine.judge.compare(pixels, pixels)
         print(f"nearest: {measured.nearest}")
         for name, value in measured.values.items():
             if name.startswith(PREFIX):

@@ -94,7 +94,7 @@ def unrelated(engine: Engine, folder: Path, pairs: int = 2000, seed: int = 0) ->
         raise InvalidRequestError(f"{folder} holds {len(paths)} pictures; at least two are compared with one another")
     pixels = torch.cat([cropped_pixels(load_picture(path), engine.components.size) for path in paths])
     chosen = _pairs(len(paths), pairs, seed)
-    judging = engine.runner.judging
+    judging = engine.judge
     rows: list[dict[str, float]] = []
     for first in range(0, len(chosen), _CHUNK):
         finals, references = (pixels[chosen[first : first + _CHUNK, side]] for side in (0, 1))
@@ -112,7 +112,7 @@ def calibrated(
 
     metrics: what is judged by, `JUDGED` where None. Raises InvalidRequestError for one that was not measured.
     """
-    directions = engine.runner.judging.directions
+    directions = engine.judge.directions
     known = set.intersection(*(set(population.scores) for population in populations))
     chosen = list(metrics) if metrics is not None else [name for name in JUDGED if name in known]
     if unknown := sorted(set(chosen) - known):

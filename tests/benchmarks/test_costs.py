@@ -43,5 +43,5 @@ def test_a_file_without_a_cost_is_refused(meter):
 
 
 def test_operations_are_counted(meter):
-    parameters = sum(p.numel() for p in meter.runner.components.unet.parameters())
+    parameters = sum(p.numel() for p in meter.components.unet.parameters())
     assert meter.flops_per_row() > 2 * parameters

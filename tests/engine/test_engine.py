@@ -29,6 +29,8 @@ from twig.engine.engine import Engine
 
 NEVER = SimilarityPolicy(limits={"ssim": -1.0}, retries=1)
 ALWAYS = SimilarityPolicy(limits={"ssim": 1.0}, retries=1)
+BATCHES = (("encoding", "encode"), ("denoising", "denoise"), ("segmenting", "segment"), ("judging", "judge"))
+"""Each stage and its verb."""
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ class Padded(Engine):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.runner.buckets = (self.limits.rows,)
+        self.arenas.buckets = (self.limits.rows,)
 
 
 @given(st.lists(requests, min_size=2, max_size=4), st.data())
@@ -120,7 +122,7 @@ def test_company_does_not_matter_bit_for_bit_at_one_bucket(engine, batch, data):
         collect(results, ids, together.step())
     together.cancel(doomed)
     while together.pending:
-        for loop in together.runner.loops.values():
+        for loop in map(together.arenas.loop, together.arenas.shapes):
             loop.buffers.poison()
         collect(results, ids, together.step())
     alone = Padded(engine.components, limits=Limits(slots=6, rows=6, boundary=1))
@@ -151,14 +153,14 @@ def test_across_buckets_latents_differ_by_rounding_only(engine, batch):
 def latents_of(engine, batch):
     """Final latents, read when a job is about to be judged."""
     found = {}
-    judge = engine.runner.judge
+    judge = engine.stages.judging.judge
 
     def spy(jobs):
         for job in jobs:
-            found[job.request_id] = engine.runner.latent(job).clone()
+            found[job.request_id] = engine.arenas.latent(job).clone()
         judge(jobs)
 
-    engine.runner.judge = spy
+    engine.stages.judging.judge = spy
     engine.generate(batch)
     return [found[id] for id in sorted(found)]
 
@@ -322,17 +324,19 @@ def test_what_cannot_be_served_is_refused_at_the_door(engine, changes, message):
 
 def break_stage(engine, stage, guilty, error):
     """Let `stage` raise whenever the guilty request is in its batch."""
-    work = getattr(engine.runner, stage)
+    owner, verb = stage
+    owner = getattr(engine.stages, owner)
+    work = getattr(owner, verb)
 
     def broken(jobs):
         if any(job.request.prompt == guilty for job in jobs):
             raise error
         return work(jobs)
 
-    setattr(engine.runner, stage, broken)
+    setattr(owner, verb, broken)
 
 
-@pytest.mark.parametrize("stage", ["encode", "denoise", "segment", "judge"])
+@pytest.mark.parametrize("stage", BATCHES, ids=lambda stage: stage[1])
 @pytest.mark.parametrize("error", [RuntimeError("boom"), MemoryError("out of memory")])
 def test_a_failure_in_any_batch_fails_only_the_guilty(engine, stage, error):
     broken = fresh(engine)
@@ -351,15 +355,15 @@ def test_a_failure_in_any_batch_fails_only_the_guilty(engine, stage, error):
 
 def test_nan_latents_fail_their_request_alone(engine):
     broken = fresh(engine)
-    start = broken.runner.start_final
+    start = broken.stages.starting.start_final
 
     def poisoned(job):
         start(job)
         if job.request.prompt == "a moon":
             with torch.inference_mode():
-                broken.runner.loop(job.shape).arena.latents[job.slot] = torch.nan
+                broken.arenas.loop(job.shape).arena.latents[job.slot] = torch.nan
 
-    broken.runner.start_final = poisoned
+    broken.stages.starting.start_final = poisoned
     good, bad = broken.generate([request(), request("a moon")])
     assert good.verdict is Verdict.ACCEPTED
     assert bad.verdict is Verdict.FAILED
@@ -452,8 +456,8 @@ def test_rows_are_padded_only_for_what_is_prepared_by_their_number(engine):
     plain = fresh(engine, limits=limits)
     plain.generate([request(seed=i, final=Stage(steps=4 + i)) for i in range(3)])
     assert plain.stats().padded_rows == 0
-    assert fresh(engine, limits=limits, backend="onnxruntime").runner.buckets == (1, 2, 4, 6, 7)
-    assert fresh(engine, limits=limits, torch_options=TorchOptions(compile="default")).runner.buckets == (1, 2, 4, 6, 7)
+    assert fresh(engine, limits=limits, backend="onnxruntime").arenas.buckets == (1, 2, 4, 6, 7)
+    assert fresh(engine, limits=limits, torch_options=TorchOptions(compile="default")).arenas.buckets == (1, 2, 4, 6, 7)
 
 
 def test_the_static_policy_makes_the_same_pictures(engine):

@@ -17,7 +17,8 @@ from twig.engine.models.tensors import Network
 
 ANY = SimilarityPolicy(limits={}, retries=0)
 GUILTY = "a moon"
-BATCHES = ("encode", "denoise", "segment", "judge")
+BATCHES = (("encoding", "encode"), ("denoising", "denoise"), ("segmenting", "segment"), ("judging", "judge"))
+"""Each stage and its verb."""
 
 
 class OutOfMemory(torch.OutOfMemoryError):
@@ -62,23 +63,25 @@ def assert_as_without_fault(wanted, engine, results):
         assert np.abs(np.asarray(result.image, int) - np.asarray(wanted[prompt].image, int)).max() <= 1
     assert engine.pending == 0
     assert engine.scheduler.free_slots == engine.limits.slots
-    assert not engine._entered
+    assert not engine._lifecycle._since
 
 
 def broken_at(engine, stage, fault):
     """Let `fault` look at the jobs of each `stage` batch before it runs."""
     broken = fresh(engine)
-    work = getattr(broken.runner, stage)
+    owner, verb = stage
+    owner = getattr(broken.stages, owner)
+    work = getattr(owner, verb)
 
     def checked(jobs):
         fault(jobs)
         return work(jobs)
 
-    setattr(broken.runner, stage, checked)
+    setattr(owner, verb, checked)
     return broken
 
 
-@pytest.mark.parametrize("stage", BATCHES)
+@pytest.mark.parametrize("stage", BATCHES, ids=lambda stage: stage[1])
 def test_memory_that_one_request_exhausts_fails_it_alone(engine, wanted, stage):
     def exhaust(jobs):
         if any(job.request.prompt == GUILTY for job in jobs):
@@ -87,7 +90,7 @@ def test_memory_that_one_request_exhausts_fails_it_alone(engine, wanted, stage):
     assert_only_the_guilty_failed(wanted, broken_at(engine, stage, exhaust), message="20 GiB")
 
 
-@pytest.mark.parametrize("stage", BATCHES)
+@pytest.mark.parametrize("stage", BATCHES, ids=lambda stage: stage[1])
 def test_a_batch_too_large_for_memory_is_halved_and_nobody_fails(engine, wanted, stage):
     sizes = []
 
@@ -127,21 +130,21 @@ def test_a_batch_whose_network_fails_half_way_is_repeated(engine, wanted, networ
 def test_nan_in_a_latent_fails_its_request_alone(engine, wanted, start):
     """The guilty rows come first in the batch, where a careless padding row would read them."""
     broken = fresh(engine)
-    work = getattr(broken.runner, start)
+    work = getattr(broken.stages.starting, start)
 
     def poisoned(job):
         work(job)
         if job.request.prompt == GUILTY:
             with torch.inference_mode():
-                broken.runner.loop(job.shape).arena.latents[job.slot] = torch.nan
+                broken.arenas.loop(job.shape).arena.latents[job.slot] = torch.nan
 
-    setattr(broken.runner, start, poisoned)
+    setattr(broken.stages.starting, start, poisoned)
     assert_only_the_guilty_failed(wanted, broken, message="NaN")
 
 
 def test_nan_in_a_prompts_text_fails_its_request_alone(engine, wanted):
     broken = fresh(engine)
-    encode = broken.runner.encode
+    encode = broken.stages.encoding.encode
 
     def poisoned(jobs):
         encode(jobs)
@@ -150,33 +153,33 @@ def test_nan_in_a_prompts_text_fails_its_request_alone(engine, wanted):
                 texts = [dataclasses.replace(t, unet=tuple(kv * torch.nan for kv in t.unet)) for t in job.shared.texts]
                 job.shared.texts = tuple(texts)
 
-    broken.runner.encode = poisoned
+    broken.stages.encoding.encode = poisoned
     assert_only_the_guilty_failed(wanted, broken, message="NaN")
 
 
 def test_a_preview_that_fails_does_not_repeat_the_step(engine, wanted):
     crowd = [r.model_copy(update={"preview": 1}) for r in CROWD]
     broken = fresh(engine)
-    previews = broken.runner.previews
+    previews = broken.stages.denoising.previews
 
     def faulty(jobs):
         if any(job.request.prompt == GUILTY and job.state is State.FINALISING for job in jobs):
             raise OutOfMemory("tried to allocate 20 GiB")
         return previews(jobs)
 
-    broken.runner.previews = faulty
+    broken.stages.denoising.previews = faulty
     assert_only_the_guilty_failed(wanted, broken, crowd, "20 GiB")
 
 
 def test_a_verdict_stands_when_another_shape_in_its_batch_fails(engine, wanted):
     crowd = [*CROWD[1:], request(GUILTY, seed=1, width=96)]
     broken = fresh(engine)
-    measure = broken.runner.judging.measure
+    measure = broken.judge.measure
 
     def faulty(finals, *others):
         if finals.shape[-1] == 96:
             raise OutOfMemory("tried to allocate 20 GiB")
         return measure(finals, *others)
 
-    broken.runner.judging.measure = faulty
+    broken.judge.measure = faulty
     assert_only_the_guilty_failed(wanted, broken, crowd, "20 GiB")

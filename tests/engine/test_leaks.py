@@ -1,6 +1,7 @@
-"""Ten thousand jobs of every fate through the real loop, over a runner that computes nothing: nothing stays behind."""
+"""Ten thousand jobs of every fate through the real loop, over stages that compute nothing: nothing stays behind."""
 
 import asyncio
+import dataclasses
 import gc
 import itertools
 import random
@@ -32,11 +33,11 @@ OWNED = (Job, Trajectory, Shared, Own, Event, GenerationResult, Attempt, torch.T
 """What a job brings with it and must take along."""
 
 
-class NoRunner:
-    """Stands in for the networks: a prompt says in words what becomes of its request."""
+class NoStage:
+    """Stands in for every stage and computes nothing: a prompt says in words what becomes of its request."""
 
-    def __init__(self, runner):
-        self.judging, self.networks, self.components = runner.judging, runner.networks, runner.components
+    def __init__(self, judging):
+        self.judging = judging
 
     def encode(self, jobs):
         self._fail("encode", jobs)
@@ -72,6 +73,9 @@ class NoRunner:
             job.own.image = torch.zeros(3, 2, 2)
             job.own.attempts.append(Attempt(0, job.avoidance, {}, 2, 2, decision=decision))
 
+    def decision(self, job):
+        return self.judging.decision(job)
+
     def _run(self, stage):
         return Trajectory(plan_rows(stage), (0.0,) * stage.steps)
 
@@ -89,7 +93,9 @@ def make_engine(tiny_checkpoint):
         options = {"limits": Limits(waiting=40), "clock": lambda: float(next(ticks))} | options
         components[:] = components or [Engine.from_pretrained(tiny_checkpoint).components]
         engine = Engine(components[0], **options)
-        engine.runner = NoRunner(engine.runner)
+        stage = NoStage(engine.stages.judging)
+        for field in dataclasses.fields(engine.stages):
+            setattr(engine.stages, field.name, stage)
         return engine
 
     return make
@@ -116,9 +122,11 @@ def owned():
 def assert_empty(engine):
     assert engine.pending == 0
     assert engine.scheduler.free_slots == engine.limits.slots
-    assert not engine._entered
-    assert not engine._cancelled
-    assert not engine._events
+    assert not engine._lifecycle._since
+    assert not engine._lifecycle._cancelled
+    assert not engine.arenas._claims
+    assert not engine._outbox._listeners
+    assert not engine._outbox.collect()
     assert not engine.scheduler._boundary_since
 
 
@@ -154,8 +162,8 @@ def test_what_outlives_a_batch_is_no_view_of_it(tiny_checkpoint):
     for shared in kept:
         assert shared.reference.untyped_storage().nbytes() == shared.reference.nbytes
         assert shared.labels.base is None
-    assert len(engine.runner._texts) == 5
-    for text in engine.runner._texts.values():
+    assert len(engine.stages.encoding._texts) == 5
+    for text in engine.stages.encoding._texts.values():
         layers = (*text.unet, *text.controlnet)
         assert {layer.untyped_storage().nbytes() for layer in layers} == {sum(layer.nbytes for layer in layers)}
 

@@ -26,13 +26,13 @@ def request(prompt, solver=Solver.DDIM, steps=3, scale=5.0):
 
 def magnitudes(engine, requests):
     """Magnitudes of each request, read when its draft is segmented."""
-    found, segment = {}, engine.runner.segment
+    found, segment = {}, engine.stages.segmenting.segment
 
     def spy(jobs):
         segment(jobs)
         found.update({job.request_id: job.shared.magnitudes for job in jobs})
 
-    engine.runner.segment = spy
+    engine.stages.segmenting.segment = spy
     engine.generate(requests)
     return [found[id] for id in sorted(found)]
 
@@ -94,14 +94,14 @@ def test_a_retry_waits_longer_than_what_was_detected():
 def test_an_attempt_says_what_was_detected(tiny_checkpoint):
     engine = Engine.from_pretrained(tiny_checkpoint)
     policy = Avoidance.off().model_copy(update={"delayed_guidance": DelayedGuidance(stop=0.4, detect=True)})
-    segment = engine.runner.segment
+    segment = engine.stages.segmenting.segment
 
     def spy(jobs):
         segment(jobs)
         for job in jobs:
             job.shared.magnitudes = np.array([4.0, 3.0, 1.0, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0, 4.0])
 
-    engine.runner.segment = spy
+    engine.stages.segmenting.segment = spy
     wanted = request("tree").model_copy(update={"avoidance": policy, "final": Stage(steps=5)})
     (result,) = engine.generate(wanted)
     (attempt,) = result.attempts

@@ -88,13 +88,13 @@ def latents(checkpoint, batch):
     autoencoder = load(checkpoint).hashes["vae"]
     registry = Registry(autoencoder, works, torch.eye(len(PROTECTED), 320), PROTECTED)
     engine = Engine.from_pretrained(checkpoint, registry=registry)
-    found, judge = {}, engine.runner.judge
+    found, judge = {}, engine.stages.judging.judge
 
     def spy(jobs):
-        found.update({job.request_id: engine.runner.latent(job).clone() for job in jobs})
+        found.update({job.request_id: engine.arenas.latent(job).clone() for job in jobs})
         judge(jobs)
 
-    engine.runner.judge = spy
+    engine.stages.judging.judge = spy
     results = engine.generate(batch)
     return [(found[i], result) for i, result in enumerate(results)]
 

@@ -158,8 +158,8 @@ def test_mixed_sizes_prompts_and_framings_in_one_batch_are_the_single_pictures(c
 
 def test_rows_of_different_framings_share_a_call(components):
     engine, calls = Engine(components), []
-    predict = engine.runner.networks.predict
-    engine.runner.networks.predict = lambda inputs: calls.append(inputs.added) or predict(inputs)
+    predict = engine.networks.predict
+    engine.networks.predict = lambda inputs: calls.append(inputs.added) or predict(inputs)
     engine.generate([request(framing=FRAMING), request("a blue house"), request("a blue house", framing=FRAMING)])
     text, sizes = calls[0]
     assert len(text) == len(sizes) == 6
@@ -169,13 +169,13 @@ def test_rows_of_different_framings_share_a_call(components):
 
 
 def test_text_is_kept_as_long_as_there_is_room(components, monkeypatch):
-    runner = Engine(components).runner
+    encoding = Engine(components).stages.encoding
     jobs = [Job(i, i, request(f"a star {i}"), (16, 16), 0.0, Shared()) for i in range(4)]
-    runner.encode(jobs[:1])
-    assert len(runner._texts) == 2
-    monkeypatch.setattr("twig.engine.stages.runner._TEXT_CACHE_BYTES", 3 * jobs[0].shared.texts[0].nbytes)
-    runner.encode(jobs)
-    assert len(runner._texts) == 3
+    encoding.encode(jobs[:1])
+    assert len(encoding._texts) == 2
+    monkeypatch.setattr("twig.engine.stages.encoding._CACHE_BYTES", 3 * jobs[0].shared.texts[0].nbytes)
+    encoding.encode(jobs)
+    assert len(encoding._texts) == 3
 
 
 # --- backends ---
@@ -195,8 +195,8 @@ def test_exported_text_encoders_draw_the_same_pictures(components, engine, tmp_p
 
 @pytest.mark.parametrize("network", [Network.UNET, Network.CONTROLNET])
 def test_calls_are_laid_flat_in_the_tables_order(components, engine, network):
-    denoiser = engine.runner.denoiser
-    spec = engine.runner.networks.specs[network]
+    denoiser = engine.networks.denoiser
+    spec = engine.networks.specs[network]
     tensors = example_inputs(spec, Sizes(2, 16, 16), torch.float32)
     read = unet_inputs(tensors, denoiser) if network is Network.UNET else control_inputs(tensors, denoiser)
     assert [tensor.shape[1] for tensor in read.added] == [24, 48]

@@ -107,15 +107,15 @@ def request(noise, **changes):
 
 def started(engine, wanted):
     """Latent that the final starts from, and the result."""
-    found, start = [], engine.runner.start_final
+    found, start = [], engine.stages.starting.start_final
 
     def spy(job):
         start(job)
-        found.append(engine.runner.loop(job.shape).arena.latents[job.slot].clone())
+        found.append(engine.arenas.loop(job.shape).arena.latents[job.slot].clone())
 
-    engine.runner.start_final = spy
+    engine.stages.starting.start_final = spy
     (result,) = engine.generate(wanted)
-    engine.runner.start_final = start
+    engine.stages.starting.start_final = start
     return found[0], result
 
 

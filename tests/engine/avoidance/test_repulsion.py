@@ -81,13 +81,13 @@ def request(policy, **changes):
 
 def finals(engine, batch):
     """Final latents and results."""
-    found, judge = {}, engine.runner.judge
+    found, judge = {}, engine.stages.judging.judge
 
     def spy(jobs):
-        found.update({job.request_id: engine.runner.latent(job).clone() for job in jobs})
+        found.update({job.request_id: engine.arenas.latent(job).clone() for job in jobs})
         judge(jobs)
 
-    engine.runner.judge = spy
+    engine.stages.judging.judge = spy
     results = engine.generate(batch)
     return [found[id] for id in sorted(found)], results
 

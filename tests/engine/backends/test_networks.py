@@ -158,7 +158,7 @@ def signal_stack_is_mapped():
 @pytest.fixture
 def decoder(make_engine, tmp_path):
     """Return a function that makes the decoder on OpenVINO, its programs kept in `tmp_path`."""
-    networks = make_engine("openvino").runner.networks
+    networks = make_engine("openvino").networks
     artifact = replace(networks.artifact(Backend.OPENVINO, Network.VAE_DECODER), cache=tmp_path)
     spec = networks.specs[Network.VAE_DECODER]
     return lambda: OpenVinoNetwork(artifact, spec, Precision.FP32, (1, 4))

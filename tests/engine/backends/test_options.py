@@ -121,8 +121,8 @@ def switches():
 def test_switches_hold_while_the_engine_steps_and_are_put_back(components, options, expected):
     before, seen = switches(), set()
     engine = Engine(components, limits=Limits(slots=3, rows=4), torch_options=TorchOptions(**options))
-    denoise = engine.runner.denoise
-    engine.runner.denoise = lambda jobs: (seen.add(switches()), denoise(jobs))[1]
+    denoise = engine.stages.denoising.denoise
+    engine.stages.denoising.denoise = lambda jobs: (seen.add(switches()), denoise(jobs))[1]
     (result,) = engine.generate(REQUESTS[:1])
     assert result.error is None
     assert seen == {expected}

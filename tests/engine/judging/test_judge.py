@@ -39,7 +39,7 @@ def label_map(*areas):
     ],
 )
 def test_classes_kept_are_those_of_both_maps(engine, final, control, kept):
-    judging: Judge = engine.runner.judging
+    judging: Judge = engine.judge
     assert judging._classes_kept(label_map(*final), label_map(*control)) == kept
 
 
@@ -51,7 +51,7 @@ def test_only_finals_that_follow_a_map_are_asked_for_its_classes(engine):
 
 def test_a_final_that_lost_a_class_is_drawn_again(engine, monkeypatch):
     answers = iter([0.5, 1.0])
-    monkeypatch.setattr(engine.runner.judging, "_classes_kept", lambda seen, asked: next(answers))
+    monkeypatch.setattr(engine.judge, "_classes_kept", lambda seen, asked: next(answers))
     policy = SimilarityPolicy(rule="refuse if classes_kept < 1; retry 2")
     (result,) = engine.generate(request(similarity=policy))
     assert [attempt.scores["classes_kept"].value for attempt in result.attempts] == [0.5, 1.0]

@@ -1,0 +1,120 @@
+"""What each latent shape needs on the device, under a byte budget."""
+
+import functools
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..api.errors import NonFiniteLatentError
+from ..backends.networks import Networks
+from .denoising import DenoisingLoop
+from .graphs import GraphPool
+from .job import Job
+from .slots import Arena
+
+Shape = tuple[int, int]
+
+
+class Arenas:
+    """A denoising loop, with its arena and buffers, for each latent shape (height, width) in use.
+
+    budget: bytes that all of them together may take. Where a further shape would not fit, those without a job go, least
+    recently used first; one with a job never does. A single loop is made whatever it takes.
+    buckets: row counts that a step is padded to. protected (K, C, h, w): latents of works to be repelled from.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        graphs: GraphPool,
+        *,
+        num_slots: int,
+        max_steps: int,
+        num_tokens: int,
+        budget: int,
+        protected: Tensor | None = None,
+    ) -> None:
+        self.networks = networks
+        self.graphs = graphs
+        self.num_slots = num_slots
+        self.max_steps = max_steps
+        self.num_tokens = num_tokens
+        self.budget = budget
+        self.buckets: Sequence[int] = networks.buckets
+        self._protected = None if protected is None else protected.to(networks.device)
+        self._loops: OrderedDict[Shape, DenoisingLoop] = OrderedDict()
+        self._claims: dict[int, Shape] = {}
+        self._nbytes = functools.cache(self._measured)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Shapes that have a loop, the one used last at the end."""
+        return list(self._loops)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that arenas and buffers take."""
+        return sum(map(self._nbytes, self._loops))
+
+    def claim(self, job: Job) -> bool:
+        """Keep the arena of the job's shape for it until `release`; False, and nothing is kept, if it does not fit."""
+        claimed = {*self._claims.values()}
+        if claimed and sum(map(self._nbytes, claimed | {job.shape})) > self.budget and job.shape not in claimed:
+            return False
+        self._claims[job.id] = job.shape
+        return True
+
+    def release(self, job: Job) -> None:
+        """Let go what `claim` kept for the job, if anything."""
+        self._claims.pop(job.id, None)
+
+    def loop(self, shape: Shape) -> DenoisingLoop:
+        """Arena, buffers and graphs of a latent shape, made when first needed."""
+        if shape not in self._loops:
+            self._make_room(self._nbytes(shape))
+            self._loops[shape] = self._made(shape, self.networks.device)
+        self._loops.move_to_end(shape)
+        return self._loops[shape]
+
+    def latent(self, job: Job) -> Tensor:
+        """The job's latent (C, h, w), still in its slot; its predicted x0 while the run is not done.
+
+        Raises NonFiniteLatentError.
+        """
+        assert job.slot is not None
+        assert job.trajectory is not None
+        arena = self.loop(job.shape).arena
+        latent = (arena.latents if job.trajectory.done else arena.history)[job.slot]
+        if not torch.isfinite(latent).all():
+            raise NonFiniteLatentError(
+                f"the {job.state.value} run of request {job.id} left NaN or infinity in its latent; "
+                "a lower guidance scale or another dtype may help"
+            )
+        return latent
+
+    def _make_room(self, wanted: int) -> None:
+        """Drop loops without a job, least recently used first, until `wanted` bytes fit or none is left to drop."""
+        claimed = {*self._claims.values()}
+        for shape in [shape for shape in self._loops if shape not in claimed]:
+            if self.nbytes + wanted <= self.budget:
+                return
+            self._loops.pop(shape).release()
+            self.networks.forget(shape)
+
+    def _made(self, shape: Shape, device: torch.device) -> DenoisingLoop:
+        arena = Arena(
+            self.networks.denoiser,
+            num_slots=self.num_slots,
+            max_steps=self.max_steps,
+            shape=shape,
+            num_tokens=self.num_tokens,
+            device=device,
+            dtype=self.networks.dtype,
+        )
+        return DenoisingLoop(self.networks, arena, self.buckets, self.networks.dtype, self.graphs, self._protected)
+
+    def _measured(self, shape: Shape) -> int:
+        """Bytes of a shape's loop, counted on one that has no memory."""
+        return self._made(shape, torch.device("meta")).nbytes

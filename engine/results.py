@@ -1,0 +1,71 @@
+"""A finished job as what its user gets."""
+
+import numpy as np
+from PIL import Image
+
+from .api.event import State
+from .api.result import GenerationResult, Verdict
+from .api.rules import Decision
+from .batching.job import Job
+from .judging.judge import Judge
+from .judging.registry import Registry
+from .models.checkpoint import Components
+from .stages.decoding import to_picture
+from .stages.judging import Judging
+
+ENDS = {Decision.ACCEPT: State.ACCEPTED, Decision.REVIEW: State.REVIEW, Decision.REFUSE: State.REFUSED}
+"""State that a judged job ends in, by what the rule made of it."""
+
+
+class Results:
+    """Makes results of jobs."""
+
+    def __init__(self, components: Components, registry: Registry | None, judge: Judge, judging: Judging) -> None:
+        self.components = components
+        self.registry = registry
+        self.judge = judge
+        self.judging = judging
+
+    def whole(self, job: Job, state: State) -> GenerationResult:
+        """Return everything that led to the job's end in `state`. What its pictures raise goes to the caller."""
+        shared, own = job.shared, job.own
+        judged = state in ENDS.values()
+        calibration, registry = self.components.calibration, self.registry
+        return GenerationResult(
+            request=job.request,
+            index=job.index,
+            verdict=Verdict(state),
+            image=to_picture(own.image) if judged else None,
+            draft=draft_of(job),
+            mask=shared.mask,
+            label_map=None if shared.labels is None else shared.labels.astype(np.uint16),
+            control_map=own.control_map if own is not None else None,
+            gate=shared.gate,
+            attempts=tuple(own.attempts) if own is not None else (),
+            rule=str(self.judge.rule(job.request)),
+            calibration=calibration.version if calibration is not None else None,
+            registry=registry.version if registry is not None else None,
+            timings={state.value: seconds for state, seconds in job.timings.items()},
+            draft_rows=shared.draft_rows,
+            explanation=self.judging.explanation(job) if judged and job.request.explain else None,
+            error=job.error,
+        )
+
+    def small(self, job: Job, error: str) -> GenerationResult:
+        """Return a failed result of what needs no computing, for a job whose whole one could not be made."""
+        return GenerationResult(
+            request=job.request,
+            index=job.index,
+            verdict=Verdict.FAILED,
+            gate=job.shared.gate,
+            attempts=tuple(job.own.attempts) if job.own is not None else (),
+            timings={state.value: seconds for state, seconds in job.timings.items()},
+            draft_rows=job.shared.draft_rows,
+            error=error,
+        )
+
+
+def draft_of(job: Job) -> Image.Image | None:
+    """The draft that a job's request was given, if it was given one."""
+    drafted = job.shared.reference is not None and job.shared.source is None
+    return to_picture(job.shared.reference[0]) if drafted else None

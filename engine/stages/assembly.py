@@ -1,0 +1,35 @@
+"""One stage for each kind of batch, on one model."""
+
+from dataclasses import dataclass
+
+from ..batching.arenas import Arenas
+from ..judging.judge import Judge
+from ..models.checkpoint import Components
+from .decoding import Decoder
+from .denoising import Denoising
+from .encoding import Encoding
+from .judging import Judging
+from .segmenting import Segmenting
+from .starting import Starting
+
+
+@dataclass
+class Stages:
+    """What the loop runs batches with."""
+
+    encoding: Encoding
+    starting: Starting
+    denoising: Denoising
+    segmenting: Segmenting
+    judging: Judging
+
+
+def assembled(components: Components, arenas: Arenas, decoder: Decoder, judge: Judge) -> Stages:
+    """Return the stages of a model, over the same arenas, networks and judge."""
+    return Stages(
+        Encoding(components, arenas.networks),
+        Starting(components, arenas),
+        Denoising(arenas, decoder),
+        Segmenting(components, arenas, decoder, judge),
+        Judging(components, arenas, decoder, judge),
+    )

@@ -1,0 +1,72 @@
+"""The encode batch: prompts to text keys and values, each distinct prompt once."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from ..api.request import GenerationRequest
+from ..backends.networks import Networks
+from ..batching.job import Job
+from ..models.checkpoint import Components
+from ..models.networks import EncodedText
+from ..models.tensors import Network
+
+_CACHE_BYTES = 2 * 2**30  # most memory of the prompts that are kept, however many may be
+
+
+class Encoding:
+    """Encodes prompts and keeps those that were asked for last, at most `kept` of them."""
+
+    def __init__(self, components: Components, networks: Networks, kept: int = 256) -> None:
+        self.components = components
+        self.networks = networks
+        self.kept = kept
+        self._texts: OrderedDict[str | None, EncodedText] = OrderedDict()
+
+    @torch.inference_mode()
+    def encode(self, jobs: Sequence[Job]) -> None:
+        """Encode the prompts of `jobs`."""
+        wanted = {p for job in jobs for p in self._prompts(job.request)}
+        new = sorted(wanted - self._texts.keys(), key=str)
+        if new:
+            self._texts |= zip(new, self._encoded(new), strict=True)
+        for job in jobs:
+            sizes = job.request.framing.sizes(*(side * self.components.vae_scale_factor for side in job.shape))
+            texts = (self._texts[p] for p in self._prompts(job.request))
+            job.shared.texts = tuple(self.networks.denoiser.sized(text, sizes) for text in texts)
+            job.shared.input_ids = self.tokenize([job.request.prompt])[0]
+        for prompt in wanted:
+            self._texts.move_to_end(prompt)
+        room = _CACHE_BYTES // jobs[0].shared.texts[0].nbytes
+        while len(self._texts) > min(self.kept, room):
+            self._texts.popitem(last=False)
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> token ids (B, T) int64, padded; longer prompts were refused before."""
+        return self._padded(self.components.tokenizer, prompts)
+
+    def _padded(self, tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
+        length = self.components.max_tokens
+        encoded = tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        return encoded.input_ids
+
+    def _prompts(self, request: GenerationRequest) -> tuple[str | None, str]:
+        """Prompts by `Branch`; None where zeros stand for an empty one."""
+        negative = request.negative_prompt
+        return (None if self.components.zero_empty and not negative else negative), request.prompt
+
+    def _encoded(self, prompts: Sequence[str | None]) -> list[EncodedText]:
+        """Encode prompts by every text encoder, their states side by side; pooled text comes from the last."""
+        words = [prompt or "" for prompt in prompts]
+        encoders = zip((Network.TEXT_ENCODER, Network.TEXT_ENCODER_2), self.components.tokenizers, strict=False)
+        device = self.networks.device
+        outputs = [self.networks(name, [self._padded(tokenizer, words).to(device)]) for name, tokenizer in encoders]
+        states, pooled = torch.cat([output[0] for output in outputs], dim=-1), outputs[-1][1:]
+        for tensor in (states, *pooled):
+            tensor[[prompt is None for prompt in prompts]] = 0
+        return self.networks.denoiser.encode(states, pooled)

@@ -1,0 +1,95 @@
+"""The judge batch: finals to scores and decisions, and the explanation of what led to them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..api.result import Attempt, Explanation
+from ..api.rules import Decision
+from ..batching.arenas import Arenas
+from ..batching.job import Job
+from ..judging.judge import PREFIX, Judge, Measured
+from ..judging.similarity import judge
+from ..models.checkpoint import Components
+from ..sampling.rows import Branch, Hint
+from .decoding import Decoder
+
+
+class Judging:
+    """Decodes finals and holds them to their requests' rules."""
+
+    def __init__(self, components: Components, arenas: Arenas, decoder: Decoder, judge: Judge) -> None:
+        self.components = components
+        self.arenas = arenas
+        self.decoder = decoder
+        self.judged_by = judge
+
+    @torch.inference_mode()
+    def judge(self, jobs: Sequence[Job]) -> None:
+        """Score finals of one shape against their draft or source.
+
+        A finished run, and one that an early verdict ends, is appended to the job's attempts.
+        """
+        pixels = self.decoder.decode(torch.stack([self.arenas.latent(job) for job in jobs]))
+        references = torch.cat([job.shared.reference for job in jobs])
+        masks = torch.stack([torch.from_numpy(job.shared.mask) for job in jobs]).to(pixels.device)
+        controls = [job.own.control_map for job in jobs]
+        found = self.judged_by.measure(pixels, references, masks, controls)
+        for job, image, measured in zip(jobs, pixels, found, strict=True):
+            self._keep_attempt(job, image, measured)
+
+    def decision(self, job: Job) -> Decision:
+        """What becomes of a job after its last attempt."""
+        attempt = job.own.attempts[-1]
+        return attempt.decision if attempt.passed else self.judged_by.rule(job.request).then
+
+    def _keep_attempt(self, job: Job, image: Tensor, measured: Measured) -> None:
+        own, run = job.own, job.trajectory
+        assert run is not None
+        values: dict[str, float | None] = dict(measured.values)
+        if own.delivered:
+            values |= {name: None for name in values if not name.startswith(PREFIX)}
+        judged = judge(values, self.judged_by.rule(job.request))
+        if not run.done:
+            passed = judged.decision is not Decision.REFUSE
+            own.early.append((run.step, passed))
+            if passed or not job.request.similarity.early_stops:
+                return
+        rows, steps, saved = (0, 0, 0) if own.delivered else (run.rows_spent, run.step, run.rows_left)
+        own.image = image.clone()
+        own.attempts.append(
+            Attempt(
+                own.seed, own.policy, judged.scores, rows, steps, saved, tuple(own.early),
+                judged.decision, judged.reasons, measured.nearest,
+            )
+        )  # fmt: skip
+
+    def explanation(self, job: Job) -> Explanation:
+        """What the last attempt's mechanisms did, step by step."""
+        assert job.trajectory is not None
+        own, plan, reference = job.own, job.trajectory.plan, job.shared.reference
+        policy, nearest = own.attempts[-1].avoidance, own.attempts[-1].nearest
+        unseen = torch.full((len(plan), 2, 2, self.components.max_tokens), torch.nan)  # a draft that was delivered
+        masses = (torch.stack(own.masses) if own.masses else unseen).numpy()
+        ids = job.shared.input_ids.tolist()
+        noise = policy.masked_noise
+        return Explanation(
+            tokens=tuple(self.components.tokenizer.convert_ids_to_tokens(ids)),
+            mass_inside=masses[:, 0, 0],
+            mass_outside=masses[:, 0, 1],
+            neutral_inside=masses[:, 1, 0],
+            neutral_outside=masses[:, 1, 1],
+            guidance=np.array([sum(r.weight for r in rows if r.branch is Branch.CONDITIONAL) for rows in plan]),
+            control=np.array([max(r.control for r in rows) for rows in plan]),
+            noise=np.array([
+                noise.strength if noise is not None and noise.active(step, len(plan)) else 0.0
+                for step in range(len(plan))
+            ]),
+            negative=np.array([sum(-r.weight for r in rows if r.hint is Hint.OWN) for rows in plan]),
+            rows=np.array([len(rows) for rows in plan]),
+            noise_moved=own.noise_moved,
+            similarity=self.judged_by.maps(own.image, None if own.delivered else reference, nearest),
+            repulsion=self.arenas.loop(job.shape).arena.pushes[job.slot, : len(plan)].numpy(force=True).copy(),
+        )  # fmt: skip

@@ -1,0 +1,129 @@
+"""The start of a run: a draft, a witness of the gate or a final is written into its job's slot."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..api.settings import Stage
+from ..avoidance.conditioning import mask_pyramid, masked_noise_columns, moved_labels, token_vectors, transition_point
+from ..avoidance.initial_noise import initial_noise, sharpness_lengths, sharpness_probes
+from ..batching.arenas import Arenas
+from ..batching.carried import Own, attempt_seed, witness_seed
+from ..batching.job import Job, Trajectory
+from ..batching.slots import SlotState
+from ..judging.gate import witness_steps
+from ..models.attention import latent_grids
+from ..models.checkpoint import Components
+from ..sampling.noise import seeded_noise
+from ..sampling.rows import guidance_rows, plan_rows
+from ..sampling.solver import SolverTable, solver_table
+
+
+class Starting:
+    """Starts runs on one model."""
+
+    def __init__(self, components: Components, arenas: Arenas) -> None:
+        self.components = components
+        self.arenas = arenas
+
+    @torch.inference_mode()
+    def start_draft(self, job: Job) -> None:
+        """Start the draft."""
+        stage = job.request.draft
+        table = self._table(stage)
+        latent = self._noise(job, job.request.seed) * table.init_noise_sigma
+        state = SlotState(latent, table.columns, job.request.seed, job.shared.texts)
+        self._start(job, state, Trajectory(plan_rows(stage), tuple(table.timesteps.tolist())))
+
+    @torch.inference_mode()
+    def start_witness(self, job: Job) -> None:
+        """Start the next witness: the draft's first steps from another seed.
+
+        Its last step needs no guidance: what the prompt alone predicts is compared with the draft.
+        """
+        shared, stage = job.shared, job.request.draft
+        if shared.drafted is None:
+            shared.drafted = self.arenas.latent(job).clone(), job.trajectory
+        seed, table = witness_seed(job.request.seed, len(shared.agreements)), self._table(stage)
+        steps = witness_steps(stage.steps)
+        plan = (*plan_rows(stage)[: steps - 1], guidance_rows(1))
+        state = SlotState(self._noise(job, seed) * table.init_noise_sigma, table.columns, seed, shared.texts)
+        self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist())))
+
+    @torch.inference_mode()
+    def start_final(self, job: Job) -> None:
+        """Start an attempt at the final; mask, texts and (for the same warp) hint come from the draft."""
+        request, shared = job.request, job.shared
+        own = job.own = job.own or Own()
+        own.policy = policy = job.avoidance.settled(transition_point(shared.magnitudes))
+        own.seed = attempt_seed(request.seed, job.index, job.attempt)
+        own.masses, own.early, own.noise_moved, own.delivered = [], [], 0.0, False
+        table = self._table(request.final)
+        mask = torch.from_numpy(shared.mask).float()
+        latent_mask = F.adaptive_avg_pool2d(mask[None, None], job.shape)[0, 0]
+        fresh, drafts = (self._noise(job, seed) for seed in (own.seed, request.seed))
+        own.noise = initial_noise(policy.initial_noise, fresh, drafts, latent_mask, own.seed) * table.init_noise_sigma
+        drawn = _drawn(shared.masses)
+        state = SlotState(
+            latent=own.noise,
+            columns=masked_noise_columns(table, policy.masked_noise),
+            seed=own.seed,
+            texts=shared.texts,
+            mask=latent_mask,
+            pyramid=mask_pyramid(mask, latent_grids(job.shape, self.arenas.networks.denoiser.num_levels)),
+            tokens=token_vectors(policy.masked_attention, shared.input_ids, self.components.tokenizer, drawn),
+            hints=self._hints(job),
+            sharpness=sharpness_lengths(policy.initial_noise, table, own.noise.shape),
+        )
+        plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control)
+        probes = sharpness_probes(policy.initial_noise)
+        self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist()), probes))
+
+    @torch.inference_mode()
+    def deliver_draft(self, job: Job) -> None:
+        """Make the job's draft its picture, to be judged as one; it costs nothing more and has no draft to be like."""
+        job.own = Own(seed=job.request.seed, delivered=True)
+        job.own.policy = job.avoidance
+        if job.shared.drafted is not None:
+            latent, job.trajectory = job.shared.drafted
+            self.arenas.loop(job.shape).arena.latents[job.slot] = latent
+
+    def _start(self, job: Job, state: SlotState, trajectory: Trajectory) -> None:
+        assert job.slot is not None
+        self.arenas.loop(job.shape).arena.write(job.slot, state)
+        job.trajectory = trajectory
+
+    def _table(self, stage: Stage) -> SolverTable:
+        return solver_table(stage.solver, stage.steps, self.components.scheduler)
+
+    def _noise(self, job: Job, seed: int) -> Tensor:
+        return seeded_noise(self.components.unet.config.in_channels, job.shape, seed)
+
+    def _hints(self, job: Job) -> tuple[Tensor | None, Tensor | None]:
+        """Embed the moved label map and, for a negative branch, the draft's own as control images, by `Hint`."""
+        control = job.avoidance.moved_control
+        if control is None:
+            job.own.control_map = None
+            return None, None
+        segmenter = self.components.segmenter
+        assert segmenter is not None
+        moved = moved_labels(job.shared.labels, segmenter.background, control, seed=job.own.seed)
+        job.own.control_map = moved.astype(np.uint16)
+        return self._embedded(moved), self._embedded(job.shared.labels) if control.negative else None
+
+    def _embedded(self, labels: np.ndarray) -> Tensor:
+        segmenter, networks = self.components.segmenter, self.arenas.networks
+        assert segmenter is not None
+        hint = torch.from_numpy(segmenter.palette[labels]).permute(2, 0, 1)[None] / 255
+        return networks.denoiser.embed_hint(hint.to(networks.device, networks.dtype))[0]
+
+
+def _drawn(masses: Sequence[Tensor]) -> Tensor | None:
+    """Attention (T,) that each token drew in a draft, over all its pixels and steps, from `MassRecord`s of a step each.
+
+    A draft has no mask: all of it lies outside.
+    """
+    return torch.stack(list(masses))[:, 1, 1].mean(0) if masses else None
