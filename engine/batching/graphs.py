@@ -95,7 +95,8 @@ class GraphPool:
 
     def forget(self, key: Hashable) -> None:
         """Let the graph of `key` go, if there is one: its buffers are about to."""
-        if self._graphs.pop(key, None) is not None:
+        if key in self._graphs:
+            del self._graphs[key]
             self.stats.captured -= 1
 
     def _free(self) -> int:

@@ -1,5 +1,6 @@
 """The encode batch: prompts to text keys and values, each distinct prompt once."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -24,6 +25,8 @@ class Encoding:
         self.components = components
         self.networks = networks
         self.kept = kept
+        # Of its own: a fast tokenizer keeps its padding as state, and the door asks for none in other threads.
+        self._tokenizers = copy.deepcopy(components.tokenizers)
         self._texts: OrderedDict[str | None, EncodedText] = OrderedDict()
 
     @torch.inference_mode()
@@ -46,7 +49,7 @@ class Encoding:
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> token ids (B, T) int64, padded; longer prompts were refused before."""
-        return self._padded(self.components.tokenizer, prompts)
+        return self._padded(self._tokenizers[0], prompts)
 
     def _padded(self, tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
         length = self.components.max_tokens
@@ -63,7 +66,7 @@ class Encoding:
     def _encoded(self, prompts: Sequence[str | None]) -> list[EncodedText]:
         """Encode prompts by every text encoder, their states side by side; pooled text comes from the last."""
         words = [prompt or "" for prompt in prompts]
-        encoders = zip((Network.TEXT_ENCODER, Network.TEXT_ENCODER_2), self.components.tokenizers, strict=False)
+        encoders = zip((Network.TEXT_ENCODER, Network.TEXT_ENCODER_2), self._tokenizers, strict=False)
         device = self.networks.device
         outputs = [self.networks(name, [self._padded(tokenizer, words).to(device)]) for name, tokenizer in encoders]
         states, pooled = torch.cat([output[0] for output in outputs], dim=-1), outputs[-1][1:]

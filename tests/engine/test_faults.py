@@ -1,16 +1,19 @@
 """Faults in every kind of batch: the guilty request fails, its neighbours' pictures are what they would have been."""
 
 import dataclasses
+import pkgutil
 
 import numpy as np
 import pytest
 import torch
 
 from twig.engine.api.event import State
-from twig.engine.api.request import GenerationRequest, SimilarityPolicy
+from twig.engine.api.mechanisms import Avoidance
+from twig.engine.api.request import Gate, GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import Verdict
 from twig.engine.api.settings import Stage
 from twig.engine.backends.networks import Networks
+from twig.engine.batching.job import Job
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
 from twig.engine.models.tensors import Network
@@ -183,3 +186,70 @@ def test_a_verdict_stands_when_another_shape_in_its_batch_fails(engine, wanted):
 
     broken.judge.measure = faulty
     assert_only_the_guilty_failed(wanted, broken, crowd, "20 GiB")
+
+
+# --- moves and ends ---
+
+
+WITNESSED = Gate(limits={"agreement": 2.0}, witnesses=2)
+"""A gate that asks two witnesses and stays shut."""
+
+
+PLACES = [
+    ("twig.engine.results.Results.whole", {}),
+    ("twig.engine.results.draft_of", {}),
+    ("twig.engine.lifecycle.draft_of", {}),
+    ("twig.engine.stages.judging.Judging.explanation", {"explain": True}),
+    ("twig.engine.stages.judging.Judging.decision", {}),
+    ("twig.engine.stages.starting.Starting.start_draft", {}),
+    ("twig.engine.stages.starting.Starting.start_final", {}),
+    ("twig.engine.stages.starting.Starting.start_witness", {"gate": WITNESSED}),
+    ("twig.engine.stages.starting.Starting.deliver_draft", {"gate": WITNESSED, "final": Stage(steps=2)}),
+    ("twig.engine.stages.segmenting.Segmenting.wants_witnesses", {}),
+    ("twig.engine.stages.segmenting.Segmenting.hear_witness", {"gate": WITNESSED}),
+]
+"""What is called with one job while it is moved or ended, and what a request must ask for to get there."""
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize(("place", "changes"), PLACES, ids=[place.removeprefix("twig.engine.") for place, _ in PLACES])
+def test_whatever_fails_on_the_way_or_at_the_end_fails_its_image_alone(engine, monkeypatch, place, changes, images):
+    """The slot is free, everybody else goes on, and the engine closes."""
+    crowd = [request(GUILTY, seed=1, num_images=images).model_copy(update=changes), *CROWD[1:]]
+    owner, name = pkgutil.resolve_name(place.rsplit(".", 1)[0]), place.rsplit(".", 1)[1]
+    right = getattr(owner, name)
+
+    def faulty(*arguments):
+        (job,) = [argument for argument in arguments if isinstance(argument, Job)]
+        if job.request.prompt == GUILTY:
+            raise OutOfMemory("tried to allocate 20 GiB")
+        return right(*arguments)
+
+    monkeypatch.setattr(owner, name, faulty)
+    broken = fresh(engine)
+    guilty, neighbours = [], []
+    for result in broken.generate(crowd):
+        (guilty if result.request.prompt == GUILTY else neighbours).append(result)
+    # Of several images only the first is the draft; the others go their own ways.
+    hit = guilty[:1] if name == "deliver_draft" else guilty
+    assert all(result.verdict is Verdict.FAILED and "20 GiB" in result.error for result in hit)
+    assert all(result.image is None for result in hit)
+    assert all(result.verdict is Verdict.ACCEPTED for result in (*neighbours, *guilty[len(hit) :]))
+    assert [result.index for result in guilty] == list(range(images))
+    assert broken.close() == []
+    assert broken.pending == 0
+    assert broken.scheduler.free_slots == broken.limits.slots
+    assert not broken.arenas._claims
+
+
+def test_pictures_that_cannot_be_shown_fail_their_requests_and_no_more(engine, monkeypatch):
+    """An autoencoder of one channel passes every network before it, where a mask is brought along."""
+    broken = fresh(engine)
+    decode = broken.stages.judging.decoder.decode
+    monkeypatch.setattr(broken.stages.judging.decoder, "decode", lambda latents: decode(latents)[:, :1])
+    monkeypatch.setattr(broken.stages.judging.decoder, "labels", lambda pixels: None)
+    for _ in range(2):
+        (result,) = broken.generate(request("a star", mask=np.ones((64, 64), bool), avoidance=Avoidance.off()))
+        assert result.verdict is Verdict.FAILED
+    assert broken.close() == []
+    assert broken.scheduler.free_slots == broken.limits.slots

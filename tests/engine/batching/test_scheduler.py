@@ -198,6 +198,52 @@ def test_a_higher_priority_gets_the_next_slot():
     assert shop.served[high.id][0] < shop.served[low.id][0]
 
 
+@given(
+    priority=st.integers(-3, 2), levels=st.integers(1, 4), aging=st.integers(1, 6), slots=st.integers(1, 3),
+    steps=st.integers(1, 4), static=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_no_stream_of_higher_priorities_starves_a_waiting_job(priority, levels, aging, slots, steps, static):
+    """What came more than `levels * aging` steps later is behind it, and what came before is done in the end."""
+    policy = StaticPolicy() if static else ContinuousPolicy()
+    shop = Shop(Limits(slots=slots, rows=2 * slots, aging=aging), policy)
+    high = {"priority": priority + levels, "steps": steps, "draft_steps": steps, "retries": 0}
+    for _ in range(2 * slots):
+        shop.submit(**high)
+    low = shop.submit(priority=priority, steps=steps, draft_steps=steps, retries=0)
+    ahead = 2 * slots + levels * aging
+    for _ in range(40 + 12 * steps * ahead):
+        shop.submit(**high)
+        shop.step()
+        if low.state is State.ACCEPTED or low.state is State.REFUSED:
+            return
+    raise AssertionError(f"it stands in {low.state} at iteration {shop.scheduler.iteration}")
+
+
+def test_waiting_outweighs_a_level_of_priority_in_the_batch_too():
+    """Room for one of two: the higher priority runs until the other has waited long enough, then they take turns."""
+    shop = Shop(Limits(slots=2, rows=2, aging=5))
+    low = shop.submit(steps=40, draft_steps=40, retries=0)
+    high = shop.submit(steps=40, draft_steps=40, retries=0, priority=1)
+    while len(shop.served.get(high.id, ())) < 20:
+        shop.step()
+    assert len(shop.served[low.id]) >= 3
+    gaps = [b - a for a, b in itertools.pairwise(shop.served[low.id])]
+    assert max(gaps) <= 7
+
+
+def test_a_job_that_lacks_what_else_it_needs_keeps_its_place():
+    scheduler = Scheduler(Limits(slots=3, rows=6))
+    shop = Shop(Limits(slots=3, rows=6))
+    jobs = [shop.submit() for _ in range(3)]
+    for job in jobs:
+        scheduler.submit(job)
+        job.move(State.ENCODED)
+    assert scheduler.admit(lambda job: job is not jobs[1]) == [jobs[0]]
+    assert scheduler.free_slots == 2
+    assert scheduler.admit() == jobs[1:]
+
+
 def test_a_short_request_is_not_held_up_by_long_ones():
     shop = Shop(Limits(slots=8, rows=8))
     for _ in range(4):
