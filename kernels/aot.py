@@ -21,7 +21,8 @@ from ._triton import triton
 from .denoise_step import BLOCK, WARPS, StepColumns, denoise_step_kernel
 from .gather_rows import gather_rows_kernel
 from .masked_attention_contiguous import contiguous_attention_kernel, contiguous_attention_long_kernel
-from .masked_attention_kernels import masked_attention_kernel, masked_attention_long_kernel
+from .masked_attention_long import masked_attention_long_kernel
+from .masked_attention_tile import masked_attention_kernel
 from .ptx import renamed, with_declared_parameters
 from .tiles import attention_constants, attention_tile
 

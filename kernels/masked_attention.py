@@ -25,7 +25,8 @@ import torch
 from ._triton import INTERPRETED, require_launchable, triton
 from .checks import FLOATS, check_dtype, check_shape
 from .conditioning import ScalarColumn, TokenRow, sample_mask
-from .masked_attention_kernels import masked_attention_kernel, masked_attention_long_kernel
+from .masked_attention_long import masked_attention_long_kernel
+from .masked_attention_tile import masked_attention_kernel
 from .tiles import AttentionTile, attention_constants, attention_tile
 
 _SMALLEST_SUM = 1e-6

@@ -9,7 +9,8 @@ compiled graph fixes (heads, head channels, tokens, the scale of the scores) is 
 from __future__ import annotations
 
 from ._triton import jit, tl
-from .masked_attention_kernels import masked_attention_kernel, masked_attention_long_kernel
+from .masked_attention_long import masked_attention_long_kernel
+from .masked_attention_tile import masked_attention_kernel
 
 
 @jit

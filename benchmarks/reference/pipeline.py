@@ -8,27 +8,26 @@ counter-based noise; the solvers are diffusers', and every formula of a step is 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from torch import Tensor
-from transformers import CLIPTokenizer
 
-from ...engine.api.mechanisms import Avoidance, InitialNoise, MaskedAttention, MovedControl, Repulsion
+from ...engine.api.mechanisms import Avoidance, InitialNoise
 from ...engine.api.request import GenerationRequest
 from ...engine.api.settings import Stage
-from ...engine.avoidance.conditioning import avoidance_mask, moved_labels, token_vectors, transition_point
+from ...engine.avoidance.conditioning import avoidance_mask, moved_labels, transition_point
 from ...engine.avoidance.initial_noise import resampled_noise
 from ...engine.models.checkpoint import Components
 from ...engine.models.segmentation import load_picture, to_pixels
-from .attention import AttentionRule
+from .inputs import Text, conditions, decode, encode, image_size, initial_noise
 from .solvers import Scheduler, make_scheduler, masked_noise, moved_output, predicted_noise, predicted_x0, step
+from .steering import Steering, attention_rule, branches_at, control, guide, negative_at, negative_guidance, repulsion
 
 
 @dataclass(frozen=True)
@@ -57,29 +56,6 @@ class Final:
     pixels: Tensor
     control_labels: np.ndarray | None
     ssim: float
-
-
-@dataclass(frozen=True)
-class Steering:
-    """What acts on a denoising run beside its prompt: the policy, the mask (H, W) in [0, 1], and the control images
-    (1, 3, H, W) of the moved and of the draft's own labels, latents (K, C, h, w) of protected works, and the
-    attention (T,) that tokens drew in the draft; listens: whether a draft is to find that out."""
-
-    policy: Avoidance
-    mask: Tensor | None = None
-    hint: Tensor | None = None
-    own_hint: Tensor | None = None
-    protected: Tensor | None = None
-    masses: Tensor | None = None
-    listens: bool = False
-
-
-@dataclass(frozen=True)
-class Text:
-    """A prompt as the networks read it: states (1, T, D), and in SDXL pooled text (1, P) and sizes (1, 6) by name."""
-
-    states: Tensor
-    added: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -198,20 +174,6 @@ def denoise(
     return x
 
 
-def image_size(components: Components, request: GenerationRequest) -> tuple[int, int]:
-    """Height and width in pixels."""
-    height, width = components.size
-    return request.height or height, request.width or width
-
-
-def initial_noise(components: Components, request: GenerationRequest, seed: int) -> Tensor:
-    """Unit noise (1, C, h, w), as diffusers' pipelines draw it from a CPU generator."""
-    height, width = (side // components.vae_scale_factor for side in image_size(components, request))
-    generator = torch.Generator("cpu").manual_seed(seed)
-    noise = torch.randn((1, components.unet.config.in_channels, height, width), generator=generator)
-    return noise.to(components.unet.device)
-
-
 def starting_noise(components: Components, request: GenerationRequest, seed: int, steering: Steering) -> Tensor:
     """Unit noise (1, C, h, w) of a run: its own, or the draft's with new low frequencies inside the mask."""
     noise, policy = initial_noise(components, request, seed), steering.policy.initial_noise
@@ -245,131 +207,9 @@ def sharpened_noise(
     return x
 
 
-def encode(components: Components, request: GenerationRequest, branch: str) -> Text:
-    """What the networks read of a branch's prompt."""
-    prompt = request.prompt if branch == "conditional" else request.negative_prompt
-    ids = [token_ids(components, prompt, tokenizer).to(components.unet.device) for tokenizer in components.tokenizers]
-    if components.text_encoder_2 is None:
-        return Text(components.text_encoder(ids[0])[0])
-    encoders = zip(components.text_encoders, ids, strict=True)
-    outputs = [encoder(its_ids, output_hidden_states=True) for encoder, its_ids in encoders]
-    states, pooled = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[1].text_embeds
-    if components.zero_empty and branch == "unconditional" and not prompt:
-        states, pooled = torch.zeros_like(states), torch.zeros_like(pooled)
-    sizes = torch.tensor([request.framing.sizes(*image_size(components, request))], device=states.device)
-    return Text(states, {"text_embeds": pooled, "time_ids": sizes})
-
-
-def conditions(texts: Sequence[Text]) -> dict[str, Any]:
-    """Arguments of a network for rows of `texts`."""
-    added = {name: torch.cat([text.added[name] for text in texts]) for name in texts[0].added}
-    return {"encoder_hidden_states": torch.cat([text.states for text in texts]), "added_cond_kwargs": added}
-
-
-def token_ids(components: Components, prompt: str, tokenizer: CLIPTokenizer) -> Tensor:
-    """Prompt -> token ids (1, T), padded."""
-    return tokenizer(
-        prompt, padding="max_length", max_length=components.max_tokens, truncation=True, return_tensors="pt"
-    ).input_ids
-
-
-def decode(components: Components, latent: Tensor) -> Tensor:
-    """Latent (1, C, h, w) -> pixels (1, 3, H, W) in [0, 1]."""
-    vae = components.vae
-    decoded = vae.decode((latent / vae.config.scaling_factor).to(vae.dtype)).sample
-    return (decoded.float() / 2 + 0.5).clamp(0, 1)
-
-
 def ssim(a: Tensor, b: Tensor) -> float:
     """Structural similarity with Gaussian windows of deviation 1.5 (Wang et al., IEEE TIP 2004)."""
     first, second = (pixels[0].permute(1, 2, 0).cpu().numpy() for pixels in (a, b))
     return structural_similarity(
         first, second, channel_axis=2, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )
-
-
-def branches_at(i: int, stage: Stage, policy: Avoidance) -> tuple[str, ...]:
-    """Branches that step `i` evaluates: one while guidance is delayed (Jain et al., CVPR 2025) or its scale is 1."""
-    if policy.delayed_guidance is not None and policy.delayed_guidance.active(i, stage.steps):
-        return (policy.delayed_guidance.branch,)
-    return ("conditional",) if stage.guidance_scale == 1 else ("unconditional", "conditional")
-
-
-def guide(outputs: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance of both branches (2, C, h, w); a single branch as it is."""
-    if len(outputs) == 1:
-        return outputs
-    unconditional, conditional = outputs.chunk(2)
-    return unconditional + scale * (conditional - unconditional)
-
-
-def repulsion(x0: Tensor, protected: Tensor | None, policy: Repulsion) -> Tensor:
-    """How far SPELL (Kirchhof et al., ICML 2025) pushes x0 (1, C, h, w), work by work."""
-    assert protected is not None
-    push = torch.zeros_like(x0)
-    for work in protected:
-        away = x0 - work
-        distance = float(away.square().mean().sqrt())
-        push += policy.strength * max(policy.radius / distance - 1, 0) * away
-    return push
-
-
-def negative_at(i: int, stage: Stage, policy: Avoidance) -> bool:
-    """Whether step `i` turns away from the draft's own shape: where its last branch is controlled."""
-    control = policy.moved_control
-    if control is None or not control.negative or not control.active(i, stage.steps):
-        return False
-    return control.rows == "both" or branches_at(i, stage, policy)[-1] == "conditional"
-
-
-def negative_guidance(
-    steering: Steering,
-    branch: Sequence[str],
-    predict: Callable[[Sequence[str], Tensor | None], Tensor],
-    moved: Tensor,
-) -> Tensor:
-    """r (eps(k+) - eps(k-)), k- being the draft's own shape; with eps of no control in place of eps(k+) if so asked."""
-    policy = steering.policy.moved_control
-    assert policy is not None
-    better = moved if policy.negative_against == "moved" else predict(branch, None)
-    return policy.negative * (better - predict(branch, steering.own_hint))
-
-
-def control(
-    components: Components,
-    i: int,
-    stage: Stage,
-    policy: MovedControl | None,
-    branches: Sequence[str],
-    hint: Tensor | None,
-    z: Tensor,
-    t: Tensor,
-    text: dict[str, Any],
-) -> tuple[list[Tensor] | None, Tensor | None]:
-    """ControlNet's residuals for the skip connections and the middle, or None outside its window."""
-    if policy is None or hint is None or not policy.active(i, stage.steps):
-        return None, None
-    assert components.controlnet is not None, "moved control needs a ControlNet"
-    down, mid = components.controlnet(
-        z, t, controlnet_cond=torch.cat([hint] * len(branches)).to(z), conditioning_scale=policy.scale,
-        return_dict=False, **text,
-    )  # fmt: skip
-    controlled = torch.tensor([policy.rows == "both" or branch == "conditional" for branch in branches])
-    keep = controlled.to(z).view(-1, 1, 1, 1)
-    return [residual * keep for residual in down], mid * keep
-
-
-def attention_rule(
-    components: Components, request: GenerationRequest, stage: Stage, steering: Steering
-) -> AttentionRule | None:
-    """The masked attention of this run, or None where the policy has none."""
-    policy, ids = steering.policy.masked_attention, token_ids(components, request.prompt, components.tokenizer)[0]
-    if steering.listens:
-        nowhere = torch.zeros(image_size(components, request), device=components.unet.device)
-        silent = MaskedAttention(tokens=())
-        return AttentionRule(silent, stage.steps, nowhere, token_vectors(silent, ids, components.tokenizer).to(nowhere))
-    if policy is None:
-        return None
-    assert steering.mask is not None
-    tokens = token_vectors(policy, ids, components.tokenizer, steering.masses)
-    return AttentionRule(policy, stage.steps, steering.mask, tokens.to(steering.mask))

@@ -68,7 +68,7 @@ def test_shapes_have_names_of_their_own_and_no_path_of_this_machine():
     for kernel in kernels:
         assert f".entry {kernel.name}(" in kernel.ptx
         assert ".file" not in kernel.ptx
-        assert "masked_attention_kernels.py" not in kernel.ptx
+        assert not re.search(r"masked_attention_\w+\.py", kernel.ptx)
 
 
 def test_a_parameter_that_the_kernel_reads_is_not_dropped():
