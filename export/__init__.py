@@ -1,1 +1,1 @@
-"""Networks to ONNX, TensorRT and OpenVINO engines."""
+"""Networks to ONNX, OpenVINO and TensorRT: what backends run, where it is kept, and how true it is to PyTorch."""

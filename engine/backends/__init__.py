@@ -1,1 +1,1 @@
-"""Backends that run the networks."""
+"""What runs the networks: PyTorch, ONNX Runtime, OpenVINO, TensorRT, behind one protocol."""

@@ -1,1 +1,1 @@
-"""Batches on the device: scheduler, jobs, slots, buffers, graphs, the denoising step."""
+"""Batches on the device: scheduler, jobs, slots, buffers, graphs, arenas, the denoising step."""

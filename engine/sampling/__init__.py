@@ -1,1 +1,1 @@
-"""Solvers and guidance as tables of coefficients and rows."""
+"""Solvers and guidance as tables of coefficients and rows, and the row counts that calls are padded to."""
