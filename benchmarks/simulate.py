@@ -18,12 +18,13 @@ from ..engine.api.event import State
 from ..engine.api.request import GenerationRequest, SimilarityPolicy
 from ..engine.batching.job import Job
 from ..engine.batching.scheduler import Batch, BatchKind, ContinuousPolicy, Limits, Policy, Scheduler, StaticPolicy
+from ..engine.estimates import draft_run, final_run
 from .costs import Costs
 from .options import OutOption, RowsOption, SlotsOption
 from .plots import save_curves
 from .printing import Row, line
 from .rows import percentiles, write_rows
-from .workloads import MIXED_RETRIES, Arrival, draft_run, final_run, mixed, poisson
+from .workloads import MIXED_RETRIES, Arrival, mixed, poisson
 
 
 class CallPolicy(StaticPolicy):

@@ -17,6 +17,7 @@ import typer
 
 from ..engine.batching.scheduler import ContinuousPolicy, Limits
 from ..engine.engine import Engine
+from ..engine.estimates import rows_of
 from ..engine.records.manifest import Precision
 from .clocks import ClockKind, Spent, stopwatch
 from .contenders import REFERENCE, Contender, EngineContender, contenders, gate, quality
@@ -37,7 +38,7 @@ from .options import (
 )
 from .printing import Row, line
 from .rows import percentiles, write_rows
-from .workloads import CLOSED, closed, rows_of
+from .workloads import CLOSED, closed
 
 _GATE_ROUND = 999
 _LEAST_ROUNDS = 2

@@ -8,9 +8,6 @@ import numpy as np
 from ..engine.api.mechanisms import Avoidance, MovedControl
 from ..engine.api.request import GenerationRequest, SimilarityPolicy
 from ..engine.api.settings import Stage
-from ..engine.avoidance.initial_noise import sharpness_probes
-from ..engine.batching.job import Trajectory
-from ..engine.sampling.rows import Row, plan_rows
 from .copying.scenes import random_scene
 
 SAME_WORK = Avoidance(delayed_guidance=None, moved_control=MovedControl(scale=1.5, rows="both"))
@@ -63,26 +60,6 @@ def poisson(requests: Sequence[GenerationRequest], rate: float, seed: int = 0) -
     """Let `requests` arrive one by one, `rate` of them a second on average and independently of each other."""
     times = np.random.default_rng((4, seed)).exponential(1 / rate, len(requests)).cumsum()
     return [Arrival(float(at), request) for at, request in zip(times, requests, strict=True)]
-
-
-def draft_run(request: GenerationRequest) -> Trajectory:
-    """Rows of the draft, step by step."""
-    return _run(plan_rows(request.draft))
-
-
-def final_run(request: GenerationRequest, policy: Avoidance) -> Trajectory:
-    """Rows of an attempt at the final under `policy`, the probes that move its initial noise included."""
-    plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control)
-    return _run(plan, sharpness_probes(policy.initial_noise))
-
-
-def _run(plan: tuple[tuple[Row, ...], ...], probes: int = 0) -> Trajectory:
-    return Trajectory(plan, (0.0,) * len(plan), probes)
-
-
-def rows_of(request: GenerationRequest) -> int:
-    """UNet rows of the draft and the first attempt at the final."""
-    return draft_run(request).rows_left + final_run(request, request.avoidance).rows_left
 
 
 def _captions(count: int, seed: tuple[int, ...]) -> list[str]:

@@ -47,13 +47,19 @@ class AsyncEngine:
         """Finish (or, on an error, cancel) every request, then stop the thread."""
         await self.close(cancel=kind is not None)
 
-    async def close(self, *, cancel: bool = False) -> None:
-        """Accept nothing more; finish what is there, or cancel it."""
-        if cancel:
-            for id in list(self._streams):
-                self.engine.cancel(id)
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken and served."""
+        return self._thread.is_alive() and not self._stop.is_set() and self.engine.alive
+
+    async def close(self, *, cancel: bool = False, deadline: float | None = None) -> None:
+        """Accept nothing more; finish what is there, or cancel it, at once or after `deadline` seconds."""
         self._stop.set()
         self._work.set()
+        if not cancel:
+            await asyncio.to_thread(self._thread.join, deadline)
+        for id in list(self._streams):
+            self.engine.cancel(id)
         await asyncio.to_thread(self._thread.join)
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[Event]:

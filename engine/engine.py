@@ -12,7 +12,7 @@ import torch
 
 from .api.calibration import Calibration
 from .api.event import Event
-from .api.request import GenerationRequest, Requests
+from .api.request import GenerationRequest, Requests, as_requests
 from .api.result import GenerationResult
 from .backends.networks import BackendChoice, BackendSettings, Networks
 from .backends.options import TorchOptions
@@ -21,6 +21,7 @@ from .batching.arenas import Arenas
 from .batching.graphs import GraphPool
 from .batching.scheduler import Limits, Policy, Scheduler
 from .door import Door
+from .estimates import rows_due, rows_of
 from .judging.judge import Judge
 from .judging.registry import Registry
 from .judging.similarity import ExtraMetric
@@ -31,7 +32,7 @@ from .models.layout import Source
 from .models.networks import Denoiser
 from .results import Results
 from .routing import Listener, Outbox, Turns
-from .sampling.buckets import ROW_BUCKETS
+from .sampling.buckets import buckets_up_to
 from .stages.assembly import assembled
 from .stages.decoding import Decoder
 from .stats import Stats, StatsRecorder
@@ -81,11 +82,12 @@ class Engine:
         self.graphs = GraphPool(
             torch.device(device), reserve=graph_reserve, rehearse=self.torch_options.compile is not None
         )
+        prepared = self.graphs.enabled or self.torch_options.compile is not None or backend != "torch"
         self.networks = Networks(
             components,
             Denoiser(components.unet, components.controlnet),
             BackendSettings(backend, precision, artifacts, self.torch_options),
-            buckets=self._buckets(backend),
+            buckets=buckets_up_to(self.limits.rows, prepared),
             device=torch.device(device),
             dtype=dtype,
         )
@@ -107,6 +109,7 @@ class Engine:
         results = Results(components, registry, self.judge, self.stages.judging)
         self._lifecycle = Lifecycle(self.scheduler, self.arenas, results, self._outbox, self._recorder, clock)
         self._loop = Loop(self.stages, self._lifecycle, self._recorder)
+        self._broken = False
 
     @classmethod
     def from_pretrained(
@@ -138,10 +141,10 @@ class Engine:
     def generate(self, requests: Requests, on_event: Callable[[Event], None] | None = None) -> list[GenerationResult]:
         """Run requests to their end; results image by image, in the order of the requests.
 
-        on_event: called in this thread, between steps. Raises InvalidRequestError, before anything runs, for a request
-        that this model cannot serve.
+        A plain prompt stands for a request of it. on_event: called in this thread, between steps. Raises
+        InvalidRequestError, before anything runs, for a request that this model cannot serve.
         """
-        batch = [requests] if isinstance(requests, GenerationRequest) else list(requests)
+        batch = as_requests(requests)
         waiting = deque((request, self._door.admit(request)) for request in batch)
         heard: deque[Event] = deque()
         results: dict[tuple[int, int], GenerationResult] = {}
@@ -202,10 +205,43 @@ class Engine:
         """Images that are not finished, a request that has not drafted yet counting as one."""
         return len(self.scheduler.jobs)
 
-    def close(self) -> list[Event]:
-        """Accept nothing more and run what is there to its end."""
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken and served: false after `close`, and once an error broke a step."""
+        return not (self._lifecycle.closed or self._broken)
+
+    def estimate(self, request: GenerationRequest | str) -> int:
+        """Rows of the UNet that a request costs up to its first verdicts; `estimates.rows_of`.
+
+        Raises InvalidRequestError for one that this model cannot serve.
+        """
+        (wanted,) = as_requests(request)
+        self._door.admit(wanted)
+        return rows_of(wanted, self.judge.most_witnesses(wanted))
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows of the UNet that everything unfinished will spend at least, what is cancelled left out."""
+        live = self._lifecycle.live()
+        return sum(rows_due(job, self.judge.most_witnesses(job.request)) for job in live)
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows of the UNet a second of work, of the latest batches of every kind; 0 before the first."""
+        return self._recorder.recent_rate()
+
+    def close(self, deadline: float | None = None) -> list[Event]:
+        """Accept nothing more and run what is there to its end; after `deadline` seconds, cancel the rest.
+
+        Every request has its results when this returns.
+        """
         self._lifecycle.close()
-        return self.drain()
+        end = float("inf") if deadline is None else time.monotonic() + deadline
+        while self.pending:
+            if time.monotonic() >= end:
+                self._lifecycle.cancel_all()
+            self.advance()
+        return self._outbox.collect()
 
     def __enter__(self) -> Self:
         """Return the engine."""
@@ -216,8 +252,7 @@ class Engine:
     ) -> None:
         """Close the engine; on an error cancel what is left first."""
         if kind is not None:
-            for job in list(self.scheduler.jobs.values()):
-                self.cancel(job.request_id)
+            self._lifecycle.cancel_all()
         self.close()
 
     def warmup(self, sizes: Sequence[tuple[int, int]] | None = None) -> dict[str, object]:
@@ -250,12 +285,6 @@ class Engine:
             backends=self.networks.report(),
         )
 
-    def _buckets(self, backend: BackendChoice) -> list[int]:
-        """Row counts to pad to: every one where padding saves nothing, for each row costs and none is prepared."""
-        prepared = self.graphs.enabled or self.torch_options.compile is not None or backend != "torch"
-        counts = ROW_BUCKETS if prepared else range(1, self.limits.rows)
-        return [count for count in counts if count < self.limits.rows] + [self.limits.rows]
-
     def _await(self, done: Callable[[], bool]) -> None:
         """Step, or wait while another thread does, until `done()`."""
         while self._turns.take(needless=done):
@@ -265,5 +294,10 @@ class Engine:
                 self._turns.leave()
 
     def _step(self) -> None:
-        with self.torch_options.in_force():
-            self._loop.step()
+        try:
+            with self.torch_options.in_force():
+                self._loop.step()
+        except Exception:
+            self._broken = True
+            raise
+        self._broken = False

@@ -43,7 +43,7 @@ class Lifecycle:
         self.results = results
         self.outbox = outbox
         self.recorder = recorder
-        self._closed = False
+        self.closed = False
         self._clock = clock
         self._lock = threading.RLock()
         self._ids = itertools.count()
@@ -59,10 +59,14 @@ class Lifecycle:
 
     def counts(self) -> tuple[int, int]:
         """Jobs without and with a slot; what is cancelled counts no more."""
-        with self._lock:
-            live = [job for job in self.scheduler.jobs.values() if job.request_id not in self._cancelled]
+        live = self.live()
         resident = sum(job.slot is not None for job in live)
         return len(live) - resident, resident
+
+    def live(self) -> list[Job]:
+        """Jobs that are not finished and not cancelled."""
+        with self._lock:
+            return [job for job in self.scheduler.jobs.values() if job.request_id not in self._cancelled]
 
     def enter(self, request: GenerationRequest, admission: Admission, listener: Listener | None = None) -> int:
         """Queue an admitted request and return its id; its events go to `listener` if there is one.
@@ -70,7 +74,7 @@ class Lifecycle:
         Raises EngineBusyError when the queue is full, EngineClosedError after the end.
         """
         with self._lock:
-            if self._closed:
+            if self.closed:
                 raise EngineClosedError("the engine is closed")
             if not self.has_room:
                 raise EngineBusyError(f"{self.scheduler.limits.waiting} requests are waiting already; try again later")
@@ -90,10 +94,15 @@ class Lifecycle:
             if any(job.request_id == id for job in self.scheduler.jobs.values()):
                 self._cancelled.add(id)
 
+    def cancel_all(self) -> None:
+        """Stop every request before its next step."""
+        with self._lock:
+            self._cancelled.update(job.request_id for job in self.scheduler.jobs.values())
+
     def close(self) -> None:
         """Let nobody in any more."""
         with self._lock:
-            self._closed = True
+            self.closed = True
 
     # --- from the thread that steps ---
 

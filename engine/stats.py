@@ -12,6 +12,7 @@ from .api.result import Attempt, Verdict
 from .batching.graphs import GraphStats
 
 _WINDOW = 4096
+_RECENT = 256
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,19 @@ class StatsRecorder:
         self.verdicts: Counter[Verdict] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.steps = self.rows = self.padded_rows = self.control_rows = 0
+        self._counted = 0
         self.scheduling = 0.0
         self.early = {"verdicts": 0, "contradicted": 0, "rows_saved": 0}
         self._latencies: deque[float] = deque(maxlen=_WINDOW)
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
 
     def batch(self, kind: str, seconds: float) -> None:
         """Count a batch that took `seconds`."""
         if self._began is None:
             self._began = self._clock() - seconds
         self.seconds[kind] += seconds
+        self._recent.append((self.rows - self._counted, seconds))
+        self._counted = self.rows
 
     def step(self, rows: int, padded: int, control_rows: int) -> None:
         """Count a denoise batch of `rows` rows that was padded to `padded`."""
@@ -76,6 +81,12 @@ class StatsRecorder:
         self.rows += rows
         self.padded_rows += padded - rows
         self.control_rows += control_rows
+
+    def recent_rate(self) -> float:
+        """Rows a second over the latest batches of every kind, the time between batches left out."""
+        recent = tuple(self._recent)
+        seconds = sum(spent for _, spent in recent)
+        return sum(rows for rows, _ in recent) / seconds if seconds else 0.0
 
     def attempt(self, attempt: Attempt) -> None:
         """Count an attempt's early verdicts; one that was not acted on can be held against the final one."""

@@ -128,4 +128,11 @@ class GenerationRequest(Settings):
         return value
 
 
-Requests = GenerationRequest | Sequence[GenerationRequest]
+Requests = GenerationRequest | str | Sequence[GenerationRequest | str]
+"""One or several; a plain prompt stands for a request of it with everything else as usual."""
+
+
+def as_requests(requests: Requests) -> list[GenerationRequest]:
+    """Return what `requests` stands for, in its order."""
+    several = [requests] if isinstance(requests, GenerationRequest | str) else requests
+    return [GenerationRequest(prompt=one) if isinstance(one, str) else one for one in several]

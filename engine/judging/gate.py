@@ -10,6 +10,8 @@ from torch import Tensor
 from ..api.errors import InvalidRequestError
 from ..api.request import Gate
 from ..api.result import GateDecision, Score
+from ..api.settings import Stage
+from ..sampling.rows import Row, guidance_rows, plan_rows
 
 AGREEMENT = "agreement"
 
@@ -60,9 +62,18 @@ def _window(magnitudes: np.ndarray, start: float, stop: float) -> np.ndarray:
     return magnitudes[(place >= start) & (place < stop)]
 
 
-def witness_steps(steps: int) -> int:
-    """How many of a draft's steps a witness runs."""
-    return max(1, round(WITNESS_STEPS * steps))
+def witness_plan(draft: Stage) -> tuple[tuple[Row, ...], ...]:
+    """Rows of each step of a witness: the draft's first ones.
+
+    Its last step needs no guidance: what the prompt alone predicts is compared with the draft.
+    """
+    steps = max(1, round(WITNESS_STEPS * draft.steps))
+    return *plan_rows(draft)[: steps - 1], guidance_rows(1)
+
+
+def witness_rows(draft: Stage) -> int:
+    """UNet rows of a witness."""
+    return sum(map(len, witness_plan(draft)))
 
 
 def agreement(witness: Tensor, draft: Tensor, mask: Tensor) -> float:

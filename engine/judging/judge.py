@@ -101,6 +101,11 @@ class Judge:
         limits = self.gate_limits(request)
         return not decision.opened and limits is not None and AGREEMENT in limits
 
+    def most_witnesses(self, request: GenerationRequest) -> int:
+        """How many witnesses the request's gate may call."""
+        limits = self.gate_limits(request)
+        return request.gate.witnesses if request.gate is not None and limits is not None and AGREEMENT in limits else 0
+
     def witnessed(
         self, request: GenerationRequest, decision: GateDecision, agreements: Sequence[float], rows: int
     ) -> GateDecision:

@@ -14,11 +14,11 @@ from ..batching.arenas import Arenas
 from ..batching.carried import Own, attempt_seed, witness_seed
 from ..batching.job import Job, Trajectory
 from ..batching.slots import SlotState
-from ..judging.gate import witness_steps
+from ..judging.gate import witness_plan
 from ..models.attention import latent_grids
 from ..models.checkpoint import Components
 from ..sampling.noise import seeded_noise
-from ..sampling.rows import guidance_rows, plan_rows
+from ..sampling.rows import plan_rows
 from ..sampling.solver import SolverTable, solver_table
 
 
@@ -40,18 +40,13 @@ class Starting:
 
     @torch.inference_mode()
     def start_witness(self, job: Job) -> None:
-        """Start the next witness: the draft's first steps from another seed.
-
-        Its last step needs no guidance: what the prompt alone predicts is compared with the draft.
-        """
+        """Start the next witness: the draft's first steps from another seed."""
         shared, stage = job.shared, job.request.draft
         if shared.drafted is None:
             shared.drafted = self.arenas.latent(job).clone(), job.trajectory
         seed, table = witness_seed(job.request.seed, len(shared.agreements)), self._table(stage)
-        steps = witness_steps(stage.steps)
-        plan = (*plan_rows(stage)[: steps - 1], guidance_rows(1))
         state = SlotState(self._noise(job, seed) * table.init_noise_sigma, table.columns, seed, shared.texts)
-        self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist())))
+        self._start(job, state, Trajectory(witness_plan(stage), tuple(table.timesteps.tolist())))
 
     @torch.inference_mode()
     def start_final(self, job: Job) -> None:

@@ -3,11 +3,12 @@ import pytest
 
 from twig.benchmarks.costs import Costs, Line
 from twig.benchmarks.simulate import Device
-from twig.benchmarks.workloads import Arrival, closed, mixed, poisson, rows_of
+from twig.benchmarks.workloads import Arrival, closed, mixed, poisson
 from twig.engine.api.mechanisms import Avoidance, DelayedGuidance, InitialNoise, MovedControl
 from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.settings import Stage
 from twig.engine.batching.scheduler import ContinuousPolicy
+from twig.engine.estimates import rows_of
 
 FREE = Line(0.0, 0.0)
 ROWS_ONLY = Costs(Line(0.0, 1.0), FREE, FREE, FREE, FREE, buckets=tuple(range(1, 9)))
