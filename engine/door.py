@@ -1,11 +1,13 @@
 """The door: a request is checked against the model once, before it costs anything."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from .api.errors import InvalidRequestError
+from .api.mechanisms import Avoidance
 from .api.request import Framing, GenerationRequest
 from .judging.judge import Judge
 from .models.checkpoint import Components
@@ -51,6 +53,7 @@ class Door:
             raise InvalidRequestError(f"mask is {request.mask.shape}, the picture is {(height, width)} (height, width)")
         factor = self.components.vae_scale_factor
         shape = height // factor, width // factor
+        _check_mask(request)
         self._check_registry(request, shape)
         return Admission(shape, _source(request, height, width))
 
@@ -129,3 +132,28 @@ def _source(request: GenerationRequest, height: int, width: int) -> Tensor | Non
     if request.source is None:
         return None
     return to_pixels(load_picture(request.source), height, width)
+
+
+def _check_mask(request: GenerationRequest) -> None:
+    """A mask that is brought along must be able to steer where mechanisms act."""
+    mask, policy = request.mask, request.avoidance
+    if mask is None or policy == Avoidance.off():
+        return
+    control, noise = policy.moved_control, policy.initial_noise
+    inside = policy.masked_noise or policy.masked_attention or (noise is not None and noise.resample > 0)
+    moved = control is not None and control.warp != "none"
+    if not (moved or inside):
+        warnings.warn(
+            "mask: no mechanism of this request's avoidance keeps away from a mask, so that pictures are only measured "
+            "inside it; moved_control, masked_noise, masked_attention and initial_noise.resample do",
+            stacklevel=2,
+        )
+        return
+    if not mask.any():
+        raise InvalidRequestError(
+            "mask marks nothing to keep away from: make a part of it true (white), or leave it out"
+        )
+    if mask.all() and not inside:
+        raise InvalidRequestError(
+            "mask marks the whole picture, which leaves no place to go to: make a part of it false (black)"
+        )

@@ -112,7 +112,9 @@ def final(
         segmenter = components.segmenter
         assert segmenter is not None, "moved control needs a segmenter"
         assert drafted.labels is not None
-        control_labels = moved_labels(drafted.labels, segmenter.background, policy.moved_control, seed=noise_seed)
+        control_labels = moved_labels(
+            drafted.labels, segmenter.background, policy.moved_control, noise_seed, avoided=request.mask
+        )
         hint, own_hint = (
             torch.from_numpy(segmenter.palette[labels]).permute(2, 0, 1)[None].to(drafted.pixels) / 255
             for labels in (control_labels, drafted.labels)

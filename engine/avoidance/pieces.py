@@ -145,6 +145,16 @@ def background_of(labels: np.ndarray, foreground: np.ndarray) -> np.ndarray:
     return np.asarray(labels[rows, columns])
 
 
+def shape_overlap(shape: np.ndarray, former: np.ndarray, avoided: np.ndarray | None) -> float:
+    """How much a new shape (H, W) overlaps what it is to keep away from, 0 to 1.
+
+    IoU with the former shape, or, where another is to be avoided, the share of the new one that lies inside that.
+    """
+    if avoided is None:
+        return intersection_over_union(former, shape)
+    return float(np.count_nonzero(shape & avoided) / max(1, np.count_nonzero(shape)))
+
+
 def intersection_over_union(a: np.ndarray, b: np.ndarray) -> float:
     """IoU of two bool masks (H, W); 0 when both are empty."""
     union = np.count_nonzero(a | b)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..api.mechanisms import MovedControl
-from .pieces import Piece, Pieces, background_of, intersection_over_union, overlaps, take_apart
+from .pieces import Piece, Pieces, background_of, overlaps, shape_overlap, take_apart
 from .warping import warped_labels
 
 _SCALES = (1.0, 0.875, 0.75)
@@ -25,6 +25,7 @@ _VERTICAL = 2.0  # things stand on grounds and hang in skies: up and down matter
 _MIRROR = 0.2
 _SEPARATE = 0.2
 _UNCUT = 0.7  # an object cut off by the frame shows its cut when it leaves that edge
+_TRESPASS = 4.0  # of all of an object inside what a user wants avoided
 _ROUNDING = 1e-9  # of the Fourier transform
 _TEMPERATURE = 0.115  # a placement that costs this much more is drawn e times more rarely
 _MARGIN = 0.06  # of an object's areas: overlaps nearer to the limit than this are drawn more rarely, at the limit never
@@ -35,31 +36,39 @@ def avoidance_mask(labels: np.ndarray, background: Iterable[int]) -> np.ndarray:
     return ~np.isin(labels, list(background))
 
 
-def moved_labels(labels: np.ndarray, background: Iterable[int], policy: MovedControl, seed: int) -> np.ndarray:
+def moved_labels(
+    labels: np.ndarray,
+    background: Iterable[int],
+    policy: MovedControl,
+    seed: int,
+    avoided: np.ndarray | None = None,
+) -> np.ndarray:
     """Move the objects of a label map away from where they are.
 
     labels (H, W) integers; background: labels that stay. Returns (H, W) of the same dtype, in which the objects
     together, and each of them, overlap the former shape by an IoU of at most `policy.max_iou`; where that is
     impossible, by the smallest found. Objects stay whole and in the frame, cover no other, and keep their size unless
     only a smaller one (down to 3/4) fits; all move as one where that is enough. The gaps they leave take the nearest
-    background. The placement depends on `seed` alone; with `policy.warp` "none" nothing moves, and with "scale" and
-    "elastic" objects change where they stand, `warped_labels`.
+    background. The placement depends on `seed` alone. avoided (H, W) bool: what to keep away from instead of the former
+    shape; then at most `policy.max_iou` of the objects together, and of each of them, lies inside it, and the less the
+    likelier, so that what lies outside may stay where it is. With `policy.warp` "none" nothing moves, and with "scale"
+    and "elastic" objects change where they stand, `warped_labels`.
     """
     foreground = avoidance_mask(labels, background)
     if policy.warp == "none" or not foreground.any() or foreground.all():
         return labels.copy()
     if policy.warp == "scale" or policy.warp == "elastic":
-        return warped_labels(labels, foreground, policy.warp, policy.max_iou, seed)
+        return warped_labels(labels, foreground, policy.warp, policy.max_iou, seed, avoided)
     mirrors = {"auto": (False, True), "flip": (True,), "shift": (False,)}[policy.warp]
-    search = _Search(take_apart(labels, foreground), policy.max_iou, np.random.default_rng(seed))
+    search = _Search(take_apart(labels, foreground), policy.max_iou, np.random.default_rng(seed), avoided)
     found: list[_Arrangement] = []
     for scale in _SCALES:
         options = search.arrangements(mirrors, scale)
-        admissible = [option for option in options if option.iou <= policy.max_iou and option.keeps_limit]
+        admissible = [option for option in options if option.overlap <= policy.max_iou and option.keeps_limit]
         if admissible:
             return _painted(labels, foreground, max(admissible, key=lambda option: option.score))
         found += options
-    return _painted(labels, foreground, min(found, key=lambda option: option.iou)) if found else labels.copy()
+    return _painted(labels, foreground, min(found, key=lambda option: option.overlap)) if found else labels.copy()
 
 
 @dataclass(frozen=True)
@@ -78,11 +87,11 @@ class _Placement:
 
 @dataclass(frozen=True)
 class _Arrangement:
-    """Placements of all pieces; iou: of the new shape with the old; score: its pieces', weighted by area."""
+    """Placements of all pieces; overlap: of the new shape, `shape_overlap`; score: its pieces', weighted by area."""
 
     placements: tuple[_Placement, ...]
     mirrored: bool
-    iou: float
+    overlap: float
     score: float
 
     @property
@@ -96,8 +105,11 @@ class _Search:
     lots (2, 2 R, 2 C): of a move by so many cells down and right, counted modulo their range; [1] with a mirroring.
     """
 
-    def __init__(self, pieces: Pieces, max_iou: float, rng: np.random.Generator) -> None:
+    def __init__(
+        self, pieces: Pieces, max_iou: float, rng: np.random.Generator, avoided: np.ndarray | None = None
+    ) -> None:
         self.pieces = pieces
+        self.avoided = avoided
         self.max_iou = max_iou
         rows, columns = pieces.grid
         self.lots = rng.gumbel(size=(2, 2 * rows, 2 * columns))
@@ -124,8 +136,8 @@ class _Search:
         area = sum(placement.piece.area for placement in placements)
         score = sum(placement.score * placement.piece.area for placement in placements) / area
         mirrored = len(pieces) == 1 and placements[0].piece.mirrored
-        iou = intersection_over_union(self.pieces.shape, taken)
-        return _Arrangement(tuple(placements), mirrored, iou, score - _SEPARATE / _TEMPERATURE * (len(pieces) > 1))
+        overlap = shape_overlap(taken, self.pieces.shape, self.avoided)
+        return _Arrangement(tuple(placements), mirrored, overlap, score - _SEPARATE / _TEMPERATURE * (len(pieces) > 1))
 
     def _placed(self, piece: Piece, mirrors: Sequence[bool], scale: float, taken: np.ndarray) -> _Placement | None:
         """Draw a place among those that keep the limit, else take the one that overlaps the old shape least."""
@@ -146,12 +158,21 @@ class _Search:
         """How far each place (cells down, cells right) is over the limit, relative to it; at most 0 keeps it.
 
         Shapes of areas a and a' have an IoU of at most t where they share t (a + a') / (1 + t). Counting what an
-        object shares with all of the old shape, and keeping this for each, keeps it for their union.
+        object shares with all of the old shape, and keeping this for each, keeps it for their union. Of a shape to
+        avoid that is another, no object may have more than t of its area inside.
         """
+        if self.avoided is not None:
+            return (self._inside(variant) - self.max_iou).max(0) - _ROUNDING
         shared = overlaps(self.pieces.cells(self.pieces.shape), variant.object_cells)
         areas = piece.object_cells.sum((1, 2)) + variant.object_cells.sum((1, 2))
         limits = self.max_iou * areas / (1 + self.max_iou)
         return ((shared - limits[:, None, None]) / areas[:, None, None]).max(0) - _ROUNDING
+
+    def _inside(self, variant: Piece) -> np.ndarray:
+        """Share of each object (K, places down, places right) that would lie in the shape to avoid."""
+        assert self.avoided is not None
+        shared = overlaps(self.pieces.cells(self.avoided), variant.object_cells)
+        return shared / variant.object_cells.sum((1, 2))[:, None, None]
 
     def _costs(self, variant: Piece) -> np.ndarray:
         """What each place costs the scene's meaning."""
@@ -161,7 +182,8 @@ class _Search:
         moved = _VERTICAL * abs(tops - variant.top) / rows + abs(lefts - variant.left) / columns
         at_edge = (tops == 0, tops == rows - height, lefts == 0, lefts == columns - width)
         uncut = sum(cut * ~edge for cut, edge in zip(variant.cuts, at_edge, strict=True))
-        return moved + _MIRROR * variant.mirrored + _UNCUT * uncut
+        trespass = 0.0 if self.avoided is None else self._inside(variant).max(0)
+        return moved + _MIRROR * variant.mirrored + _UNCUT * uncut + _TRESPASS * trespass
 
     def _drawn(self, options: list[tuple[Piece, np.ndarray]]) -> _Placement:
         keeps = any((excess <= 0).any() for _, excess in options)

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.ndimage import label as connected_components
 from scipy.ndimage import map_coordinates
 
-from .pieces import background_of, intersection_over_union
+from .pieces import background_of, shape_overlap
 
 _FACTORS = ((0.8, 1.25), (0.7, 1.45), (0.6, 1.7), (0.5, 2.0), (0.4, 2.4))
 _AMPLITUDES = (0.3, 0.5, 0.7, 0.9, 1.2, 1.6)  # of the strongest bend
@@ -26,20 +26,29 @@ _Map = tuple[np.ndarray, np.ndarray]
 
 
 def warped_labels(
-    labels: np.ndarray, foreground: np.ndarray, kind: Literal["scale", "elastic"], max_iou: float, seed: int
+    labels: np.ndarray,
+    foreground: np.ndarray,
+    kind: Literal["scale", "elastic"],
+    max_iou: float,
+    seed: int,
+    avoided: np.ndarray | None = None,
 ) -> np.ndarray:
     """Scale or bend the objects of labels (H, W), which `foreground` (H, W) marks, away from their shape.
 
-    The weakest warp found that keeps the IoU at most `max_iou`, else that with the smallest; unchanged where none keeps
-    every object whole and in the frame. The gaps take the nearest background. Depends on `seed` alone.
+    The weakest warp found that keeps `shape_overlap` at most `max_iou`, else that with the smallest; unchanged where
+    none keeps every object whole and in the frame. The gaps take the nearest background. Depends on `seed` alone.
     """
     stride = -(-max(labels.shape) // _SEARCH_SIDE)
-    small, shape = labels[::stride, ::stride], foreground[::stride, ::stride]
+    small, shape, kept_clear = (
+        None if each is None else each[::stride, ::stride] for each in (labels, foreground, avoided)
+    )
+    assert small is not None
+    assert shape is not None
     least, best = 1.0, None
     for warp in _WARPS[kind](foreground, np.random.default_rng(seed)):
-        iou = _overlap(small, shape, warp)
+        iou = _overlap(small, shape, warp, kept_clear)
         if stride > 1 and iou <= max_iou:
-            iou = _overlap(labels, foreground, warp)
+            iou = _overlap(labels, foreground, warp, avoided)
         if iou < least:
             least, best = iou, warp
         if iou <= max_iou:
@@ -127,8 +136,11 @@ def _sampled(labels: np.ndarray, foreground: np.ndarray, warp: _Warp) -> tuple[n
     return labels[rows, columns], foreground[rows, columns] & inside
 
 
-def _overlap(labels: np.ndarray, foreground: np.ndarray, warp: _Warp) -> float:
-    """IoU of the warped shape with the old one; 1 where an object is lost, torn, merged or changes size too much."""
+def _overlap(labels: np.ndarray, foreground: np.ndarray, warp: _Warp, avoided: np.ndarray | None) -> float:
+    """How much the warped shape overlaps the one to avoid.
+
+    1 where an object is lost, torn, merged or changes size too much.
+    """
     warped, shape = _sampled(labels, foreground, warp)
     if _parts(shape) != _parts(foreground):
         return 1.0
@@ -136,7 +148,7 @@ def _overlap(labels: np.ndarray, foreground: np.ndarray, warp: _Warp) -> float:
         share = np.count_nonzero(warped[shape] == name) / size
         if size > _SPECK * foreground.sum() and not _SHARE[0] <= share <= _SHARE[1]:
             return 1.0
-    return intersection_over_union(foreground, shape)
+    return shape_overlap(shape, foreground, avoided)
 
 
 def _parts(shape: np.ndarray) -> int:

@@ -75,11 +75,11 @@ class Judge:
     # --- drafts ---
 
     def gate_limits(self, request: GenerationRequest) -> dict[str, float] | None:
-        """Limits of the request's gate; None, for a gate that stands open, without any or with a source to keep from.
+        """Limits of the request's gate; None, for a gate that stands open, without any, or with a source or mask.
 
         Raises InvalidRequestError for a signal that there is not.
         """
-        if request.gate is None or request.source is not None:
+        if request.gate is None or request.source is not None or request.mask is not None:
             return None
         calibration = self.components.calibration
         calibrated = calibration.gate if calibration is not None else {}

@@ -105,9 +105,10 @@ class Starting:
             return None, None
         segmenter = self.components.segmenter
         assert segmenter is not None
-        moved = moved_labels(job.shared.labels, segmenter.background, control, seed=job.own.seed)
+        labels, avoided = job.shared.labels, job.request.mask
+        moved = moved_labels(labels, segmenter.background, control, seed=job.own.seed, avoided=avoided)
         job.own.control_map = moved.astype(np.uint16)
-        return self._embedded(moved), self._embedded(job.shared.labels) if control.negative else None
+        return self._embedded(moved), self._embedded(labels) if control.negative else None
 
     def _embedded(self, labels: np.ndarray) -> Tensor:
         segmenter, networks = self.components.segmenter, self.arenas.networks

@@ -237,3 +237,50 @@ def test_mask_and_iou():
     assert intersection_over_union(mask, mask) == 1
     assert intersection_over_union(mask, ~mask) == 0
     assert intersection_over_union(np.zeros((2, 2), bool), np.zeros((2, 2), bool)) == 0
+
+
+# --- a mask of the user's ---
+
+
+def region(side=64):
+    """The left half."""
+    mask = np.zeros((side, side), bool)
+    mask[:, : side // 2] = True
+    return mask
+
+
+def share_inside(labels, mask):
+    return float((shape_of(labels) & mask).sum() / shape_of(labels).sum())
+
+
+@pytest.mark.parametrize("warp", ["auto", "flip", "shift"])
+def test_objects_go_where_a_mask_leaves_room(warp):
+    labels, mask = two_objects(), region()
+    for avoided in (mask, ~mask):
+        shares = [
+            share_inside(moved_labels(labels, {0}, MovedControl(warp=warp), seed, avoided=avoided), avoided)
+            for seed in range(12)
+        ]
+        assert max(shares) <= MovedControl().max_iou
+        if warp != "flip":
+            assert np.mean(shares) < 0.1, "places that are clear of it are preferred"
+
+
+def test_what_a_mask_leaves_alone_may_stay():
+    labels = np.zeros((64, 64), np.uint8)
+    labels[40:52, 40:52] = 1
+    moved = [moved_labels(labels, {0}, MovedControl(), seed, avoided=region()) for seed in range(24)]
+    overlaps = [intersection_over_union(shape_of(each), shape_of(labels)) for each in moved]
+    assert max(overlaps) > MovedControl().max_iou
+    assert all(share_inside(each, region()) == 0 for each in moved)
+
+
+@pytest.mark.parametrize("warp", ["scale", "elastic"])
+def test_warps_keep_out_of_a_mask_as_far_as_they_can(warp):
+    labels = np.zeros((64, 64), np.uint8)
+    labels[20:44, 20:44] = 1
+    mask = np.zeros((64, 64), bool)
+    mask[:, :26] = True
+    policy = MovedControl(warp=warp, max_iou=0.15)
+    shares = [share_inside(moved_labels(labels, {0}, policy, seed, avoided=mask), mask) for seed in range(6)]
+    assert np.mean(shares) < share_inside(labels, mask)
