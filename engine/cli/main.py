@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from ..._version import __version__
+from ..api.choices import PURPOSES, Preset
 from ..api.errors import InvalidRequestError, TwigError
 from ..api.event import Event
-from ..api.presets import BUNDLES, Preset
+from ..api.presets import BUNDLES
 from ..api.request import Gate, GenerationRequest, SimilarityPolicy
 from ..api.result import GenerationResult, Verdict
 from ..api.settings import Solver, Stage
@@ -53,7 +54,7 @@ app = typer.Typer(
 
 
 SourceOption = Annotated[Path | None, typer.Option(help="Picture that takes the draft's place; only its mask goes on.")]
-_PRESETS = "; ".join(f"{preset}: {bundle.purpose}" for preset, bundle in BUNDLES.items()) + "."
+_PRESETS = "; ".join(f"{preset}: {purpose}" for preset, purpose in PURPOSES.items()) + "."
 MaskOption = Annotated[Path | None, typer.Option(help="Picture of the final's size, white where its shape is avoided.")]
 
 
