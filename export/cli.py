@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..engine.api.errors import BackendError
-from ..engine.backends.protocol import Precision
+from ..engine.backends.precision import Precision
 from .form import AttentionForm
 
 

@@ -1,6 +1,7 @@
 """What an installed Twig brings: run against a wheel by CI, against the folder otherwise."""
 
 import json
+import pickle
 import subprocess
 import sys
 import tomllib
@@ -8,7 +9,10 @@ from importlib.metadata import distribution, packages_distributions
 from importlib.resources import files
 from pathlib import Path
 
+import pytest
+
 import twig
+from twig.engine.engine import Engine
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -37,7 +41,9 @@ def test_every_package_of_the_source_is_installed():
 
 def test_the_package_brings_its_types_and_its_model():
     installed = Path(str(files("twig")))
-    assert (installed / "py.typed").is_file()
+    stubs = [ROOT / "__init__.pyi", *(path for layer in LAYERS for path in (ROOT / layer).rglob("*.pyi"))]
+    for path in [ROOT / "py.typed", *stubs]:
+        assert (installed / path.relative_to(ROOT)).is_file(), path
     assert asset_files(installed / "engine/assets") == asset_files(ROOT / "engine/assets")
 
 
@@ -48,13 +54,27 @@ def test_the_version_is_written_once():
 def test_every_public_name_is_there_and_described():
     for name in twig.__all__:
         assert getattr(twig, name).__doc__, name
+    assert {"Event", "State", "Limits", "Manifest", "Stats", "replay"} <= set(twig.__all__)
+
+
+def test_names_that_are_imported_when_asked_for_are_names_like_any_other():
+    star: dict[str, object] = {}
+    exec("from twig import *", star)
+    assert set(twig.__all__) <= star.keys()
+    assert set(twig.__all__) <= set(dir(twig))
+    assert star["Engine"] is twig.Engine is Engine
+    stage = twig.Stage(steps=3)
+    assert pickle.loads(pickle.dumps((stage, twig.Preset.STRICT, twig.replay))) == (stage, "strict", twig.replay)
+    with pytest.raises(AttributeError, match="Motor"):
+        _ = twig.Motor
 
 
 def test_a_light_import():
     """The core needs none of the extras, and never torchvision, which is broken beside a CPU build of torch."""
     extras = ("onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "matplotlib")
     absent = ("torchvision", "twig.benchmarks", *extras)
-    code = f"import sys, twig, twig.engine.cli.main; print([name for name in {absent} if name in sys.modules])"
+    everything = "from twig import *; from twig.engine.cli.actions import *"
+    code = f"import sys; {everything}; print([name for name in {absent} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -1,9 +1,10 @@
 """Settings of a denoising stage, and what all settings have in common."""
 
-from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .choices import Solver
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 _ROUNDING = 1e-9
@@ -13,15 +14,6 @@ class Settings(BaseModel):
     """Base of what a user sets: frozen, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
-class Solver(StrEnum):
-    """Diffusion solver, by the name of its scheduler in diffusers."""
-
-    DDIM = "ddim"
-    EULER = "euler"
-    EULER_ANCESTRAL = "euler_ancestral"
-    DPMPP_2M = "dpmpp_2m"
 
 
 class Stage(Settings):

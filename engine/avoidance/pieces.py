@@ -152,7 +152,8 @@ def shape_overlap(shape: np.ndarray, former: np.ndarray, avoided: np.ndarray | N
     """
     if avoided is None:
         return intersection_over_union(former, shape)
-    return float(np.count_nonzero(shape & avoided) / max(1, np.count_nonzero(shape)))
+    inside, area = int(np.count_nonzero(shape & avoided)), int(np.count_nonzero(shape))
+    return inside / max(1, area)
 
 
 def intersection_over_union(a: np.ndarray, b: np.ndarray) -> float:

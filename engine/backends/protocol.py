@@ -11,6 +11,7 @@ from torch import Tensor
 from ..models.checkpoint import Components
 from ..models.networks import Denoiser
 from ..models.tensors import NetworkSpec, Sizes
+from .precision import Precision
 
 
 class Backend(StrEnum):
@@ -21,14 +22,6 @@ class Backend(StrEnum):
     OPENVINO = "openvino"
     TENSORRT = "tensorrt"
     AUTO = "auto"
-
-
-class Precision(StrEnum):
-    """Number type a compiled network computes in."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
 
 
 class Runnable(Protocol):

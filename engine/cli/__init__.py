@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line. Modules that declare commands import nothing heavy; what a command does lies in `actions`."""

@@ -1,15 +1,12 @@
-"""Options that commands share, and the engine they ask for."""
+"""Options that commands share, and what they say together."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
-from ..api.errors import InvalidRequestError
-from ..engine import Engine
-from ..records.manifest import Precision
+from ..api.choices import Precision
 
 ModelOption = Annotated[str | None, typer.Option(help="Folder in diffusers' layout or hub id; else the package's own.")]
 ControlNetOption = Annotated[str | None, typer.Option(help="Folder or hub id of a ControlNet; else the model's own.")]
@@ -30,34 +27,31 @@ RuleOption = Annotated[
         "review if ms_ssim > 0.4; retry 2; then review'; or @FILE of such clauses, one a line."
     ),
 ]
+SourceOption = Annotated[Path | None, typer.Option(help="Picture that takes the draft's place; only its mask goes on.")]
+MaskOption = Annotated[Path | None, typer.Option(help="Picture of the final's size, white where its shape is avoided.")]
 
 
-def load_engine(
-    parts: Mapping[str, str],
-    device: str | None = None,
-    dtype: str | None = None,
-    calibration: Path | None = None,
-    registry: Path | None = None,
-) -> Engine:
-    """Return the engine of the `parts` a user named, on the `device` named, else on a GPU if there is one."""
-    source, others = parts.get("source"), {name: path for name, path in parts.items() if name != "source"}
-    precision = getattr(torch, dtype or Precision.FLOAT32)
-    files = given(calibration=calibration, registry=registry)
-    return Engine.from_pretrained(source, **others, **files, device=served_device(device), dtype=precision)
+@dataclass(frozen=True)
+class EngineChoice:
+    """The engine that a user asks for: parts of the model, machine, limits and protected works.
 
+    What is None is left to the package: its own model, that model's parts and limits, a GPU if there is one, float32,
+    and no protected works.
+    """
 
-def served_device(name: str | None) -> str:
-    """The device named, if it is here; raises InvalidRequestError naming those that are."""
-    gpus = torch.cuda.device_count()
-    served = ["cpu", *["cuda"][:gpus], *(f"cuda:{number}" for number in range(gpus))]
-    if name is not None and name not in served:
-        raise InvalidRequestError(f"there is no device {name!r} here; there is {', '.join(served)}")
-    return name or ("cuda" if gpus else "cpu")
+    model: str | None = None
+    controlnet: str | None = None
+    segmenter: str | None = None
+    device: str | None = None
+    dtype: Precision | None = None
+    calibration: Path | None = None
+    registry: Path | None = None
 
-
-def parts_named(**named: str | None) -> dict[str, str]:
-    """What the user named; a folder by its full path, so that a replay finds it from anywhere."""
-    return {part: str(Path(name).resolve()) if Path(name).exists() else name for part, name in given(**named).items()}
+    @property
+    def parts(self) -> dict[str, str]:
+        """The parts that were named; a folder by its full path, so that a replay finds it from anywhere."""
+        named = given(model=self.model, controlnet=self.controlnet, segmenter=self.segmenter)
+        return {part: str(Path(name).resolve()) if Path(name).exists() else name for part, name in named.items()}
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import platform
 from datetime import UTC, datetime
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, Self
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..api.choices import Precision
 from ..api.errors import InvalidRequestError
 from ..api.files import write_whole
 from ..api.request import GenerationRequest, Picture
@@ -31,14 +31,6 @@ class Record(BaseModel):
 
     # Distances to an empty mask are infinite, which JSON has no number for.
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
-
-
-class Precision(StrEnum):
-    """Number type of the networks, by its name in torch."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
 
 
 class InputRecord(Record):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from twig.engine.cli.main import USER_ERROR, run
+from twig.engine.cli.main import run
+from twig.engine.cli.status import USER_ERROR
 from twig.export.store import ArtifactStore, Key
 
 

@@ -1,5 +1,6 @@
 import pytest
 
+from twig.engine.api.choices import PURPOSES
 from twig.engine.api.mechanisms import Avoidance
 from twig.engine.api.presets import BUNDLES, Preset
 from twig.engine.api.request import GenerationRequest
@@ -9,7 +10,7 @@ from twig.engine.engine import Engine
 
 
 def test_presets_grow_heavier_from_off_to_strict():
-    assert list(BUNDLES) == list(Preset)
+    assert list(BUNDLES) == list(PURPOSES) == list(Preset)
     assert Preset.OFF.settings["avoidance"] == Avoidance.off()
     assert Preset.DEFAULT.settings["avoidance"] == Avoidance()
     gentle, default, strict = (BUNDLES[preset].avoidance for preset in list(Preset)[1:])

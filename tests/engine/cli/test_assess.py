@@ -11,11 +11,10 @@ from PIL import Image
 from twig.engine.api.errors import InvalidRequestError
 from twig.engine.api.presets import BUNDLES, Preset
 from twig.engine.api.request import SimilarityPolicy
-from twig.engine.cli import assess as command
 from twig.engine.cli.main import run
 from twig.engine.engine import Engine
 from twig.engine.judging.works import Works
-from twig.engine.study.assessment import JUDGED, Assessment, Plan, read_prompts
+from twig.engine.study.assessment import JUDGED, Assessment, Picture, Plan, read_prompts
 from twig.engine.study.charts import chart
 from twig.engine.study.report import PresetSummary, recommended, render, rule, summaries
 
@@ -112,7 +111,7 @@ def test_what_cannot_be_studied_is_one_line(study_folder, tmp_path, capsys):
 
 def test_an_interrupted_study_reports_what_it_has(study_folder, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     kept = []
-    as_row = command.Picture.as_row
+    as_row = Picture.as_row
 
     def stopping(self):
         kept.append(self)
@@ -120,7 +119,7 @@ def test_an_interrupted_study_reports_what_it_has(study_folder, tiny_checkpoint,
             raise KeyboardInterrupt
         return as_row(self)
 
-    monkeypatch.setattr(command.Picture, "as_row", stopping)
+    monkeypatch.setattr(Picture, "as_row", stopping)
     code = run([
         "assess", "--prompts", str(study_folder / "prompts.txt"), "--sources", str(study_folder / "works"), "--out",
         str(tmp_path), "--seeds", "2", "--model", str(tiny_checkpoint), "--device", "cpu", "--presets", "off",
@@ -159,7 +158,7 @@ def test_the_preset_with_fewest_close_pictures_is_recommended_unless_another_is_
 
 def test_the_price_is_of_pictures_that_pass(works, tiny_checkpoint, reported):
     rows = [json.loads(line) for line in (reported[1] / "rows.jsonl").read_text().splitlines()]
-    pictures = [command.Picture(**row | {"seconds": 3.6}) for row in rows]
+    pictures = [Picture(**row | {"seconds": 3.6}) for row in rows]
     half = sorted(p.measures["ssim"] for p in pictures if p.preset == "off")[1]
     plain = summaries(pictures, {"ssim": half}, hourly_price=2.0)[0]
     assert plain.close == 0.5

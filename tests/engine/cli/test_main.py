@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from twig.engine.batching.scheduler import Limits
-from twig.engine.cli.main import DIFFERS, DONE, INTERRUPTED, USER_ERROR, run
+from twig.engine.cli.main import command_line, run
 from twig.engine.cli.progress import StageBars
+from twig.engine.cli.status import DIFFERS, DONE, INTERRUPTED, USER_ERROR
 from twig.engine.engine import Engine
 
 PROMPT = "a red star and a blue house"
@@ -315,3 +316,62 @@ def test_version_and_help(capsys):
     assert capsys.readouterr().out.startswith("twig 0.")
     assert run(["generate", "--help"]) == DONE
     assert "--log-prompts" in capsys.readouterr().out
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Return a function that installs a package of somebody else's, which adds the command of its name."""
+    monkeypatch.syspath_prepend(tmp_path)
+    command_line.cache_clear()
+
+    def install(name, code):
+        (tmp_path / f"{name}.py").write_text(code)
+        facts = tmp_path / f"{name}-1.0.dist-info"
+        facts.mkdir()
+        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (facts / "entry_points.txt").write_text(f"[twig.commands]\n{name} = {name}:app\n")
+
+    yield install
+    command_line.cache_clear()
+
+
+GREETING = """
+import typer
+
+app = typer.Typer(invoke_without_command=True, help="Greet somebody.")
+
+@app.callback()
+def greet(name: str = "world") -> int:
+    print(f"hello {name}")
+    return 1
+"""
+
+
+def test_another_package_adds_a_command(installed, capsys):
+    installed("greeting", GREETING)
+    assert run(["greeting", "--name", "star"]) == 1
+    assert capsys.readouterr().out == "hello star\n"
+    assert run(["--help"]) == DONE
+    assert "Greet somebody." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"), ("app = print", "is no typer.Typer")],
+)
+def test_a_command_that_cannot_be_loaded_leaves_the_others_alone(installed, capsys, request, code, reason):
+    name = f"broken{request.node.callspec.indices['code']}"
+    installed(name, code)
+    assert run(["--version"]) == DONE
+    assert capsys.readouterr().out.startswith("twig 0.")
+    assert run([name, "--loud", "word"]) == USER_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith(f"twig: the command {name!r} cannot be loaded: ")
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+def test_ctrl_c_while_commands_are_loaded(installed, capsys):
+    installed("interrupted", "raise KeyboardInterrupt")
+    assert run(["--version"]) == INTERRUPTED
+    assert capsys.readouterr().err == ""

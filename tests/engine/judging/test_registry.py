@@ -13,7 +13,7 @@ from twig.engine.api.errors import CheckpointError, InvalidRequestError
 from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import Verdict
 from twig.engine.api.settings import Stage
-from twig.engine.cli.commands import add, remove
+from twig.engine.cli.registry import add, remove
 from twig.engine.engine import Engine
 from twig.engine.judging.registry import Registry, encode, index_works, pictures_in
 from twig.engine.models.checkpoint import load

@@ -6,7 +6,8 @@ from PIL import Image
 
 from twig.engine.api.errors import InvalidRequestError
 from twig.engine.api.settings import Stage
-from twig.engine.cli.main import DONE, USER_ERROR, run
+from twig.engine.cli.main import run
+from twig.engine.cli.status import DONE, USER_ERROR
 from twig.engine.engine import Engine
 from twig.engine.study.population import JUDGED, calibrated, generated, unrelated
 

@@ -1,0 +1,1 @@
+from .presets import BUNDLES as BUNDLES

@@ -1,0 +1,53 @@
+"""Names that a user picks from. They stand apart from what they name, so that a command line knows them at once."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from .. import api
+
+
+class Solver(StrEnum):
+    """Diffusion solver, by the name of its scheduler in diffusers."""
+
+    DDIM = "ddim"
+    EULER = "euler"
+    EULER_ANCESTRAL = "euler_ancestral"
+    DPMPP_2M = "dpmpp_2m"
+
+
+class Precision(StrEnum):
+    """Number type of the networks, by its name in torch."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class Preset(StrEnum):
+    """Names of the bundles of avoidance, gate and judge, from the lightest to the heaviest."""
+
+    OFF = "off"
+    GENTLE = "gentle"
+    DEFAULT = "default"
+    STRICT = "strict"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Fields of a request: `GenerationRequest(prompt=..., **Preset.STRICT.settings)`."""
+        bundle = api.BUNDLES[self]
+        return {"avoidance": bundle.avoidance, "gate": bundle.gate, "similarity": bundle.similarity}
+
+
+PURPOSES: Mapping[Preset, str] = MappingProxyType(
+    {
+        Preset.OFF: "nothing is avoided; finals are measured and judged all the same",
+        Preset.GENTLE: "as the default at three quarters of its strength, with one retry",
+        Preset.DEFAULT: (
+            "a draft that looks recalled is left and its finals are judged; elsewhere the plain picture, bit for bit"
+        ),
+        Preset.STRICT: "every draft's shape is left, more strongly, and refused pictures are drawn again four times",
+    }
+)
+"""When to take each preset."""

@@ -1,0 +1,129 @@
+"""What `twig generate` does: requests out of options, pictures into a folder, a line on how each ended."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ...api.choices import Preset
+from ...api.event import Event
+from ...api.presets import BUNDLES
+from ...api.request import Gate, GenerationRequest, SimilarityPolicy
+from ...api.result import GenerationResult, Verdict
+from ...api.settings import Stage
+from ...engine import Engine
+from ...models.segmentation import load_picture
+from ...records.audit import AuditLog
+from ...records.inspection import read_mask
+from ...records.manifest import InputRecord, ModelRecord
+from ...records.output import OutputFolder
+from ...records.pictures import gate_text, score_text, verdict_text
+from ..interruption import interrupted_between_steps
+from ..options import EngineChoice
+from ..progress import StageBars
+from ..status import DONE, INTERRUPTED, USER_ERROR
+from .engines import load_engine
+
+
+def generate(
+    prompts: Sequence[str],
+    out: Path,
+    choice: EngineChoice,
+    *,
+    preset: Preset,
+    gate: bool | None,
+    source: Path | None,
+    mask: Path | None,
+    settings: Mapping[str, Any],
+    stage: Mapping[str, Any],
+    judged: Mapping[str, Any],
+    log_prompts: bool,
+) -> int:
+    """Draw `prompts` into the folder `out`; return the exit code.
+
+    settings, stage, judged: fields that were given of the request, of both its stages and of its similarity policy,
+    whose rule may be @FILE. gate: avoid only where a draft looks recalled, or always; None as `preset` says.
+    """
+    photo = None if source is None else load_picture(source)
+    avoided = None if mask is None else read_mask(mask)
+    bundle, both = BUNDLES[preset], Stage(**stage)
+    fields: dict[str, Any] = {
+        **settings,
+        "draft": both,
+        "final": both,
+        "avoidance": bundle.avoidance,
+        "gate": bundle.gate if gate is None else Gate() if gate else None,
+        "similarity": _policy(judged) if judged else bundle.similarity,
+        "source": photo,
+        "mask": avoided,
+    }
+    requests = [GenerationRequest(prompt=prompt, **fields) for prompt in prompts]
+    engine = load_engine(choice)
+    out.mkdir(parents=True, exist_ok=True)
+    folder = OutputFolder(
+        path=out,
+        model=_record(engine, choice),
+        log=AuditLog(out / "audit.jsonl", prompts=log_prompts),
+        source=None if photo is None else InputRecord.of(source, photo),
+        mask=None if avoided is None else InputRecord.of(mask, avoided),
+    )
+    return _run(engine, requests, folder)
+
+
+def _policy(given: Mapping[str, Any]) -> SimilarityPolicy:
+    """The similarity policy of `given`, with the rule itself where that names a file that holds it."""
+    rule = given.get("rule")
+    held = {"rule": Path(rule[1:]).read_text(encoding="utf-8")} if rule and rule.startswith("@") else {}
+    return SimilarityPolicy(**{**given, **held})
+
+
+def _record(engine: Engine, choice: EngineChoice) -> ModelRecord:
+    named = choice.parts
+    return ModelRecord.of(
+        engine.components,
+        source=named.get("model"),
+        controlnet=named.get("controlnet"),
+        segmenter=named.get("segmenter"),
+    )
+
+
+def _run(engine: Engine, requests: Sequence[GenerationRequest], folder: OutputFolder) -> int:
+    """Run the requests, writing each picture when it is done; what was done stays when Ctrl-C ends the run."""
+    saved: list[tuple[GenerationResult, Path]] = []
+    interrupted = False
+    with StageBars(requests, Console(stderr=True)) as bars, interrupted_between_steps() as stop:
+
+        def on_event(event: Event) -> None:
+            bars.show(event)
+            if event.result is not None:
+                saved.append((event.result, folder.save(event.result)))
+            if stop.is_set() and event.step:  # after a denoising step, when no other image's result is on its way
+                raise KeyboardInterrupt
+
+        try:
+            engine.generate(requests, on_event)
+        except KeyboardInterrupt:
+            interrupted = True
+    for request in requests:
+        _report([pair for pair in saved if pair[0].request is request], folder)
+    if saved:
+        print(f"{'audit log':14}{folder.log.path}")
+    failed = any(result.verdict is Verdict.FAILED for result, _ in saved)
+    return INTERRUPTED if interrupted else USER_ERROR if failed else DONE
+
+
+def _report(saved: list[tuple[GenerationResult, Path]], folder: OutputFolder) -> None:
+    """Say how each image of one request ended and where it is, and write their contact sheet."""
+    saved.sort(key=lambda pair: pair[0].index)
+    if saved and saved[0][0].request.gate is not None and saved[0][0].gate is not None:
+        print(f"{'gate':14}{gate_text(saved[0][0].gate)}")
+    for result, path in saved:
+        if result.error is not None:
+            print(f"twig: {path}: {result.error}", file=sys.stderr)
+        judged = ", ".join(score_text(name, score) for name, score in result.scores.items() if score.limit is not None)
+        file = "manifest" if result.image is None else "picture"
+        print(f"{file:14}{path}  {verdict_text(result)}{': ' if judged else ''}{judged}")
+    if saved:
+        print(f"{'contact sheet':14}{folder.save_sheet([result for result, _ in saved])}")

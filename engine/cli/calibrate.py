@@ -1,0 +1,68 @@
+"""The command `twig calibrate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..api.choices import Solver
+from ..api.errors import InvalidRequestError
+from . import actions
+from .options import (
+    ControlNetOption,
+    DeviceOption,
+    DtypeOption,
+    EngineChoice,
+    ModelOption,
+    RegistryOption,
+    SegmenterOption,
+    given,
+)
+
+
+def calibrate(
+    captions: Annotated[
+        Path | None, typer.Option(help="Text file of captions, one a line, of things the model has not memorised.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder of your own pictures that have nothing to do with one another.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("calibration.json"),
+    per_caption: Annotated[int, typer.Option(min=1, help="Pairs drawn from each caption.")] = 8,
+    pairs: Annotated[int, typer.Option(min=1, help="Most pairs compared of the folder's pictures.")] = 2000,
+    quantile: Annotated[float, typer.Option(help="Share of the clean pairs that keeps each limit.")] = 0.999,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Measure to find a limit of; may be repeated. Else the usual four.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Steps of each picture; those you will generate with.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; that you will generate with.")] = None,
+    solver: Annotated[Solver | None, typer.Option(help="Solver; that you will generate with.")] = None,
+    registry: RegistryOption = None,
+    model: ModelOption = None,
+    controlnet: ControlNetOption = None,
+    segmenter: SegmenterOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> int:
+    """Find the limits that clean pictures keep, and the gate's thresholds, on captions or pictures of yours.
+
+    From captions, pairs are drawn without avoidance from fresh seeds; the gate's thresholds come from these alone. Put
+    the file into the model's folder as calibration.json, or name it with `twig generate --calibration`.
+    """
+    if captions is None and pictures is None:
+        raise InvalidRequestError("nothing to calibrate on; name captions with --captions, pictures with --pictures")
+    if not 0 < quantile < 1:
+        raise InvalidRequestError(f"--quantile must lie between 0 and 1, got {quantile}")
+    return actions.calibrate(
+        out,
+        EngineChoice(model, controlnet, segmenter, device, dtype, registry=registry),
+        captions=captions,
+        per_caption=per_caption,
+        stage=given(steps=steps, guidance_scale=guidance, solver=solver),
+        pictures=pictures,
+        pairs=pairs,
+        metrics=metric,
+        quantile=quantile,
+        seed=seed,
+    )

@@ -1,0 +1,37 @@
+"""The command `twig inspect`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import actions
+from .options import (
+    ControlNetOption,
+    DeviceOption,
+    EngineChoice,
+    MaskOption,
+    ModelOption,
+    RegistryOption,
+    SegmenterOption,
+    SourceOption,
+)
+
+
+def inspect(
+    manifest: Annotated[Path, typer.Argument(help="JSON file beside a picture.")],
+    again: Annotated[bool, typer.Option("--replay", help="Generate the picture again and compare.")] = False,
+    source: SourceOption = None,
+    mask: MaskOption = None,
+    registry: RegistryOption = None,
+    model: ModelOption = None,
+    controlnet: ControlNetOption = None,
+    segmenter: SegmenterOption = None,
+    device: DeviceOption = None,
+) -> int:
+    """Print a picture's manifest and check the picture beside it; with --replay make it again and compare.
+
+    A replay takes model, source and mask from where the manifest says, unless you name them here; a registry you name.
+    """
+    choice = EngineChoice(model, controlnet, segmenter, device, registry=registry)
+    return actions.inspect(manifest, choice, again=again, source=source, mask=mask)
