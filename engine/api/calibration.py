@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .errors import CheckpointError
-from .files import write_whole
 from .metrics import ALL_METRICS, Direction
+from .writing import write_whole
 
 _FIELDS = {
     "version": str, "limits": dict, "population": str, "quantile": float, "count": int, "directions": dict,

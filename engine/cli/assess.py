@@ -11,8 +11,8 @@ from rich.console import Console
 
 from ..api.errors import InvalidRequestError
 from ..api.event import Event
-from ..api.files import append_line, write_whole
 from ..api.presets import BUNDLES, Bundle, Preset
+from ..api.writing import append_line, write_whole
 from ..engine import Engine
 from ..judging.works import Works
 from ..records.manifest import Precision

@@ -24,7 +24,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from ..api.errors import CheckpointError, InvalidRequestError
-from ..api.files import write_whole
+from ..api.writing import write_whole
 from ..models.checkpoint import Components
 from ..models.segmentation import load_picture, to_pixels
 from ..records.manifest import pixel_hash

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from ..api.files import append_line
 from ..api.result import GateDecision, Score, Verdict
+from ..api.writing import append_line
 from .manifest import Manifest, Record, text_hash
 
 

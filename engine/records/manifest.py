@@ -15,9 +15,9 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..api.errors import InvalidRequestError
-from ..api.files import write_whole
 from ..api.request import GenerationRequest, Picture
 from ..api.result import Attempt, GateDecision, GenerationResult, Verdict
+from ..api.writing import write_whole
 from ..models.checkpoint import Components
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..api.files import write_whole
 from ..api.result import GenerationResult, Verdict
+from ..api.writing import write_whole
 from .audit import AuditLog
 from .explaining import explanation_arrays, explanation_json, explanation_picture
 from .manifest import InputRecord, Manifest, ModelRecord, request_hash, text_hash
