@@ -139,9 +139,7 @@ def save_checkpoint(folder: Path) -> None:
         beta_start=0.0001, beta_end=0.002, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1,
     ).save_pretrained(folder / "scheduler")  # fmt: skip
-    calibration = Calibration(
-        version="tiny", limits={"ssim": 0.9, "ssim_masked": 0.9}, population="none", quantile=0.999, count=1
-    )
+    calibration = Calibration(limits={"ssim": 0.9, "ssim_masked": 0.9}, population="none", quantile=0.999, count=1)
     calibration.save(folder / "calibration.json")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionControlNetPipeline"}))
 
