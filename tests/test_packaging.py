@@ -52,7 +52,17 @@ def test_every_public_name_is_there_and_described():
 
 def test_a_light_import():
     """The core needs none of the extras, and never torchvision, which is broken beside a CPU build of torch."""
-    extras = ("onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "matplotlib")
+    extras = (
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "openvino",
+        "tensorrt",
+        "tensorrt_rtx",
+        "matplotlib",
+        "sqlalchemy",
+        "c2pa",
+    )
     absent = ("torchvision", "twig.benchmarks", *extras)
     code = f"import sys, twig, twig.engine.cli.main; print([name for name in {absent} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)

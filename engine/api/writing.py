@@ -39,8 +39,11 @@ def write_new(path: Path, data: bytes, private: bool = False) -> None:
 def check_folder(folder: Path) -> None:
     """Make `folder` and raise OSError unless files can be written into it; leaves nothing there."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _part(folder, b"", private=True):
-        pass
+    try:
+        with _part(folder, b"", private=True):
+            pass
+    except OSError as error:  # it would name the passing file
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def sweep(folder: Path) -> None:
@@ -72,7 +75,10 @@ def open_own(path: Path, create: bool = False) -> Iterator[int]:
     flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0)
     file = _opened(path, flags)
     try:
-        _check_own(path, os.fstat(file))
+        found = os.fstat(file)
+        _check_own(path, found)
+        if found.st_nlink > 1:
+            raise RecordError(f"{path} has {found.st_nlink} names (hard links); what is written would show elsewhere")
         os.fchmod(file, _PRIVATE)
         yield file
     finally:
@@ -107,9 +113,12 @@ def read_own(path: Path, most: int) -> bytes:
 def read_regular(path: Path) -> bytes:
     """Read a whole file. Raises RecordError for a link or for what is no file, without waiting for it."""
     file = _opened(path, os.O_RDONLY)
-    with os.fdopen(file, "rb") as stream:
+    try:
         _check_regular(path, os.fstat(file))
-        return stream.read()
+        with os.fdopen(file, "rb", closefd=False) as stream:
+            return stream.read()
+    finally:
+        os.close(file)
 
 
 def _opened(path: Path, flags: int) -> int:
@@ -132,8 +141,6 @@ def _check_own(path: Path, found: os.stat_result) -> None:
     _check_regular(path, found)
     if found.st_uid != os.geteuid():
         raise RecordError(f"{path} belongs to user {found.st_uid}, this is user {os.geteuid()}; name a file of yours")
-    if found.st_nlink > 1:
-        raise RecordError(f"{path} has {found.st_nlink} names (hard links); what is written here would show elsewhere")
 
 
 @contextmanager
