@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from .manifest import Manifest
 
 
+LOG_NAME = "audit.jsonl"
+"""File of the log in a folder of records."""
+
+
 class Event(StrEnum):
     """What a line tells: a record was made, one that was there was made again, or lines were erased."""
 

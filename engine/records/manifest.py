@@ -164,7 +164,7 @@ class Manifest(Record):
             rows=result.rows,
             timings=result.timings,
             machine=Machine.here(model.device),
-            libraries={name: version(name) for name in LIBRARIES},
+            libraries=libraries(),
             python=platform.python_version(),
         )
 
@@ -184,6 +184,11 @@ class Manifest(Record):
         Raises FileExistsError for anything that is there: a record is never replaced.
         """
         write_new(path, self.model_dump_json(indent=1).encode() + b"\n", private=True)
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what computes a picture, by name."""
+    return {name: version(name) for name in LIBRARIES}
 
 
 def pixel_hash(pixels: Image.Image | np.ndarray) -> str:
