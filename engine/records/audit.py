@@ -18,7 +18,7 @@ from ..api.writing import read_regular
 from .chain import Head, erasable_is_true, is_erased, written
 from .record import Record
 from .secret import Secret
-from .stores import AuditStore, Query, open_store
+from .stores import AuditStore, Query, head_path, open_store
 from .verification import FORGOTTEN, Finding, Verification, verify
 
 if TYPE_CHECKING:
@@ -94,6 +94,10 @@ class AuditLog:
         in_database = "://" in str(place)
         self.path: Path | str = self.store.place if in_database else Path(place)
         self.root = root or (Path() if in_database else Path(place).parent)
+
+    def __str__(self) -> str:
+        """Where it lies, and its head."""
+        return str(self.path) if isinstance(self.path, str) else f"{self.path}, its head in {head_path(self.path)}"
 
     def check(self) -> None:
         """Raise RecordError or OSError unless a line can be written; to be called before anything is drawn."""

@@ -23,7 +23,9 @@ def verify(log: AuditLog, kept: str | None, manifests: bool) -> int:
     for finding in found.findings:
         print(f"{'wrong':14}{finding}")
     if found.before:
-        print(f"{'before':14}{found.before} lines from before the chain, held by the digest that its first line carries")
+        print(
+            f"{'before':14}{found.before} lines from before the chain, held by the digest that its first line carries"
+        )
     if found.erased:
         print(f"{'erased':14}line {', '.join(map(str, found.erased))}, as the log says")
     state = f"NOT whole: {len(found.findings)} findings" if found.findings else "whole"

@@ -95,6 +95,11 @@ def open_store(place: Path | str, secret: Secret) -> AuditStore:
     return store
 
 
+def head_path(log: Path) -> Path:
+    """File of the head of a log that is a file."""
+    return log.with_suffix(".head")
+
+
 class JsonlStore:
     """A file of JSON lines with its head in a file beside it; both are their owner's alone.
 
@@ -104,7 +109,7 @@ class JsonlStore:
 
     def __init__(self, path: Path, secret: Secret) -> None:
         self.path, self.place, self._secret = path, str(path), secret
-        self.head_path = path.with_suffix(".head")
+        self.head_path = head_path(path)
 
     def check(self) -> None:
         """See `AuditStore`."""
