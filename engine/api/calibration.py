@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from .errors import CheckpointError
 from .metrics import ALL_METRICS, Direction
-from .writing import write_whole
+from .writing import sweep, write_whole
 
 _FIELDS = {
     "version": str, "limits": dict, "population": str, "quantile": float, "count": int, "directions": dict,
@@ -77,6 +77,7 @@ class Calibration:
 
     def save(self, path: Path | str) -> None:
         """Write `path` as JSON, whole or not at all."""
+        sweep(Path(path).parent)
         written = self._held() | {"version": self.version}
         write_whole(Path(path), (json.dumps(written, indent=2, sort_keys=True) + "\n").encode())
 

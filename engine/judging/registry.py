@@ -24,7 +24,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from ..api.errors import CheckpointError, InvalidRequestError
-from ..api.writing import write_whole
+from ..api.writing import sweep, write_whole
 from ..models.checkpoint import Components
 from ..models.segmentation import load_picture, to_pixels
 from ..records.manifest import pixel_hash
@@ -99,6 +99,7 @@ class Registry:
         tensors |= {f"picture.{id}": pixels.contiguous() for id, pixels in self.pictures.items()}
         works = json.dumps([asdict(work) for work in self.works])
         header = {"format": _FORMAT, "autoencoder": self.autoencoder, "works": works, "version": self.version}
+        sweep(Path(path).parent)
         write_whole(Path(path), save(tensors, header), private=True)
 
     @cached_property

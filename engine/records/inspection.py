@@ -46,9 +46,7 @@ def in_log(manifest: Path) -> Beside:
         line = parsed(text)
         if line is not None and line.get("manifest") == manifest.name:
             if line.get("manifest_sha256") != digest:
-                return Beside(
-                    f"line {line['number']} names another manifest under this name: it was ALTERED", wrong=True
-                )
+                return Beside(f"line {line['number']} names it as it was: it was ALTERED since", wrong=True)
             numbers.append(str(line["number"]))
     if not numbers:
         return Beside("the one beside the manifest does NOT name it", wrong=True)
