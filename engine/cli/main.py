@@ -19,12 +19,14 @@ from ..api.result import GenerationResult, Verdict
 from ..api.settings import Solver, Stage
 from ..engine import Engine
 from ..models.segmentation import load_picture
-from ..records.audit import AuditLog
-from ..records.inspection import lines, read_mask, saved_picture
+from ..records.audit import LOG_NAME, AuditLog
+from ..records.credentials import Signer
+from ..records.inspection import differs, in_log, in_picture, lines, read_mask, saved_picture
 from ..records.manifest import InputRecord, Manifest, ModelRecord
 from ..records.output import OutputFolder
 from ..records.pictures import gate_text, score_text, verdict_text
 from ..replay import replay
+from .audit import audit_app
 from .commands import calibrate, registry_app
 from .interruption import interrupted_between_steps
 from .options import (
@@ -102,6 +104,10 @@ def generate(
     dtype: DtypeOption = None,
     explain: Annotated[bool, typer.Option("--explain", help="Also draw what each mechanism did.")] = False,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the audit log too.")] = False,
+    sign: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="CERT KEY", help="Give pictures content credentials (C2PA), signed with these PEM files."),
+    ] = None,
 ) -> int:
     """Draw pictures, each with a draft, the mask of its shape, a final that avoids it, and a verdict."""
     photo = None if source is None else load_picture(source)
@@ -116,15 +122,17 @@ def generate(
     )  # fmt: skip
     requests = [GenerationRequest(prompt=prompt, **settings) for prompt in prompts]
     parts = parts_named(source=model, controlnet=controlnet, segmenter=segmenter)
+    signer = None if sign is None else Signer.load(*sign)
     engine = load_engine(parts, device, dtype, calibration, registry)
-    out.mkdir(parents=True, exist_ok=True)
     folder = OutputFolder(
         path=out,
         model=ModelRecord.of(engine.components, **parts),
-        log=AuditLog(out / "audit.jsonl", prompts=log_prompts),
+        log=AuditLog(out / LOG_NAME, prompts=log_prompts),
         source=None if photo is None else InputRecord.of(source, photo),
         mask=None if avoided is None else InputRecord.of(mask, avoided),
+        signer=signer,
     )
+    folder.prepare()
     return _generate(engine, requests, folder)
 
 
@@ -140,7 +148,9 @@ def inspect(
     segmenter: SegmenterOption = None,
     device: DeviceOption = None,
 ) -> int:
-    """Print a picture's manifest and check the picture beside it; with --replay make it again and compare.
+    """Print a picture's manifest and check picture, log and credentials; with --replay make it again and compare.
+
+    Exits with status 1 where anything is missing from a replay, was altered, or is different.
 
     A replay takes model, source and mask from where the manifest says, unless you name them here; a registry you name.
     """
@@ -148,8 +158,13 @@ def inspect(
     saved = saved_picture(record, manifest.parent)
     for label, text in lines(record, saved):
         print(f"{label:14}{text}")
+    wrong = differs(record, saved)
+    for label, beside in (("audit log", in_log(manifest)), ("credentials", in_picture(manifest, record))):
+        if beside is not None:
+            print(f"{label:14}{beside.text}")
+            wrong |= beside.wrong
     if not again:
-        return DONE
+        return DIFFERS if wrong else DONE
     named = parts_named(source=model, controlnet=controlnet, segmenter=segmenter)
     recorded = given(**record.model.model_dump(include={"source", "controlnet", "segmenter"}))
     for part in recorded.keys() - named.keys():
@@ -164,11 +179,12 @@ def inspect(
         mask=None if avoided is None else read_mask(avoided),
     )
     print(f"{'replay':14}{outcome}")
-    return DONE if outcome.identical else DIFFERS
+    return DONE if outcome.identical and not wrong else DIFFERS
 
 
 app.command()(calibrate)
 app.add_typer(registry_app, name="registry")
+app.add_typer(audit_app, name="audit")
 for _command in entry_points(group="twig.commands"):
     app.add_typer(_command.load(), name=_command.name)
 
@@ -215,7 +231,7 @@ def _generate(engine: Engine, requests: Sequence[GenerationRequest], folder: Out
     for request in requests:
         _report([pair for pair in saved if pair[0].request is request], folder)
     if saved:
-        print(f"{'audit log':14}{folder.log.path}")
+        print(f"{'audit log':14}{folder.log}")
     failed = any(result.verdict is Verdict.FAILED for result, _ in saved)
     return INTERRUPTED if interrupted else USER_ERROR if failed else DONE
 
@@ -230,7 +246,8 @@ def _report(saved: list[tuple[GenerationResult, Path]], folder: OutputFolder) ->
             print(f"twig: {path}: {result.error}", file=sys.stderr)
         judged = ", ".join(score_text(name, score) for name, score in result.scores.items() if score.limit is not None)
         file = "manifest" if result.image is None else "picture"
-        print(f"{file:14}{path}  {verdict_text(result)}{': ' if judged else ''}{judged}")
+        known = ", recorded already" if path in folder.repeats else ""
+        print(f"{file:14}{path}  {verdict_text(result)}{known}{': ' if judged else ''}{judged}")
     if saved:
         print(f"{'contact sheet':14}{folder.save_sheet([result for result, _ in saved])}")
 

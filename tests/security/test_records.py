@@ -1,17 +1,24 @@
 """Records under attack: a kill at any line of a save, and whatever the command line is given to trip over."""
 
 import hashlib
+import json
 import multiprocessing
 import os
+import shutil
 import signal
+import stat
+import struct
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from twig.engine.api import writing
 from twig.engine.api.result import Verdict
+from twig.engine.cli.main import DIFFERS, DONE, USER_ERROR, run
 from twig.engine.records import stores
 from twig.engine.records.audit import AuditLog
 from twig.engine.records.manifest import Manifest
@@ -112,3 +119,157 @@ def test_forty_kills_leave_no_picture_without_its_record_and_nothing_half_writte
     assert not [path.name for path in folder.path.iterdir() if path.name.startswith(".")]
     wanted = {(number % 3, seed) for number in range(KILLS) if number % 3 < 2 for seed in (number // 2, number)}
     assert len([path for path in folder.path.glob("*.png") if not path.stem.endswith("-explain")]) == len(wanted)
+
+
+# --- on the command line ---
+
+
+def generate(checkpoint, out, *options, prompt="a red star"):
+    return run(["generate", prompt, "--steps", "2", "--model", str(checkpoint), "--out", str(out), *map(str, options)])
+
+
+def manifests(out):
+    return sorted(path for path in out.glob("twig-*.json") if "explain" not in path.name)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_two_seeds_whose_names_once_met_are_both_kept(tiny_checkpoint, tmp_path):
+    for seed in (43945, 128510):
+        assert generate(tiny_checkpoint, tmp_path, "--preset", "off", "--seed", seed) == DONE
+    seeds = {json.loads(path.read_text())["request"]["seed"] for path in manifests(tmp_path)}
+    assert seeds == {43945, 128510}
+    assert len(list(tmp_path.glob("twig-*-0.png"))) == 2
+
+
+@pytest.mark.parametrize("claim", ["as it was", "another", None])
+def test_a_stricter_calibration_leaves_both_records(tiny_checkpoint, tmp_path, claim):
+    stricter = tmp_path / "calibration.json"
+    values = json.loads((tiny_checkpoint / "calibration.json").read_text())
+    values = {name: value for name, value in values.items() if name != "version" or claim} | {"limits": {"ssim": -1.0}}
+    stricter.write_text(json.dumps(values | ({"version": "another"} if claim == "another" else {})))
+    out = tmp_path / "out"
+    assert generate(tiny_checkpoint, out, "--retries", "0") == DONE
+    assert generate(tiny_checkpoint, out, "--retries", "0", "--calibration", stricter) == DONE
+    read = [json.loads(path.read_text()) for path in manifests(out)]
+    assert {one["verdict"] for one in read} == {"accepted", "refused"}
+    assert len({one["calibration"] for one in read}) == 2
+    assert all((out / one["image"]).exists() for one in read)
+    assert run(["audit", "verify", str(out / "audit.jsonl")]) == DONE
+
+
+def test_a_repeat_says_that_it_found_its_record(tiny_checkpoint, tmp_path, capsys):
+    assert generate(tiny_checkpoint, tmp_path) == DONE
+    assert "recorded already" not in capsys.readouterr().out
+    before = {path: path.read_bytes() for path in tmp_path.glob("twig-*-0.*")}
+    assert generate(tiny_checkpoint, tmp_path) == DONE
+    assert "accepted, recorded already" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in tmp_path.glob("twig-*-0.*")} == before
+    assert run(["audit", "verify", str(tmp_path / "audit.jsonl")]) == DONE
+
+
+@pytest.mark.parametrize("name", ["audit.jsonl", "audit.head"])
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir], ids=["fifo", "link", "dir"]
+)
+def test_a_log_that_cannot_be_written_is_found_before_anything_is_drawn(tiny_checkpoint, tmp_path, capsys, name, make):
+    make(tmp_path / name)
+    assert generate(tiny_checkpoint, tmp_path) == USER_ERROR
+    captured = capsys.readouterr()
+    assert name in captured.err
+    assert captured.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.fixture(scope="module")
+def explained(tiny_checkpoint, tmp_path_factory):
+    """A folder with one explained picture under a rule."""
+    out = tmp_path_factory.mktemp("explained")
+    old = os.umask(0o022)
+    try:
+        assert generate(tiny_checkpoint, out, "--explain", "--rule", "review if ssim > 0.99; retry 1") == DONE
+    finally:
+        os.umask(old)
+    return out
+
+
+def test_what_spells_the_prompt_is_its_owners_alone(explained):
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in explained.iterdir()}
+    assert {name for name, mode in modes.items() if mode != 0o600} == {
+        name for name in modes if name.endswith(("-0.png", "-sheet.png"))
+    }
+
+
+ALTERED = {
+    "verdict": lambda m: {"verdict": "refused"},
+    "rule": lambda m: {"rule": "accept everything"},
+    "scores": lambda m: {"attempts": [_scored(m["attempts"][0], 0.01)]},
+    "prompt": lambda m: {"request": m["request"] | {"prompt": "a blue house"}},
+    "all but the pictures": lambda m: {
+        "verdict": "review", "rule": "review if ssim > 0.001; retry 1",
+        "attempts": [_scored(m["attempts"][0], 0.5) | {"decision": "review", "reasons": ["ssim > 0.001: it is 0.5"]}],
+    },
+    "index": lambda m: {"index": 3},
+}  # fmt: skip
+
+
+def _scored(attempt, ssim):
+    return attempt | {"scores": attempt["scores"] | {"ssim": attempt["scores"]["ssim"] | {"value": ssim}}}
+
+
+@pytest.mark.parametrize("change", ALTERED.values(), ids=ALTERED)
+@pytest.mark.parametrize("beside", ["with its log", "alone"])
+def test_an_altered_manifest_never_replays_as_identical(explained, tmp_path, capsys, change, beside):
+    out = shutil.copytree(explained, tmp_path / "copy")
+    if beside == "alone":
+        (out / "audit.jsonl").unlink()
+    (manifest,) = manifests(out)
+    edit(manifest, **change(json.loads(manifest.read_text())))
+    assert run(["inspect", str(manifest), "--replay"]) in (DIFFERS, USER_ERROR)
+    captured = capsys.readouterr()
+    assert "NOT identical" in captured.out or captured.err
+    assert ("ALTERED since" in captured.out) == (beside == "with its log")
+
+
+@pytest.mark.parametrize(
+    "do", [Path.unlink, lambda path: Image.new("RGB", (64, 64)).save(path)], ids=["missing", "other"]
+)
+def test_a_picture_that_is_missing_or_another_is_no_identical_replay(explained, tmp_path, capsys, do):
+    out = shutil.copytree(explained, tmp_path / "copy")
+    (manifest,) = manifests(out)
+    do(manifest.with_suffix(".png"))
+    assert run(["inspect", str(manifest), "--replay"]) == DIFFERS
+    assert "differs in saved picture" in capsys.readouterr().out
+
+
+def test_a_manifest_that_the_log_does_not_name_is_no_record(explained, tmp_path, capsys):
+    out = shutil.copytree(explained, tmp_path / "copy")
+    (manifest,) = manifests(out)
+    assert run(["inspect", str(manifest), "--replay"]) == DONE
+    forged = shutil.copy(manifest, out / "twig-forged-0.json")
+    assert run(["inspect", str(forged)]) == DIFFERS
+    assert "does NOT name it" in capsys.readouterr().out
+
+
+def test_a_signed_picture_is_verified_and_an_altered_one_found(tiny_checkpoint, tmp_path, capsys, signing):
+    assert generate(tiny_checkpoint, tmp_path, "--sign", *signing) == DONE
+    (manifest,) = manifests(tmp_path)
+    assert run(["inspect", str(manifest), "--replay"]) == DONE
+    assert 'credentials   valid, signed by "Test signer"' in capsys.readouterr().out
+    data = manifest.with_suffix(".png").read_bytes()
+    chunk = b"tEXtComment\0somebody drew this"
+    added = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    manifest.with_suffix(".png").write_bytes(data[:-12] + added + data[-12:])
+    assert run(["inspect", str(manifest)]) == DIFFERS
+    out = capsys.readouterr().out
+    assert "its pixels are those of the manifest" in out
+    assert "credentials   NOT valid" in out
+
+
+def test_what_cannot_sign_is_found_before_anything_is_drawn(tiny_checkpoint, tmp_path, capsys, signing):
+    out = tmp_path / "out"
+    assert generate(tiny_checkpoint, out, "--sign", signing[1], signing[0]) == USER_ERROR
+    assert "no private key" in capsys.readouterr().err
+    assert not out.exists()
