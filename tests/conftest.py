@@ -1,6 +1,7 @@
 """Complete tiny models with random weights: in the layout of the embedded one, and in SDXL's."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -139,9 +140,7 @@ def save_checkpoint(folder: Path) -> None:
         beta_start=0.0001, beta_end=0.002, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1,
     ).save_pretrained(folder / "scheduler")  # fmt: skip
-    calibration = Calibration(
-        version="tiny", limits={"ssim": 0.9, "ssim_masked": 0.9}, population="none", quantile=0.999, count=1
-    )
+    calibration = Calibration(limits={"ssim": 0.9, "ssim_masked": 0.9}, population="none", quantile=0.999, count=1)
     calibration.save(folder / "calibration.json")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionControlNetPipeline"}))
 
@@ -181,6 +180,14 @@ def save_xl_checkpoint(folder: Path) -> None:
     tiny = build_vae()
     build_segmenter(tiny).save_pretrained(folder / "segmenter")
     (folder / "segmenter/preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An installation of the tests' own, so that they leave the user's secret alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TWIG_SECRET", str(tmp_path_factory.mktemp("installation") / "secret"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,17 @@ def test_names_that_are_imported_when_asked_for_are_names_like_any_other():
 
 def test_a_light_import():
     """The core needs none of the extras, and never torchvision, which is broken beside a CPU build of torch."""
-    extras = ("onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "matplotlib")
+    extras = (
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "openvino",
+        "tensorrt",
+        "tensorrt_rtx",
+        "matplotlib",
+        "sqlalchemy",
+        "c2pa",
+    )
     absent = ("torchvision", "twig.benchmarks", *extras)
     everything = "from twig import *; from twig.engine.cli.actions import *"
     code = f"import sys; {everything}; print([name for name in {absent} if name in sys.modules])"

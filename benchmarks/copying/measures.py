@@ -16,8 +16,8 @@ import torch
 from skimage.filters import laplace
 from torch import Tensor
 
-from ...engine.api.files import write_whole
 from ...engine.api.metrics import ALL_METRICS
+from ...engine.api.writing import write_whole
 from ...engine.judging.similarity import measure
 from ...engine.models.segmentation import Segmenter
 from .checker import Adherence, check

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.api.files import write_whole
 from ...engine.api.presets import BUNDLES
+from ...engine.api.writing import write_whole
 from ...engine.models.segmentation import Segmenter
 from ..rows import write_rows
 from .data import Source, sources

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.api.files import write_whole
 from ...engine.api.presets import Preset
+from ...engine.api.writing import write_whole
 from ..plots import save_curves
 from ..rows import write_rows
 from .data import sources

@@ -1,10 +1,13 @@
-"""Limits found on a population of clean pictures rather than borrowed, with the version that a manifest names."""
+"""Limits found on a population of clean pictures rather than borrowed, with the version that a manifest names.
+
+The version is a digest of what is held. A file says it for whoever reads it; what the file says of it is not believed.
+"""
 
 import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,14 +15,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .errors import CheckpointError
-from .files import write_whole
 from .metrics import ALL_METRICS, Direction
+from .writing import sweep, write_whole
 
 _FIELDS = {
     "version": str, "limits": dict, "population": str, "quantile": float, "count": int, "directions": dict,
     "population_sha256": str, "gate": dict,
 }  # fmt: skip
-_OPTIONAL = ("directions", "population_sha256", "gate")
+_OPTIONAL = ("version", "directions", "population_sha256", "gate")
 GATE_SHARE = 0.005
 """Most of a clean population that the gate's signals together may take for recalled."""
 _DIRECTIONS = ("similarity", "distance")
@@ -29,13 +32,12 @@ _DIRECTIONS = ("similarity", "distance")
 class Calibration:
     """Limits of one model and segmenter.
 
-    version: names it in manifests. limits: by metric, the largest similarity or smallest distance of an accepted
-    final. population: what it was found on, in words. quantile: the share of that population that keeps each limit.
-    count: its size. directions: those of metrics that are not built in. population_sha256: digest of what the
-    population was made from. gate: by signal of a draft, the largest value of one that does not look recalled.
+    limits: by metric, the largest similarity or smallest distance of an accepted final. population: what it was found
+    on, in words. quantile: the share of that population that keeps each limit. count: its size. directions: those of
+    metrics that are not built in. population_sha256: digest of what the population was made from. gate: by signal of a
+    draft, the largest value of one that does not look recalled.
     """
 
-    version: str
     limits: Mapping[str, float]
     population: str
     quantile: float
@@ -46,8 +48,8 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Raise ValueError, saying which value and what would be right."""
-        if not self.version or not self.limits:
-            raise ValueError(f"needs a version and at least one limit, got {self.version!r} and {dict(self.limits)}")
+        if not self.limits:
+            raise ValueError(f"needs at least one limit, got {dict(self.limits)}")
         if not 0 < self.quantile < 1 or self.count < 1:
             raise ValueError(f"quantile must lie in 0..1 and count be positive, got {self.quantile} and {self.count}")
         for name, limit in self.limits.items():
@@ -64,13 +66,25 @@ class Calibration:
         """Read `path`. Raises CheckpointError for a file that is no calibration."""
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**_typed(found))
+            return cls(**{name: value for name, value in _typed(found).items() if name != "version"})
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} is no calibration: {error}") from error
 
+    @property
+    def version(self) -> str:
+        """A digest of 128 bits of everything that is held, to name in manifests."""
+        return hashlib.sha256(json.dumps(self._held(), sort_keys=True).encode()).hexdigest()[:32]
+
     def save(self, path: Path | str) -> None:
         """Write `path` as JSON, whole or not at all."""
-        write_whole(Path(path), (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode())
+        sweep(Path(path).parent)
+        written = self._held() | {"version": self.version}
+        write_whole(Path(path), (json.dumps(written, indent=2, sort_keys=True) + "\n").encode())
+
+    def _held(self) -> dict[str, Any]:
+        """Every field as JSON holds it: a whole number is its float."""
+        numbers = {name: {key: float(limit) for key, limit in vars(self)[name].items()} for name in ("limits", "gate")}
+        return vars(self) | numbers | {"directions": dict(self.directions)}
 
 
 def calibrate(
@@ -90,8 +104,7 @@ def calibrate(
     drafts, of which the gate's limits let at most `GATE_SHARE` through.
 
     The limit is one of the values, on the lenient side; with fewer than 1 / (1 - quantile) of them it is the most
-    similar one. The version is a digest of the limits and what they were found on. Raises ValueError for no scores,
-    unequal numbers of them, or any that is not finite.
+    similar one. Raises ValueError for no scores, unequal numbers of them, or any that is not finite.
     """
     directions = dict(directions or {})
     values = {name: np.asarray(value, np.float64) for name, value in scores.items()}
@@ -103,12 +116,8 @@ def calibrate(
             raise ValueError(f"{np.count_nonzero(~np.isfinite(value))} scores of {name} are not finite")
     limits = {name: _limit(value, _direction(name, directions), quantile) for name, value in values.items()}
     gate = _gate(signals or {})
-    found = json.dumps(
-        [sorted(limits.items()), population, quantile, shape[0], population_sha256, sorted(gate.items())]
-    )
-    version = hashlib.sha256(found.encode()).hexdigest()[:12]
     used = {name: directions[name] for name in limits if name in directions}
-    return Calibration(version, limits, population, quantile, shape[0], used, population_sha256, gate)
+    return Calibration(limits, population, quantile, shape[0], used, population_sha256, gate)
 
 
 def _gate(signals: Mapping[str, ArrayLike]) -> dict[str, float]:

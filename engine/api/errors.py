@@ -27,3 +27,7 @@ class EngineBusyError(TwigError):
 
 class EngineClosedError(TwigError):
     """The engine was shut down and accepts nothing more."""
+
+
+class RecordError(TwigError):
+    """A record that cannot be kept or read: a log that is not ours to write, was altered, or is of another kind."""

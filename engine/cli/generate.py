@@ -54,6 +54,10 @@ def generate(
     dtype: DtypeOption = None,
     explain: Annotated[bool, typer.Option("--explain", help="Also draw what each mechanism did.")] = False,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the audit log too.")] = False,
+    sign: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="CERT KEY", help="Give pictures content credentials (C2PA), signed with these PEM files."),
+    ] = None,
 ) -> int:
     """Draw pictures, each with a draft, the mask of its shape, a final that avoids it, and a verdict."""
     return actions.generate(
@@ -70,4 +74,5 @@ def generate(
         stage=given(steps=steps, guidance_scale=guidance, solver=solver),
         judged=given(retries=retries, rule=rule),
         log_prompts=log_prompts,
+        sign=sign,
     )

@@ -29,7 +29,9 @@ def inspect(
     segmenter: SegmenterOption = None,
     device: DeviceOption = None,
 ) -> int:
-    """Print a picture's manifest and check the picture beside it; with --replay make it again and compare.
+    """Print a picture's manifest and check picture, log and credentials; with --replay make it again and compare.
+
+    Exits with status 1 where anything is missing from a replay, was altered, or is different.
 
     A replay takes model, source and mask from where the manifest says, unless you name them here; a registry you name.
     """

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ..._version import __version__
 from ..api.errors import TwigError
+from .audit import audit_app
 from .calibrate import calibrate
 from .generate import generate
 from .inspect import inspect
@@ -58,6 +59,7 @@ def command_line() -> typer.Typer:
     app.command()(inspect)
     app.command()(calibrate)
     app.add_typer(registry_app, name="registry")
+    app.add_typer(audit_app, name="audit")
     for entry in entry_points(group=COMMANDS):
         _add(app, entry)
     return app

@@ -24,7 +24,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from ..api.errors import CheckpointError, InvalidRequestError
-from ..api.files import write_whole
+from ..api.writing import sweep, write_whole
 from ..models.checkpoint import Components
 from ..models.segmentation import load_picture, to_pixels
 from ..records.manifest import pixel_hash
@@ -71,7 +71,7 @@ class Registry:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read `path`. Raises CheckpointError for a file that is no registry."""
+        """Read `path`. Raises CheckpointError for a file that is no registry, or holds other works than it claims."""
         try:
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}
@@ -81,10 +81,16 @@ class Registry:
             works = tuple(Work(**work) for work in json.loads(header["works"]))
             pictures = {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith("picture.")}
             found = cls(header["autoencoder"], works, tensors["descriptors"], tensors["latents"], pictures)
+            claimed = header.get("version", found.version)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is no registry of Twig: {error}") from error
         if not len(works) == len(found.descriptors) == len(found.latents):
             raise CheckpointError(f"{path} is no registry of Twig: it names {len(works)} works and holds others")
+        if claimed != found.version:
+            raise CheckpointError(
+                f"{path} claims to be registry {claimed!r} and holds {found.version}: it was altered; "
+                "add the works again, or take back the file as it was"
+            )
         return found
 
     def save(self, path: Path | str) -> None:
@@ -92,14 +98,20 @@ class Registry:
         tensors = {"descriptors": self.descriptors.contiguous(), "latents": self.latents.contiguous()}
         tensors |= {f"picture.{id}": pixels.contiguous() for id, pixels in self.pictures.items()}
         works = json.dumps([asdict(work) for work in self.works])
-        header = {"format": _FORMAT, "autoencoder": self.autoencoder, "works": works}
+        header = {"format": _FORMAT, "autoencoder": self.autoencoder, "works": works, "version": self.version}
+        sweep(Path(path).parent)
         write_whole(Path(path), save(tensors, header), private=True)
 
-    @property
+    @cached_property
     def version(self) -> str:
-        """A digest of what is registered, to name in manifests."""
-        text = json.dumps([self.autoencoder, *(work.sha256 for work in self.works)])
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        """A digest of 128 bits of what is registered, to name in manifests: works, descriptors, latents, pictures.
+
+        When a work was added does not count.
+        """
+        tensors = {"descriptors": self.descriptors, "latents": self.latents, **self.pictures}
+        works = [(work.id, work.name, work.sha256) for work in self.works]
+        kept = [(name, pixel_hash(tensors[name].contiguous().numpy())) for name in sorted(tensors)]
+        return hashlib.sha256(json.dumps([self.autoencoder, works, kept]).encode()).hexdigest()[:32]
 
     def check(self, components: Components) -> None:
         """Raise CheckpointError unless the latents are those of this model's autoencoder."""

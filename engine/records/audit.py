@@ -1,69 +1,116 @@
-"""The audit log of what was generated."""
+"""The audit log: what was generated, by what and with which outcome, in a chain that shows what is done to it."""
 
 import hashlib
+import json
 import os
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Collection, Iterator, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..api.files import append_line
+from pydantic import ValidationError
+
+from ..api.errors import InvalidRequestError, RecordError
 from ..api.result import GateDecision, Score, Verdict
-from .manifest import Manifest, Record, text_hash
+from ..api.writing import read_regular
+from .chain import Head, erasable_is_true, is_erased, written
+from .record import Record
+from .secret import Secret
+from .stores import AuditStore, Query, head_path, open_store
+from .verification import FORGOTTEN, Finding, Verification, verify
+
+if TYPE_CHECKING:
+    from .manifest import Manifest
+
+
+LOG_NAME = "audit.jsonl"
+"""File of the log in a folder of records."""
+
+
+class Event(StrEnum):
+    """What a line tells: a record was made, one that was there was made again, or lines were erased."""
+
+    MADE = "made"
+    REPEATED = "repeated"
+    FORGOTTEN = FORGOTTEN
 
 
 class AuditRecord(Record):
-    """One line of the audit log; the prompts only where the log was told to keep them.
+    """One line of the audit log, without its chain.
 
-    manifest: its path, from the log's folder.
+    manifest: its path, from the log's folder. prompt_hmac, request_hmac: keyed by the installation's secret. prompt,
+    negative_prompt: only where the log was told to keep them. forgotten, reason: lines that were erased and why. What
+    `chain.ERASABLE` names, and what a line of another event has not, is None.
     """
 
+    number: int | None = None
     time: datetime
-    manifest: str
-    manifest_sha256: str
-    verdict: Verdict
-    error: str | None
-    prompt_sha256: str
-    prompt: str | None
-    negative_prompt: str | None
-    request_sha256: str
-    model_sha256: str
-    image_sha256: str | None
-    seeds: tuple[int, ...]
-    scores: dict[str, Score]
-    rule: str
-    reasons: tuple[str, ...]
-    gate: GateDecision | None
-    registry: str | None
-    nearest: str | None
-    calibration: str | None
+    event: Event
+    verdict: Verdict | None = None
+    model_sha256: str | None = None
+    scores: dict[str, Score] | None = None
+    rule: str | None = None
+    reasons: tuple[str, ...] | None = None
+    gate: GateDecision | None = None
+    registry: str | None = None
+    nearest: str | None = None
+    calibration: str | None = None
+    forgotten: tuple[int, ...] | None = None
+    reason: str | None = None
+    manifest: str | None = None
+    manifest_sha256: str | None = None
+    image_sha256: str | None = None
+    error: str | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    prompt_hmac: str | None = None
+    request_hmac: str | None = None
+    seeds: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True)
+class Forgotten(NamedTuple):
+    """What was erased: numbers of lines, files that were removed, and the line that says so (0 for nothing to do)."""
+
+    numbers: tuple[int, ...]
+    files: tuple[Path, ...]
+    line: int
+
+
 class AuditLog:
-    """A JSONL file that is only ever appended to and that its owner alone can read.
+    """An audit log at `place`, a path of JSON lines or a database's URL, which its owner alone can read.
 
-    prompts: whether lines hold the prompts themselves beside their hash.
+    prompts: whether lines hold the prompts themselves beside their keyed hash. secret: keys the hashes and seals the
+    head; the installation's own unless given. root: folder that manifests' paths are told from, that of the log's file
+    unless given.
     """
 
-    path: Path
-    prompts: bool = False
+    def __init__(
+        self, place: Path | str, prompts: bool = False, secret: Secret | None = None, root: Path | None = None
+    ) -> None:
+        self.prompts, self.secret = prompts, secret or Secret.load()
+        self.store: AuditStore = open_store(place, self.secret)
+        in_database = "://" in str(place)
+        self.path: Path | str = self.store.place if in_database else Path(place)
+        self.root = root or (Path() if in_database else Path(place).parent)
 
-    def append(self, manifest: Manifest, path: Path) -> None:
-        """Add the line of the `manifest` saved at `path`. One write a line, so that processes can share a log."""
+    def __str__(self) -> str:
+        """Where it lies, and its head."""
+        return str(self.path) if isinstance(self.path, str) else f"{self.path}, its head in {head_path(self.path)}"
+
+    def check(self) -> None:
+        """Raise RecordError or OSError unless a line can be written; to be called before anything is drawn."""
+        self.store.check()
+
+    def append(self, manifest: "Manifest", path: Path, event: Event = Event.MADE) -> None:
+        """Add the line of the `manifest` saved at `path`, on the disk when this returns; processes can share a log."""
         request, attempts = manifest.request, manifest.attempts
         record = AuditRecord(
-            time=manifest.created,
-            manifest=os.path.relpath(path, self.path.parent),
-            manifest_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            time=datetime.now(UTC),
+            event=event,
             verdict=manifest.verdict,
-            error=manifest.error,
-            prompt_sha256=text_hash(request.prompt),
-            prompt=request.prompt if self.prompts else None,
-            negative_prompt=request.negative_prompt if self.prompts else None,
-            request_sha256=manifest.request_sha256,
             model_sha256=manifest.model.sha256,
-            image_sha256=manifest.hashes.image,
-            seeds=tuple(attempt.seed for attempt in attempts),
             scores=attempts[-1].scores if attempts else {},
             rule=manifest.rule,
             reasons=attempts[-1].reasons if attempts else (),
@@ -71,5 +118,122 @@ class AuditLog:
             registry=manifest.registry,
             nearest=attempts[-1].nearest if attempts else None,
             calibration=manifest.calibration,
+            manifest=os.path.relpath(path, self.root),
+            manifest_sha256=file_hash(path),
+            image_sha256=manifest.hashes.image,
+            error=manifest.error,
+            prompt=request.prompt if self.prompts else None,
+            negative_prompt=request.negative_prompt if self.prompts else None,
+            prompt_hmac=self.prompt_hmac(request.prompt),
+            request_hmac=self.secret.digest("request", manifest.request_sha256),
+            seeds=tuple(attempt.seed for attempt in attempts),
         )
-        append_line(self.path, record.model_dump_json(exclude_none=True))
+        self.store.append(_body(record))
+
+    def prompt_hmac(self, prompt: str) -> str:
+        """The keyed hash by which a prompt is found again, by whoever has the secret."""
+        return self.secret.digest("prompt", prompt)
+
+    def names(self, manifest: Path) -> bool:
+        """Whether a line names the manifest at this path as it is."""
+        name, lines = os.path.relpath(manifest, self.root), self.store.find(Query(manifest_sha256=file_hash(manifest)))
+        try:
+            return any(line.get("manifest") == name for line in lines)
+        except FileNotFoundError:  # a log without a line
+            return False
+
+    def search(self, query: Query) -> Iterator[AuditRecord]:
+        """Lines that `query` matches, in order. Raises RecordError for one that was altered beyond reading."""
+        for line in self.store.find(query):
+            yield _record(line)
+
+    def verify(self, kept: Head | None = None, manifests: bool = True) -> Verification:
+        """Say what is wrong with the chain, and with the manifests that its lines name.
+
+        kept: a head that was kept elsewhere. Raises OSError where there is no log.
+        """
+        found = verify(self.store.texts(), self.store.head(), self.secret, kept)
+        if not manifests:
+            return found
+        return found._replace(findings=tuple(sorted(chain(found.findings, self._manifests()))))
+
+    def forget(self, query: Query, reason: str | None = None) -> Forgotten:
+        """Erase what leads back to the requests of the lines that `query` matches, and say so in a line of its own.
+
+        Manifests, pictures and explanations of those records are removed, with the contact sheets that show them. What
+        is left of a line is its time, verdict, scores, rule and model.
+        """
+        self.check()
+        lines: list[Mapping[str, Any]]
+        lines = [line for line in self.store.find(query) if line.get("event") != FORGOTTEN and not is_erased(line)]
+        if not lines:
+            return Forgotten((), (), 0)
+        lines = _with_their_repeats(lines, self.store)
+        files = [path for line in lines for path in self._files(line)]
+        for path in files:
+            path.unlink(missing_ok=True)
+        numbers = tuple(line["number"] for line in lines)
+        told = AuditRecord(time=datetime.now(UTC), event=Event.FORGOTTEN, forgotten=numbers, reason=reason)
+        return Forgotten(numbers, tuple(dict.fromkeys(files)), self.store.forget(numbers, _body(told))["number"])
+
+    def head(self) -> Head | None:
+        """Where the log ends, to be kept elsewhere."""
+        return self.store.head()
+
+    def _manifests(self) -> Iterator[Finding]:
+        for line in self.store.find(Query()):
+            if isinstance(name := line.get("manifest"), str):
+                try:
+                    same = file_hash(self.root / name) == line.get("manifest_sha256")
+                except (OSError, ValueError, RecordError):
+                    yield Finding(line["number"], f"names a manifest that is not there: {name!r}")
+                    continue
+                if not same:
+                    yield Finding(line["number"], f"names a manifest that was altered since: {name!r}")
+
+    def _files(self, line: Mapping[str, Any]) -> list[Path]:
+        """Everything that was written of a record. Only what bears a record's name, in the folder of its manifest."""
+        manifest = self.root / str(line.get("manifest", ""))
+        stem = manifest.stem
+        if not stem.startswith("twig-") or not erasable_is_true(line):
+            return []
+        own = (f"{stem}.json", f"{stem}.png", f"{stem}-review.png", f"{stem}-refused.png")
+        explained = (f"{stem}-explain.{kind}" for kind in ("png", "npz", "json"))
+        sheet = f"{'-'.join(stem.split('-')[:2])}-sheet.png"
+        return [path for name in (*own, *explained, sheet) if os.path.lexists(path := manifest.parent / name)]
+
+
+def _with_their_repeats(lines: Collection[Mapping[str, Any]], store: AuditStore) -> list[Mapping[str, Any]]:
+    """Those lines and every other that names one of their manifests, for these are removed."""
+    names = {line["manifest"] for line in lines if "manifest" in line}
+    numbers = {line["number"] for line in lines}
+    return [line for line in store.find(Query()) if line["number"] in numbers or line.get("manifest") in names]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a regular file."""
+    return hashlib.sha256(read_regular(path)).hexdigest()
+
+
+def parse_head(text: str) -> Head:
+    """Read a head as `twig audit head` prints it. Raises InvalidRequestError for another text."""
+    number, _, digest = text.strip().partition(":")
+    if not number.isdecimal() or len(digest) != 64:
+        raise InvalidRequestError(
+            f"a head is a line's number and its digest, as `twig audit head` prints, got {text!r}"
+        )
+    return Head(number=int(number), digest=digest, secret="", seal="")
+
+
+def _body(record: AuditRecord) -> dict[str, Any]:
+    """A line's body as JSON can hold it, without what the line has not."""
+    values = json.loads(record.model_dump_json(exclude={"number"}))
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _record(line: Mapping[str, Any]) -> AuditRecord:
+    known = {name: value for name, value in line.items() if name in AuditRecord.model_fields}
+    try:
+        return AuditRecord.model_validate_json(written(known))
+    except ValidationError as error:
+        raise RecordError(f"line {line['number']} of the audit log cannot be read: it was altered") from error

@@ -3,11 +3,17 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from ..api.errors import RecordError
+from ..api.writing import read_regular
 from ..models.segmentation import load_picture
+from .audit import LOG_NAME, file_hash
+from .chain import parsed
+from .credentials import credentials_of
 from .manifest import Manifest, pixel_hash
 from .pictures import gate_text, score_text
 
@@ -21,6 +27,54 @@ def saved_picture(record: Manifest, folder: Path) -> Image.Image | None:
 def read_mask(path: Path) -> np.ndarray:
     """Open a mask (height, width) bool: true where the picture at `path` is nearer to white than to black."""
     return np.asarray(load_picture(path).convert("L")) > 127
+
+
+class Beside(NamedTuple):
+    """What was found out about something that belongs to a manifest: in words, and whether it speaks against it."""
+
+    text: str
+    wrong: bool = False
+
+
+def in_log(manifest: Path) -> Beside:
+    """What the audit log in a manifest's folder says of it. Reads no secret and changes nothing."""
+    path = manifest.parent / LOG_NAME
+    if not path.exists():
+        return Beside("there is none beside the manifest")
+    digest, numbers = file_hash(manifest), []
+    for text in read_regular(path).splitlines():
+        line = parsed(text)
+        if line is not None and line.get("manifest") == manifest.name:
+            if line.get("manifest_sha256") != digest:
+                return Beside(f"line {line['number']} names it as it was: it was ALTERED since", wrong=True)
+            numbers.append(str(line["number"]))
+    if not numbers:
+        return Beside("the one beside the manifest does NOT name it", wrong=True)
+    return Beside(f"line {', '.join(numbers)} of {path.name} names it as it is")
+
+
+def in_picture(manifest: Path, record: Manifest) -> Beside | None:
+    """What the content credentials of a manifest's picture say, None for a picture that has none, or is not there."""
+    path = manifest.parent / Path(record.image or "").name
+    if not record.image or not path.is_file():
+        return None
+    try:
+        found = credentials_of(path.read_bytes())
+    except RecordError as error:
+        return Beside(f"there, and NOT verified: {error}", wrong=True)
+    if found is None:
+        return None
+    signer = f"signed by {json.dumps(found.signer)} of {json.dumps(found.issuer)}"
+    if not found.valid:
+        return Beside(f"NOT valid: {', '.join(map(json.dumps, found.problems))}, {signer}", wrong=True)
+    if found.manifest_sha256 != file_hash(manifest):
+        return Beside(f"valid, {signer}, and of ANOTHER manifest", wrong=True)
+    return Beside(f"valid, {signer}{'' if found.trusted else ', whom no list here vouches for'}, of this manifest")
+
+
+def differs(record: Manifest, saved: Image.Image | None) -> bool:
+    """Whether the picture beside a manifest is not the manifest's."""
+    return saved is not None and pixel_hash(saved) != record.hashes.image
 
 
 def lines(record: Manifest, saved: Image.Image | None) -> Iterator[tuple[str, str]]:
@@ -58,5 +112,6 @@ def lines(record: Manifest, saved: Image.Image | None) -> Iterator[tuple[str, st
 def _integrity(record: Manifest, saved: Image.Image | None) -> str:
     if saved is None:
         return "there is none" if record.image is None else "not beside the manifest"
-    same = pixel_hash(saved) == record.hashes.image
-    return "its pixels are those of the manifest" if same else "its pixels are NOT those of the manifest"
+    if differs(record, saved):
+        return "its pixels are NOT those of the manifest"
+    return "its pixels are those of the manifest"

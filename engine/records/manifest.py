@@ -1,7 +1,6 @@
 """The manifest of an image: everything that is needed to account for it and to make it again."""
 
 import hashlib
-import json
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -11,26 +10,20 @@ from typing import Literal, Self
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ..api.choices import Precision
 from ..api.errors import InvalidRequestError
-from ..api.files import write_whole
 from ..api.request import GenerationRequest, Picture
 from ..api.result import Attempt, GateDecision, GenerationResult, Verdict
+from ..api.writing import write_new
 from ..models.checkpoint import Components
+from .record import Record, canonical, text_hash
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's term for media made by a trained model."""
 
 LIBRARIES = ("twig-engine", "torch", "diffusers", "transformers", "safetensors", "numpy", "pillow")
-
-
-class Record(BaseModel):
-    """Base of what is written as JSON: frozen, unknown keys refused."""
-
-    # Distances to an empty mask are infinite, which JSON has no number for.
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class InputRecord(Record):
@@ -66,7 +59,7 @@ class ModelRecord(Record):
     @property
     def sha256(self) -> str:
         """One hash for all parts."""
-        return text_hash(_canonical(self.hashes))
+        return text_hash(canonical(self.hashes))
 
 
 class Machine(Record):
@@ -163,7 +156,7 @@ class Manifest(Record):
             rows=result.rows,
             timings=result.timings,
             machine=Machine.here(model.device),
-            libraries={name: version(name) for name in LIBRARIES},
+            libraries=libraries(),
             python=platform.python_version(),
         )
 
@@ -178,8 +171,16 @@ class Manifest(Record):
             raise InvalidRequestError(f"{path} is not a manifest of Twig: {place}: {first['msg']}") from error
 
     def save(self, path: Path) -> None:
-        """Write the manifest whole, readable by its owner alone, for it holds the prompt."""
-        write_whole(path, self.model_dump_json(indent=1).encode() + b"\n", private=True)
+        """Write the manifest whole, readable by its owner alone, for it holds the prompt.
+
+        Raises FileExistsError for anything that is there: a record is never replaced.
+        """
+        write_new(path, self.model_dump_json(indent=1).encode() + b"\n", private=True)
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what computes a picture, by name."""
+    return {name: version(name) for name in LIBRARIES}
 
 
 def pixel_hash(pixels: Image.Image | np.ndarray) -> str:
@@ -190,13 +191,4 @@ def pixel_hash(pixels: Image.Image | np.ndarray) -> str:
 
 def request_hash(request: GenerationRequest) -> str:
     """SHA-256 of a request's settings and prompts, without the pictures it brings."""
-    return text_hash(_canonical(request.model_dump(mode="json")))
-
-
-def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def text_hash(text: str) -> str:
-    """SHA-256 of `text` in UTF-8."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_hash(canonical(request.model_dump(mode="json")))

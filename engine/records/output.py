@@ -1,24 +1,46 @@
-"""The folder that results are written to: pictures, manifests, contact sheets and the audit log."""
+"""The folder that results are written to: pictures, manifests, contact sheets and the audit log.
 
+A record is written in an order that a kill cannot turn round: the manifest, then its line in the log, then what shows
+the picture. What is found unfinished of a run that is made again is finished, and what is there is never replaced.
+"""
+
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from ..api.files import write_whole
-from ..api.result import GenerationResult, Verdict
-from .audit import AuditLog
+from ..api.errors import RecordError, TwigError
+from ..api.result import GenerationResult
+from ..api.writing import check_folder, sweep, write_new, write_whole
+from ..models.segmentation import load_picture
+from .audit import AuditLog, Event, file_hash
+from .credentials import Signer
 from .explaining import explanation_arrays, explanation_json, explanation_picture
-from .manifest import InputRecord, Manifest, ModelRecord, request_hash, text_hash
+from .manifest import InputRecord, Manifest, ModelRecord, pixel_hash
+from .naming import SUFFIXES, record_names, run_name, same_record
 from .pictures import contact_sheet, png
 
-_SUFFIXES = {Verdict.REVIEW: "-review", Verdict.REFUSED: "-refused"}
+
+class _Place(NamedTuple):
+    """Where a record lies: its manifest's path, its picture's (the manifest's where there is none), the manifest.
+
+    found: whether it was there already.
+    """
+
+    path: Path
+    picture: Path
+    manifest: Manifest
+    found: bool
 
 
 @dataclass(frozen=True)
 class OutputFolder:
     """Writes each result as it comes, every file whole or not at all.
 
-    model: what the results were made by. source, mask: what the user brought to every request, if anything.
+    model: what the results were made by. source, mask: what the user brought to every request, if anything. signer:
+    gives the pictures content credentials. repeats: what `save` returned for results whose record was there already.
     """
 
     path: Path
@@ -26,35 +48,101 @@ class OutputFolder:
     log: AuditLog
     source: InputRecord | None = None
     mask: InputRecord | None = None
+    signer: Signer | None = None
+    repeats: set[Path] = field(default_factory=set)
+
+    def prepare(self) -> None:
+        """Find out whether all of it can be written, before anything is drawn, and sweep what a killed run left.
+
+        Raises RecordError or OSError naming the file that is in the way.
+        """
+        check_folder(self.path)
+        sweep(self.path)
+        self.log.check()
 
     def save(self, result: GenerationResult) -> Path:
-        """Write the picture, its manifest and its line in the audit log; return the picture's path.
+        """Write the manifest, its line in the audit log, explanations and the picture; return the picture's path.
 
-        Where there is no picture, because the run failed, the manifest's path.
+        Where there is no picture, because the run failed, the manifest's path. A result whose record is there already
+        finds it, which the log says in a line of its own; one that ended otherwise gets a name of its own. Raises
+        RecordError where its names are taken by what is no record of it.
         """
-        stem = f"{self._stem(result)}-{result.index}"
-        manifest_path = picture_path = self.path / f"{stem}.json"
+        place = self._place(result)
+        event = Event.MADE
+        if place.found and self.log.names(place.path):
+            event = Event.REPEATED
+            self.repeats.add(place.picture)
+        self.log.append(place.manifest, place.path, event)
+        self._explain(result, place.path)
         if result.image is not None:
-            picture_path = self.path / f"{stem}{_SUFFIXES.get(result.verdict, '')}.png"
-            write_whole(picture_path, png(result.image))
-        if result.explanation is not None:
-            write_whole(self.path / f"{stem}-explain.png", png(explanation_picture(result)))
-            write_whole(self.path / f"{stem}-explain.npz", explanation_arrays(result))
-            write_whole(self.path / f"{stem}-explain.json", explanation_json(result), private=True)
-        image = None if result.image is None else picture_path.name
-        manifest = Manifest.of(result, self.model, image=image, source=self.source, mask=self.mask)
-        manifest.save(manifest_path)
-        self.log.append(manifest, manifest_path)
-        return picture_path
+            self._show(png(result.image), place)
+        return place.picture
 
     def save_sheet(self, results: Sequence[GenerationResult]) -> Path:
         """Write the contact sheet of one request's results; return its path."""
-        path = self.path / f"{self._stem(results[0])}-sheet.png"
+        manifest = Manifest.of(results[0], self.model, source=self.source, mask=self.mask)
+        path = self.path / f"{run_name(manifest, self.log.secret)}-sheet.png"
         write_whole(path, png(contact_sheet(results)))
         return path
 
-    def _stem(self, result: GenerationResult) -> str:
-        """File name that tells apart what makes pictures differ, and tells nobody the prompt."""
-        inputs = [record.sha256 for record in (self.source, self.mask) if record is not None]
-        parts = [request_hash(result.request), self.model.sha256, self.model.device, self.model.dtype, *inputs]
-        return f"twig-{text_hash(' '.join(parts))[:8]}"
+    def _place(self, result: GenerationResult) -> _Place:
+        """Save a result's manifest under the first of its names that is free, or find it there."""
+        unnamed = Manifest.of(result, self.model, source=self.source, mask=self.mask)
+        for name in record_names(unnamed, self.log.secret):
+            path = self.path / f"{name}.json"
+            image = None if result.image is None else f"{name}{SUFFIXES.get(result.verdict, '')}.png"
+            picture = path if image is None else self.path / image
+            if image is not None and not _is_free(picture, unnamed):
+                continue
+            manifest = unnamed.model_copy(update={"image": image})
+            with suppress(FileExistsError):
+                manifest.save(path)
+                return _Place(path, picture, manifest, found=False)
+            found = _manifest(path)
+            if found is not None and same_record(found, manifest) and found.image == image:
+                return _Place(path, picture, found, found=True)
+        raise RecordError(f"{path} and {picture.name} are there and are not of this run; move them away")
+
+    def _show(self, data: bytes, place: _Place) -> None:
+        """Let the picture appear; one that is there has the same pixels."""
+        if self.signer is not None:
+            signed = self.signer.sign(data, file_hash(place.path), self.model.sha256)
+            write_whole(place.picture, signed)
+        else:
+            with suppress(FileExistsError):
+                write_new(place.picture, data)
+
+    def _explain(self, result: GenerationResult, manifest: Path) -> None:
+        """Write what `explain` recorded, for its owner alone: it spells the prompt token by token."""
+        if result.explanation is None:
+            return
+        stem = manifest.with_suffix("")
+        for kind, data in (
+            ("png", png(explanation_picture(result))),
+            ("npz", explanation_arrays(result)),
+            ("json", explanation_json(result)),
+        ):
+            with suppress(FileExistsError):
+                write_new(stem.with_name(f"{stem.name}-explain.{kind}"), data, private=True)
+
+
+def _is_free(picture: Path, wanted: Manifest) -> bool:
+    """Whether nothing lies where a picture belongs but the picture itself."""
+    if not os.path.lexists(picture):
+        return True
+    if picture.is_symlink() or not picture.is_file():
+        return False
+    try:
+        return pixel_hash(load_picture(picture)) == wanted.hashes.image
+    except TwigError:
+        return False
+
+
+def _manifest(path: Path) -> Manifest | None:
+    """The manifest at a path, None for what is none."""
+    if path.is_symlink() or not path.is_file():
+        return None
+    try:
+        return Manifest.load(path)
+    except TwigError:
+        return None

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from ...api.choices import Preset
 from ...api.event import Event
-from ...api.files import append_line, write_whole
 from ...api.presets import BUNDLES
+from ...api.writing import append_line, write_whole
 from ...judging.works import Works
 from ...study.assessment import Assessment, Picture, Plan, read_prompts
 from ...study.report import recommended, render, summaries

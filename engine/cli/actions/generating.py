@@ -15,7 +15,8 @@ from ...api.result import GenerationResult, Verdict
 from ...api.settings import Stage
 from ...engine import Engine
 from ...models.segmentation import load_picture
-from ...records.audit import AuditLog
+from ...records.audit import LOG_NAME, AuditLog
+from ...records.credentials import Signer
 from ...records.inspection import read_mask
 from ...records.manifest import InputRecord, ModelRecord
 from ...records.output import OutputFolder
@@ -40,11 +41,13 @@ def generate(
     stage: Mapping[str, Any],
     judged: Mapping[str, Any],
     log_prompts: bool,
+    sign: tuple[Path, Path] | None,
 ) -> int:
     """Draw `prompts` into the folder `out`; return the exit code.
 
     settings, stage, judged: fields that were given of the request, of both its stages and of its similarity policy,
-    whose rule may be @FILE. gate: avoid only where a draft looks recalled, or always; None as `preset` says.
+    whose rule may be @FILE. gate: avoid only where a draft looks recalled, or always; None as `preset` says. sign:
+    certificate and key of content credentials.
     """
     photo = None if source is None else load_picture(source)
     avoided = None if mask is None else read_mask(mask)
@@ -60,15 +63,17 @@ def generate(
         "mask": avoided,
     }
     requests = [GenerationRequest(prompt=prompt, **fields) for prompt in prompts]
+    signer = None if sign is None else Signer.load(*sign)
     engine = load_engine(choice)
-    out.mkdir(parents=True, exist_ok=True)
     folder = OutputFolder(
         path=out,
         model=_record(engine, choice),
-        log=AuditLog(out / "audit.jsonl", prompts=log_prompts),
+        log=AuditLog(out / LOG_NAME, prompts=log_prompts),
         source=None if photo is None else InputRecord.of(source, photo),
         mask=None if avoided is None else InputRecord.of(mask, avoided),
+        signer=signer,
     )
+    folder.prepare()
     return _run(engine, requests, folder)
 
 
@@ -109,7 +114,7 @@ def _run(engine: Engine, requests: Sequence[GenerationRequest], folder: OutputFo
     for request in requests:
         _report([pair for pair in saved if pair[0].request is request], folder)
     if saved:
-        print(f"{'audit log':14}{folder.log.path}")
+        print(f"{'audit log':14}{folder.log}")
     failed = any(result.verdict is Verdict.FAILED for result, _ in saved)
     return INTERRUPTED if interrupted else USER_ERROR if failed else DONE
 
@@ -124,6 +129,7 @@ def _report(saved: list[tuple[GenerationResult, Path]], folder: OutputFolder) ->
             print(f"twig: {path}: {result.error}", file=sys.stderr)
         judged = ", ".join(score_text(name, score) for name, score in result.scores.items() if score.limit is not None)
         file = "manifest" if result.image is None else "picture"
-        print(f"{file:14}{path}  {verdict_text(result)}{': ' if judged else ''}{judged}")
+        known = ", recorded already" if path in folder.repeats else ""
+        print(f"{file:14}{path}  {verdict_text(result)}{known}{': ' if judged else ''}{judged}")
     if saved:
         print(f"{'contact sheet':14}{folder.save_sheet([result for result, _ in saved])}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from ...api.errors import InvalidRequestError
 from ...engine import Engine
 from ...models.segmentation import load_picture
-from ...records.inspection import lines, read_mask, saved_picture
+from ...records.inspection import differs, in_log, in_picture, lines, read_mask, saved_picture
 from ...records.manifest import InputRecord, Manifest, ModelRecord
 from ...replay import replay
 from ..options import EngineChoice, given
@@ -15,7 +15,7 @@ from .engines import load_engine
 
 
 def inspect(manifest: Path, choice: EngineChoice, *, again: bool, source: Path | None, mask: Path | None) -> int:
-    """Print the manifest and check the picture beside it; `again` replays it and compares. Return the exit code.
+    """Print the manifest and check picture, log and credentials; `again` replays it and compares. Return the exit code.
 
     choice, source, mask: what takes the place of what the manifest says.
     """
@@ -23,8 +23,13 @@ def inspect(manifest: Path, choice: EngineChoice, *, again: bool, source: Path |
     saved = saved_picture(record, manifest.parent)
     for label, text in lines(record, saved):
         print(f"{label:14}{text}")
+    wrong = differs(record, saved)
+    for label, beside in (("audit log", in_log(manifest)), ("credentials", in_picture(manifest, record))):
+        if beside is not None:
+            print(f"{label:14}{beside.text}")
+            wrong |= beside.wrong
     if not again:
-        return DONE
+        return DIFFERS if wrong else DONE
     engine = _engine_of_then(record.model, choice)
     photo, avoided = source or _path(record.source), mask or _path(record.mask)
     outcome = replay(
@@ -35,7 +40,7 @@ def inspect(manifest: Path, choice: EngineChoice, *, again: bool, source: Path |
         mask=None if avoided is None else read_mask(avoided),
     )
     print(f"{'replay':14}{outcome}")
-    return DONE if outcome.identical else DIFFERS
+    return DONE if outcome.identical and not wrong else DIFFERS
 
 
 def _engine_of_then(then: ModelRecord, choice: EngineChoice) -> Engine:

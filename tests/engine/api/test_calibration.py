@@ -89,7 +89,6 @@ def written(**changes):
         (written(quantile=1.5), "quantile must lie in 0..1"),
         (written(count=0), "count be positive"),
         (written(count="many"), "count must be int, got 'many'"),
-        (written(version=""), "needs a version"),
     ],
 )
 def test_files_that_are_no_calibration_are_refused(tmp_path, text, message):
@@ -109,3 +108,30 @@ def test_a_whole_number_is_a_limit_too(tmp_path):
     path = tmp_path / "calibration.json"
     path.write_text(written(limits={"phash": 12}))
     assert Calibration.load(path).limits["phash"] == 12
+
+
+def test_a_version_names_what_is_held_whatever_the_file_claims(tmp_path):
+    path = tmp_path / "calibration.json"
+    base = json.loads(written())
+    versions = set()
+    changes = [
+        {}, {"limits": {"ssim": 0.3}}, {"gate": {"guidance": 1.0}}, {"population": "q"}, {"count": 101},
+        {"quantile": 0.99}, {"population_sha256": "ab"},
+        {"limits": {"ssim": 0.4, "mine": 1}, "directions": {"mine": "distance"}},
+        {"limits": {"ssim": 0.4, "mine": 1}, "directions": {"mine": "similarity"}},
+    ]  # fmt: skip
+    for change in changes:
+        path.write_text(json.dumps(base | change))
+        versions.add(Calibration.load(path).version)
+    assert len(versions) == len(changes), "each keeps the claim of the first"
+    assert {len(version) for version in versions} == {32}
+    path.write_text(json.dumps(base | {"version": "another"}))
+    assert Calibration.load(path).version in versions
+
+
+def test_a_whole_number_and_its_float_have_one_version(tmp_path):
+    path = tmp_path / "calibration.json"
+    path.write_text(written(limits={"phash": 12}))
+    first = Calibration.load(path)
+    first.save(path)
+    assert Calibration.load(path).version == first.version == Calibration({"phash": 12.0}, "p", 0.999, 100).version

@@ -91,7 +91,7 @@ def test_generate_says_where_everything_is(tiny_checkpoint, tmp_path, capsys):
 
 def test_generate_on_a_photo_with_every_option(tiny_checkpoint, tmp_path, capsys):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
-    Image.new("L", (32, 64), 255).save(tmp_path / "mask.png")
+    Image.fromarray(np.arange(64, dtype=np.uint8).repeat(32).reshape(64, 32) * 4).save(tmp_path / "mask.png")
     out = tmp_path / "out"
     command = (
         f"--out {out} --model {tiny_checkpoint} --controlnet {tiny_checkpoint}/controlnet "

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from twig.engine.api.errors import CheckpointError, InvalidRequestError
 from twig.engine.api.request import GenerationRequest, SimilarityPolicy
@@ -87,6 +89,40 @@ def test_the_file_holds_no_pixels_and_is_its_owners_alone(registry, tmp_path):
     assert torch.equal(again.latents, registry.latents)
     assert not again.pictures
     assert again.version == registry.version
+
+
+def altered(source, target, header=(), **tensors):
+    """Write a registry's file anew with other tensors or other words in its header."""
+    with safe_open(source, "pt") as file:
+        metadata = file.metadata() | dict(header)
+    save_file(load_file(source) | tensors, target, metadata)
+    return target
+
+
+@pytest.mark.parametrize("name", ["descriptors", "latents", "picture"])
+def test_a_registry_that_was_altered_is_refused_by_name(components, folder, tmp_path, name):
+    kept = index_works(components, pictures_in(folder)[:2], keep_pictures=True)
+    kept.save(tmp_path / "works.safetensors")
+    key = f"picture.{kept.works[1].id}" if name == "picture" else name
+    emptied = torch.zeros_like(load_file(tmp_path / "works.safetensors")[key])
+    path = altered(tmp_path / "works.safetensors", tmp_path / "altered.safetensors", **{key: emptied})
+    with pytest.raises(CheckpointError, match=rf"altered\.safetensors claims to be registry '{kept.version}'"):
+        Registry.load(path)
+
+
+def test_an_altered_registry_without_its_claim_has_another_version(registry, tmp_path):
+    registry.save(tmp_path / "works.safetensors")
+    emptied = torch.zeros_like(registry.descriptors)
+    path = altered(tmp_path / "works.safetensors", tmp_path / "altered.safetensors", descriptors=emptied)
+    with safe_open(path, "pt") as file:
+        header = {name: text for name, text in file.metadata().items() if name != "version"}
+    save_file(load_file(path), path, header)
+    assert Registry.load(path).version != registry.version
+    renamed = [dict(vars(work)) for work in registry.works]
+    renamed[0]["name"] = "another.png"
+    again = altered(tmp_path / "works.safetensors", path, {"works": json.dumps(renamed)})
+    with pytest.raises(CheckpointError, match="it was altered"):
+        Registry.load(again)
 
 
 def test_pictures_are_kept_when_asked(components, folder, tmp_path):

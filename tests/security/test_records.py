@@ -1,0 +1,276 @@
+"""Records under attack: a kill at any line of a save, and whatever the command line is given to trip over."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import stat
+import struct
+import sys
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from twig.engine.api import writing
+from twig.engine.api.result import Verdict
+from twig.engine.cli.main import run
+from twig.engine.cli.status import DIFFERS, DONE, USER_ERROR
+from twig.engine.records import stores
+from twig.engine.records.audit import AuditLog
+from twig.engine.records.manifest import Manifest
+from twig.engine.records.output import OutputFolder
+from twig.engine.records.stores import Query
+
+KILLS = 40
+RECORDS = Path(stores.__file__).parent
+WATCHED = {writing.__file__, *(str(RECORDS / f"{name}.py") for name in ("audit", "stores", "sql", "output"))}
+"""Files whose lines are counted: all that write."""
+
+
+class Countdown:
+    """Kills its own process at the `limit`-th line of the watched files; counts them all without a limit."""
+
+    def __init__(self, limit=None):
+        self.limit, self.lines = limit, 0
+
+    def __call__(self, frame, event, _argument):
+        if frame.f_code.co_filename not in WATCHED:
+            return None
+        if event == "line":
+            self.lines += 1
+            if self.lines == self.limit:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self
+
+
+def save(folder, results, countdown):
+    """Save results while the countdown runs."""
+    folder.prepare()
+    sys.settrace(countdown)
+    try:
+        for result in results:
+            folder.save(result)
+    finally:
+        sys.settrace(None)
+
+
+def problems(folder):
+    """Pictures without a record, lines whose manifest is not that, and what is wrong with the chain."""
+    try:
+        records = list(folder.log.search(Query()))
+    except FileNotFoundError:
+        records = []
+    found = [str(finding) for finding in folder.log.verify().findings] if records else []
+    named = set()
+    for record in records:
+        path = folder.path / record.manifest
+        if hashlib.sha256(path.read_bytes()).hexdigest() != record.manifest_sha256:
+            found.append(f"{record.manifest} is not what line {record.number} names")
+        named.add(Manifest.load(path).image)
+    shown = [path.name for path in folder.path.glob("*.png") if not path.stem.endswith(("-explain", "-sheet"))]
+    return found + [f"{name} has no record" for name in shown if name not in named]
+
+
+@pytest.fixture(params=["jsonl", "sqlite"])
+def folder(request, tmp_path, model):
+    if request.param == "sqlite":
+        pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
+    place = {"jsonl": tmp_path / "out/audit.jsonl", "sqlite": f"sqlite:///{tmp_path}/out/audit.db"}[request.param]
+    return OutputFolder(tmp_path / "out", model, AuditLog(place, root=tmp_path / "out"))
+
+
+def test_forty_kills_leave_no_picture_without_its_record_and_nothing_half_written(
+    folder, make_result, explanation, tmp_path
+):
+    """Each run begins where a killed one left the folder, and dies some lines later than the one before."""
+    kinds = [
+        {"explanation": explanation},
+        {"verdict": Verdict.REFUSED},
+        {"verdict": Verdict.FAILED, "image": None, "error": "NaN"},
+    ]
+
+    def results(number):
+        base = make_result(**kinds[number % len(kinds)])
+        seeds = (number // 2, number)  # the first is often of a run that was killed before
+        return [replace(base, request=base.request.model_copy(update={"seed": seed})) for seed in seeds]
+
+    counted = Countdown()
+    elsewhere = AuditLog(str(folder.log.path).replace("/out/", "/elsewhere/"), root=tmp_path / "elsewhere")
+    save(replace(folder, path=tmp_path / "elsewhere", log=elsewhere), results(0), counted)
+    killed, found = 0, []
+    for number in range(KILLS):
+        limit = 1 + number * counted.lines // KILLS
+        process = multiprocessing.get_context("fork").Process(
+            target=save, args=(folder, results(number), Countdown(limit))
+        )
+        process.start()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        found += problems(folder)
+    assert killed >= KILLS * 3 // 4, "the rest had less to do than the first and ended before"
+    assert found == []
+    for number in range(KILLS):
+        save(folder, results(number), None)
+    assert problems(folder) == []
+    assert not [path.name for path in folder.path.iterdir() if path.name.startswith(".")]
+    wanted = {(number % 3, seed) for number in range(KILLS) if number % 3 < 2 for seed in (number // 2, number)}
+    assert len([path for path in folder.path.glob("*.png") if not path.stem.endswith("-explain")]) == len(wanted)
+
+
+# --- on the command line ---
+
+
+def generate(checkpoint, out, *options, prompt="a red star"):
+    return run(["generate", prompt, "--steps", "2", "--model", str(checkpoint), "--out", str(out), *map(str, options)])
+
+
+def manifests(out):
+    return sorted(path for path in out.glob("twig-*.json") if "explain" not in path.name)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_two_seeds_whose_names_once_met_are_both_kept(tiny_checkpoint, tmp_path):
+    for seed in (43945, 128510):
+        assert generate(tiny_checkpoint, tmp_path, "--preset", "off", "--seed", seed) == DONE
+    seeds = {json.loads(path.read_text())["request"]["seed"] for path in manifests(tmp_path)}
+    assert seeds == {43945, 128510}
+    assert len(list(tmp_path.glob("twig-*-0.png"))) == 2
+
+
+@pytest.mark.parametrize("claim", ["as it was", "another", None])
+def test_a_stricter_calibration_leaves_both_records(tiny_checkpoint, tmp_path, claim):
+    stricter = tmp_path / "calibration.json"
+    values = json.loads((tiny_checkpoint / "calibration.json").read_text())
+    values = {name: value for name, value in values.items() if name != "version" or claim} | {"limits": {"ssim": -1.0}}
+    stricter.write_text(json.dumps(values | ({"version": "another"} if claim == "another" else {})))
+    out = tmp_path / "out"
+    assert generate(tiny_checkpoint, out, "--retries", "0") == DONE
+    assert generate(tiny_checkpoint, out, "--retries", "0", "--calibration", stricter) == DONE
+    read = [json.loads(path.read_text()) for path in manifests(out)]
+    assert {one["verdict"] for one in read} == {"accepted", "refused"}
+    assert len({one["calibration"] for one in read}) == 2
+    assert all((out / one["image"]).exists() for one in read)
+    assert run(["audit", "verify", str(out / "audit.jsonl")]) == DONE
+
+
+def test_a_repeat_says_that_it_found_its_record(tiny_checkpoint, tmp_path, capsys):
+    assert generate(tiny_checkpoint, tmp_path) == DONE
+    assert "recorded already" not in capsys.readouterr().out
+    before = {path: path.read_bytes() for path in tmp_path.glob("twig-*-0.*")}
+    assert generate(tiny_checkpoint, tmp_path) == DONE
+    assert "accepted, recorded already" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in tmp_path.glob("twig-*-0.*")} == before
+    assert run(["audit", "verify", str(tmp_path / "audit.jsonl")]) == DONE
+
+
+@pytest.mark.parametrize("name", ["audit.jsonl", "audit.head"])
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir], ids=["fifo", "link", "dir"]
+)
+def test_a_log_that_cannot_be_written_is_found_before_anything_is_drawn(tiny_checkpoint, tmp_path, capsys, name, make):
+    make(tmp_path / name)
+    assert generate(tiny_checkpoint, tmp_path) == USER_ERROR
+    captured = capsys.readouterr()
+    assert name in captured.err
+    assert captured.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.fixture(scope="module")
+def explained(tiny_checkpoint, tmp_path_factory):
+    """A folder with one explained picture under a rule."""
+    out = tmp_path_factory.mktemp("explained")
+    old = os.umask(0o022)
+    try:
+        assert generate(tiny_checkpoint, out, "--explain", "--rule", "review if ssim > 0.99; retry 1") == DONE
+    finally:
+        os.umask(old)
+    return out
+
+
+def test_what_spells_the_prompt_is_its_owners_alone(explained):
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in explained.iterdir()}
+    assert {name for name, mode in modes.items() if mode != 0o600} == {
+        name for name in modes if name.endswith(("-0.png", "-sheet.png"))
+    }
+
+
+ALTERED = {
+    "verdict": lambda m: {"verdict": "refused"},
+    "rule": lambda m: {"rule": "accept everything"},
+    "scores": lambda m: {"attempts": [_scored(m["attempts"][0], 0.01)]},
+    "prompt": lambda m: {"request": m["request"] | {"prompt": "a blue house"}},
+    "all but the pictures": lambda m: {
+        "verdict": "review", "rule": "review if ssim > 0.001; retry 1",
+        "attempts": [_scored(m["attempts"][0], 0.5) | {"decision": "review", "reasons": ["ssim > 0.001: it is 0.5"]}],
+    },
+    "index": lambda m: {"index": 3},
+}  # fmt: skip
+
+
+def _scored(attempt, ssim):
+    return attempt | {"scores": attempt["scores"] | {"ssim": attempt["scores"]["ssim"] | {"value": ssim}}}
+
+
+@pytest.mark.parametrize("change", ALTERED.values(), ids=ALTERED)
+@pytest.mark.parametrize("beside", ["with its log", "alone"])
+def test_an_altered_manifest_never_replays_as_identical(explained, tmp_path, capsys, change, beside):
+    out = shutil.copytree(explained, tmp_path / "copy")
+    if beside == "alone":
+        (out / "audit.jsonl").unlink()
+    (manifest,) = manifests(out)
+    edit(manifest, **change(json.loads(manifest.read_text())))
+    assert run(["inspect", str(manifest), "--replay"]) in (DIFFERS, USER_ERROR)
+    captured = capsys.readouterr()
+    assert "NOT identical" in captured.out or captured.err
+    assert ("ALTERED since" in captured.out) == (beside == "with its log")
+
+
+@pytest.mark.parametrize(
+    "do", [Path.unlink, lambda path: Image.new("RGB", (64, 64)).save(path)], ids=["missing", "other"]
+)
+def test_a_picture_that_is_missing_or_another_is_no_identical_replay(explained, tmp_path, capsys, do):
+    out = shutil.copytree(explained, tmp_path / "copy")
+    (manifest,) = manifests(out)
+    do(manifest.with_suffix(".png"))
+    assert run(["inspect", str(manifest), "--replay"]) == DIFFERS
+    assert "differs in saved picture" in capsys.readouterr().out
+
+
+def test_a_manifest_that_the_log_does_not_name_is_no_record(explained, tmp_path, capsys):
+    out = shutil.copytree(explained, tmp_path / "copy")
+    (manifest,) = manifests(out)
+    assert run(["inspect", str(manifest), "--replay"]) == DONE
+    forged = shutil.copy(manifest, out / "twig-forged-0.json")
+    assert run(["inspect", str(forged)]) == DIFFERS
+    assert "does NOT name it" in capsys.readouterr().out
+
+
+def test_a_signed_picture_is_verified_and_an_altered_one_found(tiny_checkpoint, tmp_path, capsys, signing):
+    assert generate(tiny_checkpoint, tmp_path, "--sign", *signing) == DONE
+    (manifest,) = manifests(tmp_path)
+    assert run(["inspect", str(manifest), "--replay"]) == DONE
+    assert 'credentials   valid, signed by "Test signer"' in capsys.readouterr().out
+    data = manifest.with_suffix(".png").read_bytes()
+    chunk = b"tEXtComment\0somebody drew this"
+    added = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    manifest.with_suffix(".png").write_bytes(data[:-12] + added + data[-12:])
+    assert run(["inspect", str(manifest)]) == DIFFERS
+    out = capsys.readouterr().out
+    assert "its pixels are those of the manifest" in out
+    assert "credentials   NOT valid" in out
+
+
+def test_what_cannot_sign_is_found_before_anything_is_drawn(tiny_checkpoint, tmp_path, capsys, signing):
+    out = tmp_path / "out"
+    assert generate(tiny_checkpoint, out, "--sign", signing[1], signing[0]) == USER_ERROR
+    assert "no private key" in capsys.readouterr().err
+    assert not out.exists()
