@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
@@ -12,8 +13,12 @@ from .api.event import Event
 from .api.request import GenerationRequest
 from .api.result import GenerationResult
 from .engine import Engine
+from .routing import Listener
 
 _IDLE_SECONDS = 0.2
+_PASSING = 32
+"""Steps and previews that wait for a slow reader of a stream, at most; older ones are stale and go."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -26,12 +31,14 @@ class AsyncEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._streams: dict[int, asyncio.Queue[Event | TwigError]] = {}
+        self._streams: dict[int, _Mailbox] = {}
         self._work = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="twig-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._broken: EngineClosedError | None = None
+        self._entering = 0
+        self._cancelling = False
 
     async def __aenter__(self) -> Self:
         """Start the thread. Raises TwigError if it was started before."""
@@ -58,6 +65,7 @@ class AsyncEngine:
         self._work.set()
         if not cancel:
             await asyncio.to_thread(self._thread.join, deadline)
+        self._cancelling = True
         for id in list(self._streams):
             self.engine.cancel(id)
         await asyncio.to_thread(self._thread.join)
@@ -65,19 +73,21 @@ class AsyncEngine:
     async def stream(self, request: GenerationRequest) -> AsyncIterator[Event]:
         """Yield the events of `request` until its last image is finished; stopping early cancels it.
 
+        To a reader who falls behind, steps and previews that newer ones have overtaken are not shown; moves and results
+        always are. The request is checked in a thread, for a large photo takes its time.
         Raises InvalidRequestError or EngineBusyError before the first event, EngineClosedError where the engine does
         not run or its thread has died, and TwigError in another event loop than the one it was started in.
         """
         loop = self._running_loop()
-        queue: asyncio.Queue[Event | TwigError] = asyncio.Queue()
-        id = self.engine.submit(request, lambda event: _post(loop, queue, event))
-        self._streams[id] = queue
+        mailbox = _Mailbox()
+        id = await self._entered(request, lambda event: _post(loop, mailbox, event))
+        self._streams[id] = mailbox
         self._work.set()
         unfinished = request.num_images
         try:
             self._check_alive()  # it may have died before it could know of this stream
             while unfinished:
-                event = await queue.get()
+                event = await mailbox.get()
                 if isinstance(event, TwigError):
                     raise event
                 unfinished -= event.result is not None
@@ -94,6 +104,18 @@ class AsyncEngine:
         results = [event.result for event in events if event.result is not None]
         return sorted(results, key=lambda result: result.index)
 
+    async def _entered(self, request: GenerationRequest, listener: Listener) -> int:
+        """Check a request in a thread and queue it; who closes the engine meanwhile waits for it."""
+        self._entering += 1
+        try:
+            admission = await asyncio.to_thread(self.engine.admit, request)
+            id = self.engine.enter(request, admission, listener)
+        finally:
+            self._entering -= 1
+        if self._cancelling:
+            self.engine.cancel(id)
+        return id
+
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         """The event loop, which must be the one that the thread was started from."""
         self._check_alive()
@@ -109,7 +131,7 @@ class AsyncEngine:
 
     def _serve(self) -> None:
         try:
-            while not (self._stop.is_set() and not self.engine.pending):
+            while self.engine.pending or self._entering or not self._stop.is_set():
                 if self.engine.pending:
                     self.engine.advance()
                 else:
@@ -126,10 +148,33 @@ class AsyncEngine:
         self._broken = broken
         self._stop.set()
         assert self._loop is not None
-        for queue in list(self._streams.values()):
-            _post(self._loop, queue, broken)
+        for mailbox in list(self._streams.values()):
+            _post(self._loop, mailbox, broken)
 
 
-def _post(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Event | TwigError], message: Event | TwigError) -> None:
-    """Put a message into a stream's queue from another thread. Raises RuntimeError where the loop is closed."""
-    loop.call_soon_threadsafe(queue.put_nowait, message)
+class _Mailbox:
+    """What waits for the reader of one stream; belongs to the event loop's thread."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Event | TwigError] = deque()
+        self._arrived = asyncio.Event()
+
+    def put(self, message: Event | TwigError) -> None:
+        """Add a message; where too many passing ones wait, the oldest of them goes."""
+        self._waiting.append(message)
+        passing = [one for one in self._waiting if isinstance(one, Event) and one.passing]
+        if len(passing) > _PASSING:
+            self._waiting.remove(passing[0])
+        self._arrived.set()
+
+    async def get(self) -> Event | TwigError:
+        """Wait for the next message."""
+        while not self._waiting:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._waiting.popleft()
+
+
+def _post(loop: asyncio.AbstractEventLoop, mailbox: _Mailbox, message: Event | TwigError) -> None:
+    """Put a message into a mailbox from another thread. Raises RuntimeError where the loop is closed."""
+    loop.call_soon_threadsafe(mailbox.put, message)

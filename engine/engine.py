@@ -20,7 +20,7 @@ from .backends.protocol import ArtifactSource
 from .batching.arenas import Arenas
 from .batching.graphs import GraphPool
 from .batching.scheduler import Limits, Policy, Scheduler
-from .door import Door
+from .door import Admission, Door
 from .estimates import rows_due, rows_of
 from .judging.judge import Judge
 from .judging.registry import Registry
@@ -175,7 +175,21 @@ class Engine:
         `step`. A listener that raises has its request cancelled.
         Raises InvalidRequestError, EngineBusyError when the queue is full, EngineClosedError after `close`.
         """
-        return self._lifecycle.enter(request, self._door.admit(request), listener)
+        return self.enter(request, self.admit(request), listener)
+
+    def admit(self, request: GenerationRequest) -> Admission:
+        """Check a request, decode and measure what it brings: the part of `submit` that takes its time.
+
+        Raises InvalidRequestError.
+        """
+        return self._door.admit(request)
+
+    def enter(self, request: GenerationRequest, admission: Admission, listener: Listener | None = None) -> int:
+        """Queue an admitted request and return its id: the part of `submit` that takes none.
+
+        Raises EngineBusyError or EngineClosedError.
+        """
+        return self._lifecycle.enter(request, admission, listener)
 
     def cancel(self, id: int) -> None:
         """Stop a request before its next step; what of it is finished stays finished."""

@@ -45,3 +45,8 @@ class Event:
     picture: Image.Image | None = None
     mask: np.ndarray | None = None
     result: GenerationResult | None = None
+
+    @property
+    def passing(self) -> bool:
+        """Whether a later event of the same run says more: a step, with its preview if any."""
+        return self.step > 0 and self.result is None

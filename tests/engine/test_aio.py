@@ -1,6 +1,7 @@
 """The asyncio face, without a plug-in: each test runs its own loop."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -102,3 +103,57 @@ def test_an_error_in_the_block_cancels_the_rest(engine):
     with pytest.raises(RuntimeError, match="caller broke"):
         asyncio.run(main())
     assert engine.pending == 0
+
+
+def test_a_slow_reader_misses_stale_steps_and_nothing_else(engine):
+    """It sleeps until the request is done: steps that were overtaken are gone, each move and result is there."""
+
+    async def main():
+        async with AsyncEngine(engine) as served:
+            seen = []
+            async for event in served.stream(request(steps=90, preview=1, num_images=2)):
+                if not seen:
+                    await asyncio.to_thread(drained, engine)
+                seen.append(event)
+            return seen
+
+    seen = asyncio.run(main())
+    steps = [event for event in seen if event.step]
+    assert 0 < len(steps) <= 32
+    assert max(event.step for event in steps) == 90, "the latest are kept"
+    moves = [event.state for event in seen if not event.step and event.index == 0]
+    assert moves == [
+        State.QUEUED, State.ENCODED, State.DRAFTING, State.SEGMENTING, State.SEGMENTED, State.FINALISING,
+        State.JUDGING, State.ACCEPTED,
+    ]  # fmt: skip
+    assert sorted(event.index for event in seen if event.result is not None) == [0, 1]
+
+
+def drained(engine):
+    """Wait, without stepping, until others have run everything."""
+    while engine.pending:
+        engine._turns.take(needless=lambda: not engine.pending) and engine._turns.leave()
+
+
+def test_the_event_loop_turns_while_a_request_is_checked(engine, monkeypatch):
+    admit, turned = engine._door.admit, []
+
+    async def main():
+        inside, go_on = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def slow(wanted):
+            loop.call_soon_threadsafe(inside.set)
+            assert go_on.wait(60)
+            return admit(wanted)
+
+        async with AsyncEngine(engine) as served:
+            monkeypatch.setattr(type(engine._door), "admit", lambda door, wanted: slow(wanted))
+            task = asyncio.create_task(served.generate(request()))
+            await inside.wait()
+            turned.append(True)
+            go_on.set()
+            return await task
+
+    assert asyncio.run(main())[0].verdict is Verdict.ACCEPTED
+    assert turned
