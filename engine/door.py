@@ -9,7 +9,7 @@ from .api.errors import InvalidRequestError
 from .api.request import Framing, GenerationRequest
 from .judging.judge import Judge
 from .models.checkpoint import Components
-from .models.segmentation import load_picture, to_pixels
+from .models.pictures import load_picture, to_pixels
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .errors import CheckpointError
 from .files import write_whole
 from .metrics import ALL_METRICS, Direction
+from .reading import read_json, reading
 
 _FIELDS = {
     "version": str, "limits": dict, "population": str, "quantile": float, "count": int, "directions": dict,
@@ -58,15 +58,15 @@ class Calibration:
         for name, limit in self.gate.items():
             if not math.isfinite(limit):
                 raise ValueError(f"the gate's limit of {name} must be finite, got {limit}")
+        for name, direction in self.directions.items():
+            if direction not in _DIRECTIONS:
+                raise ValueError(f"the direction of {name} must be {' or '.join(_DIRECTIONS)}, got {direction!r}")
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read `path`. Raises CheckpointError for a file that is no calibration."""
-        try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**_typed(found))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is no calibration: {error}") from error
+        """Read `path`. Raises ForeignFileError, a CheckpointError, for a file that is no calibration."""
+        with reading(path, "no calibration"):
+            return cls(**_typed(read_json(path, constants=True)))
 
     def save(self, path: Path | str) -> None:
         """Write `path` as JSON, whole or not at all."""
@@ -148,7 +148,13 @@ def _typed(found: Any) -> dict[str, Any]:
     for name, value in found.items():
         if not isinstance(value, _FIELDS[name]) or isinstance(value, bool):
             raise ValueError(f"{name} must be {_FIELDS[name].__name__}, got {value!r}")
-    for name, limit in [*found["limits"].items(), *found.get("gate", {}).items()]:
-        if not isinstance(limit, int | float) or isinstance(limit, bool):
-            raise ValueError(f"the limit of {name} must be a number, got {limit!r}")
-    return found
+    limits, gate = (
+        {name: _number(name, limit) for name, limit in found.get(kind, {}).items()} for kind in ("limits", "gate")
+    )
+    return found | {"limits": limits, "gate": gate}
+
+
+def _number(name: str, limit: Any) -> float | int:
+    if not isinstance(limit, int | float) or isinstance(limit, bool):
+        raise ValueError(f"the limit of {name} must be a number, got {limit!r}")
+    return limit

@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from ..api.errors import BackendError, InvalidRequestError
+from ..api.reading import read_json
 from ..models.checkpoint import Components
 from ..models.networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
 from ..models.tensors import Network, Sizes, flatten, network_specs, zero_residuals
@@ -37,6 +40,7 @@ SERVED = (
 """Networks that the runtime calls."""
 
 _ROUNDS = 3
+_MEASURED = TypeAdapter(dict[str, dict[str, float]])
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,7 @@ class Networks:
     def _fastest(self, network: Network, inputs: Sequence[Tensor]) -> tuple[Backend, str, dict[str, float]]:
         """Measure the candidates on a call that is to be made, or remember what was measured on this machine."""
         memory = self._artifacts().memory
-        remembered = json.loads(memory.read_text()) if memory.exists() else {}
+        remembered = _remembered(memory)
         key = " ".join([network, self._weights(network), self.precision_of(network), *_machine(self.device)])
         if key in remembered:
             seconds = remembered[key]
@@ -253,6 +257,15 @@ def installed_source() -> ArtifactSource:
             raise BackendError(f"building artifacts needs {error.name}; pip install 'twig-engine[export]'") from error
         return make()
     raise BackendError("no artifact builder is installed; pip install 'twig-engine[export]', or pass artifacts=...")
+
+
+def _remembered(memory: Path) -> dict[str, dict[str, float]]:
+    """Seconds by backend, for each key that was measured; nothing where `memory` is missing or torn."""
+    try:
+        found = _MEASURED.validate_python(read_json(memory), strict=True) if memory.exists() else {}
+    except ValueError:  # what was measured can be measured again
+        return {}
+    return {key: seconds for key, seconds in found.items() if seconds and seconds.keys() <= set(Backend)}
 
 
 def _installed(backend: Backend) -> bool:

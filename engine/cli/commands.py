@@ -10,11 +10,12 @@ from rich.progress import Progress
 from ..api.calibration import Calibration
 from ..api.errors import InvalidRequestError
 from ..api.event import Event
+from ..api.reading import read_lines
 from ..api.settings import Solver, Stage
 from ..judging.judge import PREFIX
 from ..judging.registry import Registry, changing, cropped_pixels, index_works, pictures_in
 from ..models.checkpoint import load
-from ..models.segmentation import load_picture
+from ..models.pictures import load_picture
 from ..study.population import calibrated, generated, unrelated
 from .options import (
     ControlNetOption,
@@ -75,7 +76,7 @@ def calibrate(
     stage = Stage(**given(steps=steps, guidance_scale=guidance, solver=solver))
     populations = []
     if captions is not None:
-        lines = [line.strip() for line in captions.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = read_lines(captions)
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("drawing", total=len(lines) * per_caption)
 

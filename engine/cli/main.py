@@ -14,11 +14,12 @@ from ..._version import __version__
 from ..api.errors import InvalidRequestError, TwigError
 from ..api.event import Event
 from ..api.presets import BUNDLES, Preset
+from ..api.reading import MAX_RULE, read_text
 from ..api.request import Gate, GenerationRequest, SimilarityPolicy
 from ..api.result import GenerationResult, Verdict
 from ..api.settings import Solver, Stage
 from ..engine import Engine
-from ..models.segmentation import load_picture
+from ..models.pictures import load_picture
 from ..records.audit import AuditLog
 from ..records.inspection import lines, read_mask, saved_picture
 from ..records.manifest import InputRecord, Manifest, ModelRecord
@@ -237,7 +238,7 @@ def _report(saved: list[tuple[GenerationResult, Path]], folder: OutputFolder) ->
 
 def _rule(given: str | None) -> str | None:
     """The rule itself, or what the file holds that it names."""
-    return Path(given[1:]).read_text(encoding="utf-8") if given and given.startswith("@") else given
+    return read_text(given[1:], MAX_RULE) if given and given.startswith("@") else given
 
 
 def _path(record: InputRecord | None) -> Path | None:

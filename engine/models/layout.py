@@ -1,7 +1,7 @@
 """How checkpoints lie on disk: diffusers and transformers folders, their configurations and safetensors."""
 
 import hashlib
-import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from ..api.errors import CheckpointError
+from ..api.reading import read_object, shown
 
 Source = str | Path
 
@@ -63,22 +64,16 @@ def _download(name: str, files: Sequence[str]) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a configuration. Raises CheckpointError where it is missing or no JSON object."""
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} has no {path.name}{_neighbours(path.parent)}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a {type(config).__name__}, not a JSON object")
-    return config
+    """Read a configuration, whose numbers need not be finite. Raises CheckpointError where it is none."""
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{shown(path.parent)} has no {shown(path.name)}{_neighbours(path.parent)}")
+    return read_object(path, constants=True)
 
 
 def _neighbours(folder: Path) -> str:
     if not folder.is_dir():
         return ": the folder is missing"
-    names = sorted(p.name for p in folder.iterdir())
+    names = sorted(shown(p.name, 80) for p in folder.iterdir())
     return f"; it holds {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "; it is empty"
 
 

@@ -10,15 +10,17 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler
 from transformers import CLIPTokenizer
 
 from ..api.errors import CheckpointError
+from ..api.reading import shown
 from . import layout
-from .segmentation import Preprocessing, Segmenter
+from .preprocessing import Preprocessing
+from .segmentation import Segmenter
 
-SEGMENTERS = (
-    "SegformerForSemanticSegmentation",
-    "UperNetForSemanticSegmentation",
-    "Mask2FormerForUniversalSegmentation",
-)
-"""Segmentation models of transformers that are served."""
+SEGMENTERS = {
+    "SegformerForSemanticSegmentation": "SegformerImageProcessor",
+    "UperNetForSemanticSegmentation": "SegformerImageProcessor",
+    "Mask2FormerForUniversalSegmentation": "Mask2FormerImageProcessor",
+}
+"""Segmentation models of transformers that are served, and their usual image processors."""
 
 Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
 
@@ -69,12 +71,14 @@ def _distilled(config: dict[str, Any]) -> bool:
 
 def segmenter(part: Path, dtype: torch.dtype, device: torch.device | str) -> Segmenter:
     """Load a segmentation model with its own preprocessing."""
-    architectures = layout.read_json(part / "config.json").get("architectures") or ["model of no named architecture"]
-    if architectures[0] not in SEGMENTERS:
-        raise CheckpointError(f"{part} holds a {architectures[0]}; the segmenters served are {', '.join(SEGMENTERS)}")
+    architectures = layout.read_json(part / "config.json").get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    if not isinstance(named, str) or named not in SEGMENTERS:
+        found = f"a {shown(named)}" if isinstance(named, str) else "a model of no named architecture"
+        raise CheckpointError(f"{part} holds {found}; the segmenters served are {', '.join(SEGMENTERS)}")
     preprocessor = layout.read_json(part / "preprocessor_config.json")
     try:
-        preprocessing = Preprocessing.from_config(preprocessor)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{part / 'preprocessor_config.json'} lacks or misstates {error}") from error
-    return Segmenter(layout.load_module(getattr(transformers, architectures[0]), part, dtype, device), preprocessing)
+        preprocessing = Preprocessing.from_config(preprocessor, SEGMENTERS[named])
+    except layout.BROKEN as error:
+        raise CheckpointError(f"{part / 'preprocessor_config.json'} says {error}") from error
+    return Segmenter(layout.load_module(getattr(transformers, named), part, dtype, device), preprocessing)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..models.segmentation import load_picture
+from ..models.pictures import load_picture
 from .manifest import Manifest, pixel_hash
 from .pictures import gate_text, score_text
 
