@@ -6,12 +6,12 @@ from typing import Any, TypeAlias
 
 import torch
 import transformers
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler
 from transformers import CLIPTokenizer
 
 from ..api.errors import CheckpointError
 from ..api.reading import shown
-from . import layout
+from . import configs, layout
 from .preprocessing import Preprocessing
 from .segmentation import Segmenter
 
@@ -27,6 +27,8 @@ Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
 
 def tokenizer(part: Path) -> CLIPTokenizer:
     """Read CLIP's tokenizer."""
+    if (part / "tokenizer_config.json").exists():
+        configs.check_tokenizer(part, layout.read_json(part / "tokenizer_config.json"))
     try:
         return CLIPTokenizer.from_pretrained(part, local_files_only=True)
     except layout.BROKEN as error:
@@ -42,6 +44,16 @@ def vae_class(part: Path) -> type[Vae]:
     return classes[name]
 
 
+def controlnet(part: Path, dtype: torch.dtype, device: torch.device | str) -> ControlNetModel:
+    """Load a ControlNet; one that reads blue, green, red is turned round once, so that it reads red, green, blue."""
+    network: ControlNetModel = layout.load_module(ControlNetModel, part, dtype, device)
+    if network.config.controlnet_conditioning_channel_order == "bgr":
+        first = network.controlnet_cond_embedding.conv_in
+        first.weight.copy_(first.weight.flip(1))
+        network.register_to_config(controlnet_conditioning_channel_order="rgb")
+    return network
+
+
 def scheduler(part: Path, forced: dict[str, Any]) -> DDIMScheduler:
     """Read the noise schedule, whichever scheduler it is of: without clipping, and with what `forced` sets."""
     config = layout.read_json(part / "scheduler_config.json")
@@ -54,6 +66,7 @@ def scheduler(part: Path, forced: dict[str, Any]) -> DDIMScheduler:
             f"{part} holds a {config['_class_name']} as of a distilled model (Turbo, LCM), which is drawn in few steps "
             "without guidance and is not served; if the model is none, name another scheduler or timestep_spacing there"
         )
+    configs.check_schedule(part, config)
     known = inspect.signature(DDIMScheduler.__init__).parameters
     kept = {name: value for name, value in config.items() if name in known}
     try:

@@ -24,8 +24,6 @@ PROCESSORS = {
 }
 SIZES = ((64, 64), (57, 101), (240, 33), (1, 7))
 WHOLE = {
-    "size": {"height": 48, "width": 80}, "rescale_factor": 1 / 255, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.5] * 3,
-}  # fmt: skip
     "size": {"height": 48, "width": 80},
     "rescale_factor": 1 / 255,
     "image_mean": [0.1, 0.2, 0.3],
