@@ -1,18 +1,41 @@
 """Settings of a denoising stage, and what all settings have in common."""
 
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 _ROUNDING = 1e-9
 
 
 class Settings(BaseModel):
-    """Base of what a user sets: frozen, unknown keys refused."""
+    """Base of what a user sets: frozen, unknown keys refused, numbers finite, switches and numbers never mixed up."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        switch = cls.model_fields[info.field_name].annotation is bool
+        if switch and not isinstance(value, bool):
+            raise ValueError(f"must be true or false, got {value!r}")
+        if not switch and _holds_switch(value):
+            raise ValueError(f"true and false are no values here, got {value!r}")
+        return value
+
+
+def _holds_switch(value: Any) -> bool:
+    """Whether a value is true or false, or a list or mapping that holds one."""
+    if isinstance(value, dict):
+        return any(map(_is_switch, value.values()))
+    return any(map(_is_switch, value)) if isinstance(value, list | tuple) else _is_switch(value)
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_)
 
 
 class Solver(StrEnum):

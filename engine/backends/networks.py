@@ -89,6 +89,7 @@ class Networks:
         self.wanted = self._choices(settings.backend)
         self.chosen: dict[Network, Chosen] = {}
         self._ready: dict[Network, Runnable] = {}
+        self._uneven: dict[Network, Runnable] = {}
         self._source = settings.artifacts
         self._zeros: dict[Sizes, Residuals] = {}
         settings.torch.check(device)
@@ -102,10 +103,23 @@ class Networks:
         return set(self.wanted.values()) == {Backend.TORCH}
 
     def __call__(self, network: Network, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Run `network`; tensors in the table's order, outputs in the engine's dtype."""
-        if network not in self._ready:
-            self._ready[network] = self._make(network, inputs)
-        return tuple(output.to(self.dtype) for output in self._ready[network](inputs))
+        """Run `network`; tensors in the table's order, outputs in the engine's dtype.
+
+        A graph halves and doubles by whole factors, so PyTorch takes the sizes that are no multiple of its step.
+        """
+        if self._fits(network, inputs[0]):
+            if network not in self._ready:
+                self._ready[network] = self._make(network, inputs)
+            runnable = self._ready[network]
+        else:
+            if network not in self._uneven:
+                self._uneven[network] = self._runnable(Backend.TORCH, network)
+            runnable = self._uneven[network]
+        return tuple(output.to(self.dtype) for output in runnable(inputs))
+
+    def _fits(self, network: Network, first: Tensor) -> bool:
+        """Whether a graph takes pictures or latents of this size; anything else fits."""
+        return first.ndim != 4 or not any(side % self.specs[network].step for side in first.shape[2:])
 
     def predict(self, inputs: DenoiserInputs) -> Tensor:
         """UNet; PyTorch takes the calls that record attention."""
@@ -172,7 +186,7 @@ class Networks:
     def check_size(self, height: int, width: int) -> None:
         """Raise InvalidRequestError for pictures (pixels) of a size that a backend was not built for.
 
-        TensorRT's plans are for the model's own size; other backends take any.
+        TensorRT's plans are for the model's own size; other backends take any, with PyTorch's help.
         """
         if (height, width) == self.components.size:
             return

@@ -74,6 +74,7 @@ SERVED: Mapping[str, frozenset[str]] = {
 }
 """Keys of diffusers' networks that may have any value the library takes."""
 
+_OWNERS = {"UNet2DConditionModel": "the UNet's ", "ControlNetModel": "the ControlNet's "}
 _DOWN = frozenset({"DownBlock2D", "CrossAttnDownBlock2D"})
 _UP = frozenset({"UpBlock2D", "CrossAttnUpBlock2D"})
 _BLOCKS: Mapping[tuple[str, str], frozenset[str]] = {
@@ -138,7 +139,7 @@ def check_network(part: Path, config: Config) -> None:
     """Check the configuration of a UNet, a ControlNet or an autoencoder of diffusers."""
     check_code(part, config)
     name = config["_class_name"]
-    defaults = _defaults(getattr(diffusers, name))
+    owner, defaults = _OWNERS.get(name, ""), _defaults(getattr(diffusers, name))
     for key, value in config.items():
         if key in _NAMES | _TRAINING:
             continue
@@ -146,10 +147,10 @@ def check_network(part: Path, config: Config) -> None:
         blocks = _BLOCKS.get((name, key))
         if blocks is not None:
             if not isinstance(value, list) or not blocks.issuperset(map(str, value)):
-                refuse(part, key, value, f"those served are {', '.join(sorted(blocks))}")
+                refuse(part, owner + key, value, f"those served are {', '.join(sorted(blocks))}")
         elif key not in SERVED[name] and not _is_default(value, key, defaults, _ALSO.get((name, key), ())):
             wanted = f"it must be {shown(repr(defaults[key]), 80)}" if key in defaults else "leave it out"
-            refuse(part, key, value, wanted)
+            refuse(part, owner + key, value, wanted)
     if name.startswith("Autoencoder"):
         _check_autoencoder(part, config, defaults)
 

@@ -54,19 +54,19 @@ def refused(folder, message):
 @pytest.mark.parametrize("part", CONFIGS)
 def test_a_key_that_can_reach_code_is_refused_in_every_part(folder, part, key):
     edit(folder / part / CONFIGS[part], **{key: "someone/kernel"})
-    refused(folder, f"{part} says {key} 'someone/kernel'.*can reach code")
+    refused(folder, f"{part} says {key} is 'someone/kernel'.*can reach code")
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "segmenter"])
 def test_it_is_refused_within_other_values_too(folder, part):
     edit(folder / part / "config.json", backbone_config={"model_type": "swin", "attn_implementation": "someone/kernel"})
-    refused(folder, "attn_implementation 'someone/kernel'")
+    refused(folder, "attn_implementation is 'someone/kernel'")
 
 
 @pytest.mark.parametrize("key", ["custom_pipeline", "auto_map", "trust_remote_code"])
 def test_it_is_refused_in_the_index(folder, key):
     edit(folder / "model_index.json", **{key: "someone/code"})
-    refused(folder, f"{key} 'someone/code'")
+    refused(folder, f"{key} is 'someone/code'")
 
 
 def test_a_segmenters_preprocessor_cannot_name_code(folder):
@@ -100,13 +100,13 @@ def unserved():
 @pytest.mark.parametrize(("part", "key", "value"), unserved())
 def test_every_key_that_is_not_served_is_refused_by_name(folder, part, key, value):
     edit(folder / part / "config.json", **{key: value})
-    refused(folder, f"{part} says {key} ")
+    refused(folder, f"{part} says .*{key} ")
 
 
 @pytest.mark.parametrize("part", NETWORKS)
 def test_a_key_that_nobody_knows_is_refused(folder, part):
     edit(folder / part / "config.json", sharpen=True)
-    refused(folder, f"{part} says sharpen True")
+    refused(folder, f"{part} says .*sharpen is True")
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "segmenter"])
@@ -233,10 +233,10 @@ def test_a_picture_of_one_channel_or_four_is_refused(folder, tmp_path):
     shutil.rmtree(folder / "controlnet")
     one = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 16), conditioning_channels=1)
     one.save_pretrained(folder / "controlnet")
-    refused(folder, "controlnet says conditioning_channels 1")
+    refused(folder, "controlnet says .*conditioning_channels is 1")
     shutil.rmtree(folder / "controlnet")
     edit(folder / "vae/config.json", out_channels=4)
-    refused(folder, "vae says out_channels 4")
+    refused(folder, "vae says out_channels is 4")
 
 
 # --- weights ---
