@@ -1,7 +1,7 @@
 """Settings of a denoising stage, and what all settings have in common."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args, get_origin
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -19,18 +19,19 @@ class Settings(BaseModel):
     @classmethod
     def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name is not None
-        switch = cls.model_fields[info.field_name].annotation is bool
+        annotation = cls.model_fields[info.field_name].annotation
+        switch = annotation is bool
         if switch and not isinstance(value, bool):
             raise ValueError(f"must be true or false, got {value!r}")
-        if not switch and _holds_switch(value):
+        numbers_by_name = any(get_origin(kind) is dict for kind in (annotation, *get_args(annotation)))
+        within = list(value.values()) if isinstance(value, dict) and numbers_by_name else value
+        if not switch and _holds_switch(within):
             raise ValueError(f"true and false are no values here, got {value!r}")
         return value
 
 
 def _holds_switch(value: Any) -> bool:
-    """Whether a value is true or false, or a list or mapping that holds one."""
-    if isinstance(value, dict):
-        return any(map(_is_switch, value.values()))
+    """Whether a value is true or false, or a list that holds one; what a mapping holds, its own class checks."""
     return any(map(_is_switch, value)) if isinstance(value, list | tuple) else _is_switch(value)
 
 

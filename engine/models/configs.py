@@ -130,9 +130,8 @@ _USUAL: Mapping[str, tuple[Any, ...]] = {
 
 def refuse(part: Path, key: str, value: Any, served: str = "leave it out") -> NoReturn:
     """Raise CheckpointError for a key that is not served with this value."""
-    raise CheckpointError(
-        f"{shown(part)} says {shown(key, 80)} {shown(repr(value), 80)}, which is not served; {served}"
-    )
+    said = f"{shown(key, 80)} is {shown(repr(value), 80)}"
+    raise CheckpointError(f"{shown(part)} says {said}, which is not served; {served}")
 
 
 def check_network(part: Path, config: Config) -> None:
