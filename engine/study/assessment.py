@@ -24,7 +24,7 @@ from ..api.event import Event
 from ..api.mechanisms import Avoidance
 from ..api.metrics import ALL_METRICS
 from ..api.presets import Bundle
-from ..api.reading import read_lines, shown
+from ..api.reading import read_lines, reading, shown
 from ..api.request import GenerationRequest, SimilarityPolicy
 from ..api.result import GenerationResult
 from ..engine import Engine
@@ -103,7 +103,9 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
     Raises InvalidRequestError for a file without prompts or that is no text.
     """
-    prompts = tuple(dict.fromkeys(line for line in read_lines(path) if not line.startswith("#")))
+    with reading(path, "no text of prompts"):
+        lines = read_lines(path)
+    prompts = tuple(dict.fromkeys(line for line in lines if not line.startswith("#")))
     if not prompts:
         raise InvalidRequestError(f"{shown(path)} holds no prompt; write one a line")
     return prompts
