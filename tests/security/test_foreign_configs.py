@@ -97,7 +97,7 @@ def unserved():
                 yield part, key, value
 
 
-@pytest.mark.parametrize(("part", "key", "value"), unserved())
+@pytest.mark.parametrize(("part", "key", "value"), list(unserved()))
 def test_every_key_that_is_not_served_is_refused_by_name(folder, part, key, value):
     edit(folder / part / "config.json", **{key: value})
     refused(folder, f"{part} says .*{key} ")

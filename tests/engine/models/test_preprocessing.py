@@ -63,7 +63,7 @@ def cases():
         yield from ((name, config) for config in (*COMMON, *own))
 
 
-@pytest.mark.parametrize(("name", "config"), cases())
+@pytest.mark.parametrize(("name", "config"), list(cases()))
 @pytest.mark.parametrize("size", SIZES)
 def test_pixels_are_those_of_the_librarys_processor(name, config, size):
     config = {"image_processor_type": name} | config
