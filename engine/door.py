@@ -4,14 +4,18 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
-from .api.errors import InvalidRequestError
+from .api.errors import CheckpointError, InvalidRequestError
 from .api.mechanisms import Avoidance
 from .api.request import Framing, GenerationRequest
+from .api.settings import Stage
 from .judging.judge import Judge
 from .models.checkpoint import Components
-from .models.segmentation import load_picture, to_pixels
+from .models.pictures import load_picture, to_pixels
+from .sampling.solver import solver_table
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,12 @@ class Door:
         for stage, settings in (("draft", request.draft), ("final", request.final)):
             if settings.steps > self.max_steps:
                 raise InvalidRequestError(f"{stage} steps {settings.steps} exceed this engine's {self.max_steps}")
+            _check_steps(stage, settings, self.components.scheduler)
         self._check_prompt("prompt", request.prompt)
         self._check_prompt("negative prompt", request.negative_prompt)
         self._check_parts(request)
         self._check_framing(request)
-        self._check_spikes(request)
+        self._check_tokens(request)
         self.judging.rule(request)
         self.judging.gate_limits(request)
         if request.mask is not None and request.mask.shape != (height, width):
@@ -100,8 +105,15 @@ class Door:
                 "framing is what SDXL is told of a picture's size and this checkpoint reads nothing of it: leave it out"
             )
 
-    def _check_spikes(self, request: GenerationRequest) -> None:
+    def _check_tokens(self, request: GenerationRequest) -> None:
         rule = request.avoidance.masked_attention
+        positions = rule.tokens if rule is not None and isinstance(rule.tokens, tuple) else ()
+        last = self.components.max_tokens - 1
+        if strange := [position for position in positions if not 0 < position <= last]:
+            raise InvalidRequestError(
+                f"avoidance.masked_attention.tokens: position {strange[0]} is no word's or padding's; the first is the "
+                f"start token, and they are 1 to {last}"
+            )
         if request.source is not None and rule is not None and rule.listens:
             raise InvalidRequestError(
                 "avoidance.masked_attention.tokens: spikes are found in a draft, and a source takes its place; "
@@ -125,6 +137,34 @@ class Door:
             raise InvalidRequestError(
                 f"avoidance.repulsion: the works were registered at {width} x {height} pixels, the picture is "
                 f"{shape[1] * factor} x {shape[0] * factor}; ask for their size, or set repulsion to null"
+            )
+
+
+def _check_steps(stage: str, settings: Stage, scheduler: DDIMScheduler) -> None:
+    """The solver must have a table for so many steps: spacings by rounding have none for some counts."""
+    try:
+        solver_table(settings.solver, settings.steps, scheduler)
+    except (InvalidRequestError, CheckpointError) as error:
+        raise InvalidRequestError(f"{stage}: {error}") from error
+
+
+def check_dtypes(components: Components, dtype: torch.dtype) -> None:
+    """Raise CheckpointError unless every network of `components` computes in the engine's `dtype`.
+
+    The autoencoder may stay in float32, where it overflows in float16.
+    """
+    networks = {
+        "unet": components.unet, "controlnet": components.controlnet, "vae": components.vae,
+        "segmenter": components.segmenter.model if components.segmenter is not None else None,
+        "text_encoder": components.text_encoder, "text_encoder_2": components.text_encoder_2,
+    }  # fmt: skip
+    for name, network in networks.items():
+        if network is None:
+            continue
+        wanted = {dtype, torch.float32} if name == "vae" and components.upcast_vae else {dtype}
+        if strange := {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()} - wanted:
+            raise CheckpointError(
+                f"the {name} is in {strange.pop()}, the engine computes in {dtype}; load the model with dtype={dtype}"
             )
 
 

@@ -20,7 +20,7 @@ from .backends.protocol import ArtifactSource
 from .batching.arenas import Arenas
 from .batching.graphs import GraphPool
 from .batching.scheduler import Limits, Policy, Scheduler
-from .door import Admission, Door
+from .door import Admission, Door, check_dtypes
 from .estimates import rows_due, rows_of
 from .judging.judge import Judge
 from .judging.registry import Registry
@@ -74,6 +74,7 @@ class Engine:
     ) -> None:
         if registry is not None:
             registry.check(components)
+        check_dtypes(components, dtype)
         self.components = components
         self.registry = registry
         self.limits = limits or Limits()

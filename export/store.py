@@ -11,11 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from ..engine.api.errors import BackendError
+from ..engine.api.errors import BackendError, ForeignFileError
+from ..engine.api.reading import read_model, read_text
+from ..engine.api.writing import append_line
 
 MANIFEST = "artifact.json"
 LEDGER = "ledger.jsonl"
+_MAX_LEDGER = 2**28
 DEFAULT_MAX_BYTES = 20 * 2**30
 
 Build = Callable[[Path], None]
@@ -67,6 +71,29 @@ class LedgerRow:
     seconds: float
     size: int
     reason: str
+
+
+_LEDGER_ROW = TypeAdapter(LedgerRow)
+
+
+class _File(BaseModel):
+    """One file of an artifact: SHA-256 in hex and bytes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    sha256: str
+    size: int
+
+
+class _Manifest(BaseModel):
+    """What an artifact's folder holds, and what it was built from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    key: dict[str, str]
+    files: dict[str, _File]
+    built: float
+    seconds: float
 
 
 class ArtifactStore:
@@ -129,9 +156,10 @@ class ArtifactStore:
         return gone
 
     def ledger(self) -> list[LedgerRow]:
-        """Every build, oldest first."""
+        """Every build, oldest first; a line that is none, as a killed process leaves it, is left out."""
         path = self.root / LEDGER
-        return [LedgerRow(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = read_text(path, _MAX_LEDGER).splitlines() if path.exists() else []
+        return [row for line in lines if (row := _row(line)) is not None]
 
     def _build(self, final: Path, key: Key, build: Build, reason: str) -> None:
         partial = Path(tempfile.mkdtemp(prefix=f"{key.digest}.partial-", dir=self.root))
@@ -140,8 +168,8 @@ class ArtifactStore:
             build(partial)
             files = {path.name: _described(path) for path in sorted(partial.iterdir())}
             seconds = time.time() - began
-            manifest = {"key": dict(key.values), "files": files, "built": began, "seconds": seconds}
-            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            manifest = _Manifest(key=dict(key.values), files=files, built=began, seconds=seconds)
+            (partial / MANIFEST).write_text(manifest.model_dump_json(indent=1))
             _sync(partial)
             partial.rename(final)
         except BaseException:
@@ -150,8 +178,8 @@ class ArtifactStore:
         self._record(LedgerRow(key.digest, dict(key.values), began, seconds, _size(final), reason))
 
     def _record(self, row: LedgerRow) -> None:
-        with FileLock(self.root / "locks" / "ledger.lock"), (self.root / LEDGER).open("a") as file:
-            file.write(json.dumps(asdict(row)) + "\n")
+        with FileLock(self.root / "locks" / "ledger.lock"):
+            append_line(self.root / LEDGER, json.dumps(asdict(row)))
 
     def _fault(self, folder: Path, key: Key | None) -> str | None:
         """Say why the artifact cannot be used, or None."""
@@ -174,9 +202,9 @@ class ArtifactStore:
 
     def _entry(self, folder: Path) -> Entry:
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            key, built, seconds = manifest["key"], float(manifest["built"]), float(manifest["seconds"])
-        except (OSError, ValueError, KeyError, TypeError):
+            manifest = read_model(folder / MANIFEST, _Manifest)
+            key, built, seconds = manifest.key, manifest.built, manifest.seconds
+        except ForeignFileError:
             key, built, seconds = {}, 0.0, 0.0
         used = (folder / MANIFEST).stat().st_mtime if (folder / MANIFEST).exists() else 0.0
         size = _size(folder) + _size(folder.with_name(f"{folder.name}.cache"))
@@ -186,10 +214,10 @@ class ArtifactStore:
 def check(folder: Path, key: Key | None = None) -> None:
     """Raise ArtifactError unless `folder` holds exactly the files of its manifest, and is the artifact of `key`."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files, values = dict(manifest["files"]), dict(manifest["key"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = read_model(folder / MANIFEST, _Manifest)
+    except ForeignFileError as error:
         raise ArtifactError(f"{folder.name} has no readable manifest: {error}") from error
+    files, values = manifest.files, manifest.key
     if Key(values).digest != folder.name or (key is not None and dict(key.values) != values):
         raise ArtifactError(f"{folder.name} is foreign: its manifest is that of another artifact")
     if found := {path.name for path in folder.iterdir()} ^ {*files, MANIFEST}:
@@ -198,17 +226,22 @@ def check(folder: Path, key: Key | None = None) -> None:
         path = folder / name
         if path.is_symlink() or not path.is_file():
             raise ArtifactError(f"{folder.name}/{name} is no plain file")
-        if path.stat().st_size != described["size"]:
-            raise ArtifactError(
-                f"{folder.name}/{name} has {path.stat().st_size} bytes, {described['size']} were written"
-            )
+        if path.stat().st_size != described.size:
+            raise ArtifactError(f"{folder.name}/{name} has {path.stat().st_size} bytes, {described.size} were written")
         if _described(path) != described:
             raise ArtifactError(f"{folder.name}/{name} is damaged: its checksum differs")
 
 
-def _described(path: Path) -> dict[str, object]:
+def _described(path: Path) -> _File:
     with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
+        return _File(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=path.stat().st_size)
+
+
+def _row(line: str) -> LedgerRow | None:
+    try:
+        return _LEDGER_ROW.validate_json(line, strict=True)
+    except ValidationError:
+        return None
 
 
 def _size(folder: Path) -> int:

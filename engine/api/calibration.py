@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .errors import CheckpointError
 from .metrics import ALL_METRICS, Direction
+from .reading import read_json, reading
 from .writing import sweep, write_whole
 
 _FIELDS = {
@@ -60,15 +60,16 @@ class Calibration:
         for name, limit in self.gate.items():
             if not math.isfinite(limit):
                 raise ValueError(f"the gate's limit of {name} must be finite, got {limit}")
+        for name, direction in self.directions.items():
+            if direction not in _DIRECTIONS:
+                raise ValueError(f"the direction of {name} must be {' or '.join(_DIRECTIONS)}, got {direction!r}")
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read `path`. Raises CheckpointError for a file that is no calibration."""
-        try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**{name: value for name, value in _typed(found).items() if name != "version"})
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is no calibration: {error}") from error
+        """Read `path`. Raises ForeignFileError, a CheckpointError, for a file that is no calibration."""
+        with reading(path, "no calibration"):
+            found = _typed(read_json(path, constants=True))
+            return cls(**{name: value for name, value in found.items() if name != "version"})
 
     @property
     def version(self) -> str:
@@ -157,7 +158,13 @@ def _typed(found: Any) -> dict[str, Any]:
     for name, value in found.items():
         if not isinstance(value, _FIELDS[name]) or isinstance(value, bool):
             raise ValueError(f"{name} must be {_FIELDS[name].__name__}, got {value!r}")
-    for name, limit in [*found["limits"].items(), *found.get("gate", {}).items()]:
-        if not isinstance(limit, int | float) or isinstance(limit, bool):
-            raise ValueError(f"the limit of {name} must be a number, got {limit!r}")
-    return found
+    limits, gate = (
+        {name: _number(name, limit) for name, limit in found.get(kind, {}).items()} for kind in ("limits", "gate")
+    )
+    return found | {"limits": limits, "gate": gate}
+
+
+def _number(name: str, limit: Any) -> float | int:
+    if not isinstance(limit, int | float) or isinstance(limit, bool):
+        raise ValueError(f"the limit of {name} must be a number, got {limit!r}")
+    return limit

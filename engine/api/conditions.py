@@ -6,6 +6,9 @@ from difflib import get_close_matches
 
 from .errors import InvalidRequestError
 from .metrics import ALL_METRICS, Direction
+from .reading import shown
+
+_LONGEST_NAME = 64
 
 Values = Mapping[str, float | None]
 """Measures by name; None for one that does not apply to this picture, which crosses no limit."""
@@ -111,9 +114,9 @@ def problem_of(comparison: Comparison, directions: Mapping[str, Direction]) -> s
 
 
 def _unknown(name: str, directions: Mapping[str, Direction]) -> str:
-    close = get_close_matches(name, directions, n=1)
+    close = get_close_matches(name[:_LONGEST_NAME], directions, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"unknown metric {name!r}{hint}; known: {', '.join(sorted(directions))}"
+    return f"unknown metric {shown(repr(name))}{hint}; known: {', '.join(sorted(directions))}"
 
 
 def comparisons_of(condition: Condition) -> Iterator[Comparison]:

@@ -13,6 +13,13 @@ class CheckpointError(TwigError):
     """A checkpoint that cannot be loaded: unknown layout, missing part, pickled weights or parts that do not fit."""
 
 
+class ForeignFileError(InvalidRequestError, CheckpointError):
+    """A file from outside that is not what it was given for: no regular file, too large, no text, or of wrong values.
+
+    It is both of its bases, for such a file belongs to a request, to a model or to both.
+    """
+
+
 class BackendError(TwigError):
     """A backend that cannot run here or with these settings, or an artifact it cannot take."""
 

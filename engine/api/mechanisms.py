@@ -70,7 +70,7 @@ class MaskedAttention(Windowed):
     gain: float = Field(default=1.0, ge=0, le=10)
     renormalise: Fraction = 1.0
     damping: Fraction = 0.0
-    tokens: Literal["words", "padding", "all", "spikes"] | tuple[int, ...] = "all"
+    tokens: Literal["words", "padding", "all", "spikes"] | tuple[Annotated[int, Field(ge=0, lt=2**16)], ...] = "all"
     spike_threshold: float = Field(default=2.0, ge=0, le=100)
     layers: tuple[Literal["down", "mid", "up"], ...] = ("down", "mid")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .mechanisms import Avoidance
 from .rules import MAX_RETRIES, Rule
@@ -63,6 +63,11 @@ class Gate(Settings):
     witnesses: int = Field(default=3, ge=1, le=16)
 
 
+_LARGEST = 2**20
+Side = Annotated[int, Field(gt=0, le=_LARGEST)]
+Offset = Annotated[int, Field(ge=0, le=_LARGEST)]
+
+
 class Framing(Settings):
     """What SDXL is told of how a picture was made (Podell et al., arXiv 2307.01952, section 2.2), in pixels.
 
@@ -70,9 +75,9 @@ class Framing(Settings):
     width) of what it was scaled to. None is the picture's own size.
     """
 
-    original: tuple[PositiveInt, PositiveInt] | None = None
-    crop: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
-    target: tuple[PositiveInt, PositiveInt] | None = None
+    original: tuple[Side, Side] | None = None
+    crop: tuple[Offset, Offset] = (0, 0)
+    target: tuple[Side, Side] | None = None
 
     def sizes(self, height: int, width: int) -> tuple[int, ...]:
         """Return the six numbers for a picture of `height` and `width`, as the networks take them."""
@@ -110,7 +115,7 @@ class GenerationRequest(Settings):
     framing: Framing = Framing()
     priority: int = Field(default=0, ge=-100, le=100)
     timeout: float | None = Field(default=None, gt=0)
-    preview: int = Field(default=0, ge=0)
+    preview: int = Field(default=0, ge=0, le=1000)
     explain: bool = False
 
     @field_validator("prompt", "negative_prompt")
@@ -118,6 +123,8 @@ class GenerationRequest(Settings):
     def _printable(cls, value: str) -> str:
         if "\x00" in value:
             raise ValueError("a prompt cannot hold a NUL character")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError("a prompt cannot hold half of a surrogate pair; its text was not decoded as UTF-8")
         return value
 
     @field_validator("mask")

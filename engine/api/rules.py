@@ -16,10 +16,11 @@ both occur.
 
 import math
 import re
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from .conditions import (
     AnyLimit,
@@ -36,8 +37,11 @@ from .conditions import (
 )
 from .errors import InvalidRequestError
 from .metrics import Direction
+from .reading import shown
 
 MAX_RETRIES = 16
+MAX_NESTING = 16
+"""Parentheses within one another."""
 
 
 class Decision(StrEnum):
@@ -78,7 +82,8 @@ class Rule:
     @classmethod
     def parse(cls, text: str) -> "Rule":
         """Read a rule; raises InvalidRequestError naming the clause and what was expected in it."""
-        rule = cls()
+        clauses: list[Clause] = []
+        others: dict[str, Any] = {}
         seen: set[str] = set()
         for number, clause in enumerate(_clauses(text), start=1):
             reader = _Reader(clause, number)
@@ -88,11 +93,15 @@ class Rule:
             if "accept" in seen or (word == "accept" and seen):
                 reader.fail("'accept everything' stands alone")
             seen.add(word)
-            rule = _with_clause(rule, word, reader)
+            if word in ("refuse", "review"):
+                reader.word("if")
+                clauses.append(Clause(Decision(word), reader.condition()))
+            else:
+                others |= _setting(word, reader)
             reader.end()
         if not seen:
             raise InvalidRequestError("the rule is empty; write at least 'accept everything' or 'refuse if ...'")
-        return rule
+        return cls(tuple(clauses), **others)
 
     def __str__(self) -> str:
         """Canonical text: clauses in their order, retries, then what follows them."""
@@ -121,7 +130,7 @@ class Rule:
         for number, clause in enumerate(self.clauses, start=1):
             for comparison in comparisons_of(clause.condition):
                 if problem := problem_of(comparison, directions):
-                    raise InvalidRequestError(f"clause {number} of the rule, {str(clause)!r}: {problem}")
+                    raise InvalidRequestError(f"clause {number} of the rule, {shown(repr(str(clause)))}: {problem}")
 
     def decide(self, values: Values) -> Judgement:
         """Judge one picture by its measures. Raises ValueError for a metric that was not measured."""
@@ -150,7 +159,9 @@ def _resolved(
     if isinstance(condition, Comparison) and (condition.threshold is not None or condition.metric in limits):
         return condition if condition.threshold is not None else limit_of(condition.metric, limits, directions)
     known = ", ".join(sorted(limits)) or "none; `twig calibrate` finds them"
-    raise InvalidRequestError(f"{str(clause)!r} asks for limits this model is not calibrated for; calibrated: {known}")
+    raise InvalidRequestError(
+        f"{shown(repr(str(clause)))} asks for limits this model is not calibrated for; calibrated: {known}"
+    )
 
 
 # --- reading ---
@@ -164,19 +175,16 @@ def _clauses(text: str) -> list[str]:
     return [clause.strip() for line in lines for clause in line.split(";") if clause.strip()]
 
 
-def _with_clause(rule: Rule, word: str, reader: "_Reader") -> Rule:
-    """Read the rest of a clause that begins with `word` and add it to the rule."""
+def _setting(word: str, reader: "_Reader") -> dict[str, Any]:
+    """Read the rest of a clause that begins with `word` and holds no condition: the field that it sets."""
     match word:
         case "retry":
-            return replace(rule, retries=reader.count())
+            return {"retries": reader.count()}
         case "then":
-            return replace(rule, then=Decision(reader.word("review", "refuse")))
-        case "accept":
-            reader.word("everything")
-            return rule
+            return {"then": Decision(reader.word("review", "refuse"))}
         case _:
-            reader.word("if")
-            return replace(rule, clauses=(*rule.clauses, Clause(Decision(word), reader.condition())))
+            reader.word("everything")
+            return {}
 
 
 class _Reader:
@@ -184,24 +192,25 @@ class _Reader:
 
     def __init__(self, text: str, number: int) -> None:
         self.text, self.number = text, number
-        self._tokens = _TOKEN.findall(text)
+        self._tokens = deque(_TOKEN.findall(text))
+        self._nesting = 0
 
     def fail(self, problem: str) -> NoReturn:
         """Raise InvalidRequestError about this clause."""
-        raise InvalidRequestError(f"clause {self.number} of the rule, {self.text!r}: {problem}")
+        raise InvalidRequestError(f"clause {self.number} of the rule, {shown(repr(self.text), 120)}: {problem}")
 
     def word(self, *expected: str) -> str:
         """Take the next token, which must be one of `expected`."""
         found = self._take(" or ".join(map(repr, expected)))
         if found.lower() not in expected:
-            self.fail(f"expected {' or '.join(map(repr, expected))}, found {found!r}")
+            self.fail(f"expected {' or '.join(map(repr, expected))}, found {shown(repr(found))}")
         return found.lower()
 
     def count(self) -> int:
         """Take a number of retries."""
         found = self._take("a number of retries")
-        if not found.isdecimal() or int(found) > MAX_RETRIES:
-            self.fail(f"expected a number of retries from 0 to {MAX_RETRIES}, found {found!r}")
+        if not re.fullmatch("[0-9]{1,9}", found) or int(found) > MAX_RETRIES:
+            self.fail(f"expected a number of retries from 0 to {MAX_RETRIES}, found {shown(repr(found))}")
         return int(found)
 
     def condition(self) -> Condition:
@@ -218,14 +227,11 @@ class _Reader:
     def end(self) -> None:
         """Nothing may follow."""
         if self._tokens:
-            self.fail(f"nothing more was expected, found {' '.join(self._tokens)!r}")
+            self.fail(f"nothing more was expected, found {shown(repr(' '.join(self._tokens)))}")
 
     def _term(self) -> Condition:
         if self._next() == "(":
-            self.word("(")
-            inner = self.condition()
-            self.word(")")
-            return inner
+            return self._parenthesised()
         if self._next() == "any":
             for word in ("any", "calibrated", "limit", "is", "crossed"):
                 self.word(word)
@@ -239,6 +245,16 @@ class _Reader:
             return Comparison(name)
         return Comparison(name, self.word(*_OPERATORS), self._number())
 
+    def _parenthesised(self) -> Condition:
+        self.word("(")
+        self._nesting += 1
+        if self._nesting > MAX_NESTING:
+            self.fail(f"parentheses lie more than {MAX_NESTING} deep within one another")
+        inner = self.condition()
+        self._nesting -= 1
+        self.word(")")
+        return inner
+
     def _number(self) -> float:
         found = self._take("a number")
         try:
@@ -246,7 +262,7 @@ class _Reader:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            self.fail(f"expected a number, found {found!r}")
+            self.fail(f"expected a number, found {shown(repr(found))}")
         return value
 
     def _next(self) -> str:
@@ -255,4 +271,4 @@ class _Reader:
     def _take(self, expected: str) -> str:
         if not self._tokens:
             self.fail(f"expected {expected} at the end")
-        return str(self._tokens.pop(0))
+        return self._tokens.popleft()

@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from ..api.errors import BackendError, InvalidRequestError
+from ..api.reading import read_json
 from ..models.checkpoint import Components
 from ..models.networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
 from ..models.tensors import Network, Sizes, flatten, network_specs, zero_residuals
@@ -37,6 +40,7 @@ SERVED = (
 """Networks that the runtime calls."""
 
 _ROUNDS = 3
+_MEASURED = TypeAdapter(dict[str, dict[str, float]])
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class Networks:
         self.wanted = self._choices(settings.backend)
         self.chosen: dict[Network, Chosen] = {}
         self._ready: dict[Network, Runnable] = {}
+        self._uneven: dict[Network, Runnable] = {}
         self._source = settings.artifacts
         self._zeros: dict[Sizes, Residuals] = {}
         settings.torch.check(device)
@@ -98,10 +103,23 @@ class Networks:
         return set(self.wanted.values()) == {Backend.TORCH}
 
     def __call__(self, network: Network, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Run `network`; tensors in the table's order, outputs in the engine's dtype."""
-        if network not in self._ready:
-            self._ready[network] = self._make(network, inputs)
-        return tuple(output.to(self.dtype) for output in self._ready[network](inputs))
+        """Run `network`; tensors in the table's order, outputs in the engine's dtype.
+
+        A graph halves and doubles by whole factors, so PyTorch takes the sizes that are no multiple of its step.
+        """
+        if self._fits(network, inputs[0]):
+            if network not in self._ready:
+                self._ready[network] = self._make(network, inputs)
+            runnable = self._ready[network]
+        else:
+            if network not in self._uneven:
+                self._uneven[network] = self._runnable(Backend.TORCH, network)
+            runnable = self._uneven[network]
+        return tuple(output.to(self.dtype) for output in runnable(inputs))
+
+    def _fits(self, network: Network, first: Tensor) -> bool:
+        """Whether a graph takes pictures or latents of this size; anything else fits."""
+        return first.ndim != 4 or not any(side % self.specs[network].step for side in first.shape[2:])
 
     def predict(self, inputs: DenoiserInputs) -> Tensor:
         """UNet; PyTorch takes the calls that record attention."""
@@ -172,7 +190,7 @@ class Networks:
     def check_size(self, height: int, width: int) -> None:
         """Raise InvalidRequestError for pictures (pixels) of a size that a backend was not built for.
 
-        TensorRT's plans are for the model's own size; other backends take any.
+        TensorRT's plans are for the model's own size; other backends take any, with PyTorch's help.
         """
         if (height, width) == self.components.size:
             return
@@ -214,7 +232,7 @@ class Networks:
     def _fastest(self, network: Network, inputs: Sequence[Tensor]) -> tuple[Backend, str, dict[str, float]]:
         """Measure the candidates on a call that is to be made, or remember what was measured on this machine."""
         memory = self._artifacts().memory
-        remembered = json.loads(memory.read_text()) if memory.exists() else {}
+        remembered = _remembered(memory)
         key = " ".join([network, self._weights(network), self.precision_of(network), *_machine(self.device)])
         if key in remembered:
             seconds = remembered[key]
@@ -257,6 +275,15 @@ def installed_source() -> ArtifactSource:
             raise BackendError(f"building artifacts needs {error.name}; pip install 'twig-engine[export]'") from error
         return make()
     raise BackendError("no artifact builder is installed; pip install 'twig-engine[export]', or pass artifacts=...")
+
+
+def _remembered(memory: Path) -> dict[str, dict[str, float]]:
+    """Seconds by backend, for each key that was measured; nothing where `memory` is missing or torn."""
+    try:
+        found = _MEASURED.validate_python(read_json(memory), strict=True) if memory.exists() else {}
+    except ValueError:  # what was measured can be measured again
+        return {}
+    return {key: seconds for key, seconds in found.items() if seconds and seconds.keys() <= set(Backend)}
 
 
 def _installed(backend: Backend) -> bool:

@@ -10,6 +10,9 @@ from .structure import gradients, low_frequencies
 
 _SIDE, _CELLS, _DIRECTIONS = 64, 8, 4
 
+WIDTH = _CELLS**2 * (_DIRECTIONS + 1)
+"""Numbers of a descriptor."""
+
 
 def descriptors(pictures: Tensor) -> Tensor:
     """Unit vectors (B, 320) of pictures (B, 3, H, W) in [0, 1]; their product is a similarity in [-1, 1].

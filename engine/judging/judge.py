@@ -14,12 +14,10 @@ from ..api.request import GenerationRequest
 from ..api.result import GateDecision
 from ..api.rules import Rule
 from ..models.checkpoint import Components
+from .extra import PREFIX, ExtraMetric, check_metrics, extra_scores
 from .gate import AGREEMENT, draft_signals, first_look, gate_limits, second_look
 from .registry import Registry
-from .similarity import MASK_METRICS, METRICS, ExtraMetric, direction_of, measure, rule_in_force, similarity_maps
-
-PREFIX = "registry_"
-"""Begins the name of a measure against the registered works; the rest is that of the measure."""
+from .similarity import MASK_METRICS, METRICS, direction_of, measure, rule_in_force, similarity_maps
 
 _CANDIDATES = 3
 _SMALLEST_OBJECT = 0.01
@@ -37,7 +35,7 @@ class Judge:
     """Measures pictures against their references and the registered works, and holds them to their requests' rules.
 
     decode: latents (B, C, h, w) -> pixels (B, 3, H, W) in [0, 1]. segment: pixels -> labels (B, H, W), None without a
-    segmenter.
+    segmenter. Raises InvalidRequestError for a metric of the user's that cannot be told from others by its name.
     """
 
     def __init__(
@@ -48,6 +46,7 @@ class Judge:
         decode: Callable[[Tensor], Tensor],
         segment: Callable[[Tensor], Tensor | None],
     ) -> None:
+        check_metrics(extra_metrics)
         self.components = components
         self.extra_metrics = extra_metrics
         self.registry = registry if registry is not None and len(registry) else None
@@ -130,7 +129,7 @@ class Judge:
         labels = self._segment(finals)
         final_masks = None if labels is None else self._shapes(labels)
         values = measure(finals, references, masks, final_masks=final_masks)
-        values |= {name: metric(finals, references) for name, metric in self.extra_metrics.items()}
+        values |= extra_scores(self.extra_metrics, finals, references)
         rows: list[dict[str, float | None]] = [
             {name: float(value[i]) for name, value in values.items()} for i in range(len(finals))
         ]
@@ -190,7 +189,7 @@ class Judge:
         references, masks = (torch.cat(parts) for parts in zip(*works, strict=True))
         pairs = F.interpolate(finals, references.shape[-2:], mode="area").repeat_interleave(count, 0)
         values = measure(pairs, references, masks)
-        values |= {name: metric(pairs, references) for name, metric in self.extra_metrics.items()}
+        values |= extra_scores(self.extra_metrics, pairs, references)
         table = {name: value.reshape(len(finals), count).cpu() for name, value in values.items()}
         return [
             Measured(

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -18,30 +18,19 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from scipy.spatial import KDTree
 from torch import Tensor
 
 from ..api.errors import CheckpointError, InvalidRequestError
-from ..api.writing import sweep, write_whole
+from ..api.reading import shown
+from ..api.writing import sweep
 from ..models.checkpoint import Components
-from ..models.segmentation import load_picture, to_pixels
+from ..models.pictures import load_picture, to_pixels
 from ..records.manifest import pixel_hash
 from .descriptors import descriptors, mirrored
+from .registry_file import Content, Work, read, write
 
-_FORMAT = "twig-registry-1"
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-
-
-@dataclass(frozen=True)
-class Work:
-    """A registered work: its id, the name of its file, the SHA-256 of its pixels and when it was added."""
-
-    id: str
-    name: str
-    sha256: str
-    added: str
 
 
 class Nearest(NamedTuple):
@@ -71,36 +60,24 @@ class Registry:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read `path`. Raises CheckpointError for a file that is no registry, or holds other works than it claims."""
-        try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if header.get("format") != _FORMAT:
-                raise ValueError(f"its format is {header.get('format')!r}, expected {_FORMAT!r}")
-            works = tuple(Work(**work) for work in json.loads(header["works"]))
-            pictures = {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith("picture.")}
-            found = cls(header["autoencoder"], works, tensors["descriptors"], tensors["latents"], pictures)
-            claimed = header.get("version", found.version)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is no registry of Twig: {error}") from error
-        if not len(works) == len(found.descriptors) == len(found.latents):
-            raise CheckpointError(f"{path} is no registry of Twig: it names {len(works)} works and holds others")
-        if claimed != found.version:
+        """Read `path`.
+
+        Raises ForeignFileError, a CheckpointError, for a file that is no registry, or holds other works than it claims.
+        """
+        content, claimed = read(path)
+        found = cls(*content)
+        if claimed not in (None, found.version):
             raise CheckpointError(
-                f"{path} claims to be registry {claimed!r} and holds {found.version}: it was altered; "
+                f"{shown(path)} claims to be registry {shown(claimed)!r} and holds {found.version}: it was altered; "
                 "add the works again, or take back the file as it was"
             )
         return found
 
     def save(self, path: Path | str) -> None:
         """Write `path` whole or not at all, readable by its owner alone."""
-        tensors = {"descriptors": self.descriptors.contiguous(), "latents": self.latents.contiguous()}
-        tensors |= {f"picture.{id}": pixels.contiguous() for id, pixels in self.pictures.items()}
-        works = json.dumps([asdict(work) for work in self.works])
-        header = {"format": _FORMAT, "autoencoder": self.autoencoder, "works": works, "version": self.version}
         sweep(Path(path).parent)
-        write_whole(Path(path), save(tensors, header), private=True)
+        content = Content(self.autoencoder, self.works, self.descriptors, self.latents, self.pictures)
+        write(path, content, self.version)
 
     @cached_property
     def version(self) -> str:
@@ -115,6 +92,11 @@ class Registry:
 
     def check(self, components: Components) -> None:
         """Raise CheckpointError unless the latents are those of this model's autoencoder."""
+        channels = components.vae.config.latent_channels
+        if len(self) and self.latents.shape[1] != channels:
+            raise CheckpointError(
+                f"the registry's latents have {self.latents.shape[1]} channels, this model's have {channels}"
+            )
         if self.autoencoder != components.hashes["vae"]:
             raise CheckpointError(
                 f"the registry was made with an autoencoder of SHA-256 {self.autoencoder[:16]}, this model's has "
@@ -219,7 +201,7 @@ def _read(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[tuple[Work, 
     for path in paths:
         picture = load_picture(path)
         digest = pixel_hash(picture)
-        yield Work(digest[:12], path.name, digest, now), cropped_pixels(picture, size)
+        yield Work(digest[:12], shown(path.name), digest, now), cropped_pixels(picture, size)
 
 
 def cropped_pixels(picture: Image.Image, size: tuple[int, int]) -> Tensor:

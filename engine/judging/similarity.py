@@ -6,7 +6,7 @@ the final by the best mirror, scale and shift, so that moving a copy does not hi
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..api.request import SimilarityPolicy
 from ..api.result import Score
 from ..api.rules import Decision, Rule, limits_rule
 from .alignment import align
+from .extra import ExtraMetric
 from .ssim import interior, ssim_scales, weighted_mean
 from .structure import edge_f1, hausdorff, l2_ratio, mask_iou, phash_distance, tile_l2
 
@@ -40,13 +41,6 @@ __all__ = [
 ]
 
 _VISIBLE = 0.5  # of the shape: an alignment that pushes more of it out of the frame says nothing about it
-
-
-class ExtraMetric(Protocol):
-    """A user's own measure. Larger means more similar, unless it has an attribute `direction` of "distance"."""
-
-    def __call__(self, finals: Tensor, references: Tensor, /) -> Tensor:
-        """Finals and references (B, 3, H, W) in [0, 1] -> scores (B,)."""
 
 
 @torch.no_grad()

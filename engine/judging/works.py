@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..api.errors import InvalidRequestError
 from ..avoidance.placement import avoidance_mask
-from ..models.segmentation import Segmenter, load_picture, to_pixels
+from ..models.pictures import load_picture, to_pixels
+from ..models.segmentation import Segmenter
 from .descriptors import descriptors, mirrored
 from .similarity import measure
 

@@ -1,5 +1,6 @@
 """A diffusers folder, or a hub id, to the networks in it, checked to fit together."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from ..api.calibration import Calibration
 from ..api.errors import CheckpointError
-from . import layout, parts
+from ..api.reading import shown
+from . import configs, layout, parts
 from .layout import Source
 from .networks import NUM_SIZES
 from .parts import Vae
@@ -32,6 +34,11 @@ PIPELINES = (
 _REQUIRED = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 _XL_REQUIRED = (*_REQUIRED, "tokenizer_2", "text_encoder_2")
 _OPTIONAL = ("controlnet", "segmenter")
+_INDEX_KEYS = frozenset({
+    "_class_name", "_diffusers_version", "_name_or_path", "safety_checker", "feature_extractor", "image_encoder",
+    "requires_safety_checker", "force_zeros_for_empty_prompt", "add_watermarker", "requires_aesthetics_score",
+})  # fmt: skip
+"""What else an index says: parts that check or describe pictures, and settings."""
 _FILES = ("*.json", "*.txt", "*.safetensors")
 _MODEL_FILES = ("model_index.json", "calibration.json", *(f"{p}/{f}" for p in _XL_REQUIRED + _OPTIONAL for f in _FILES))
 
@@ -129,9 +136,9 @@ def load(
         unet=network(UNet2DConditionModel, "unet"),
         vae=network(parts.vae_class(folders["vae"]), "vae", vae_dtype),
         scheduler=parts.scheduler(folders["scheduler"], {} if xl else {"steps_offset": 1}),
-        controlnet=network(ControlNetModel, "controlnet"),
+        controlnet=parts.controlnet(folders["controlnet"], dtype, device) if "controlnet" in folders else None,
         segmenter=parts.segmenter(folders["segmenter"], dtype, device) if "segmenter" in folders else None,
-        calibration=Calibration.load(calibration) if calibration.is_file() else None,
+        calibration=Calibration.load(calibration) if os.path.lexists(calibration) else None,
         name="embedded" if source is None else str(source),
         hashes={name: layout.digest(part) for name, part in folders.items()},
         tokenizer_2=parts.tokenizer(folders["tokenizer_2"]) if xl else None,
@@ -139,6 +146,7 @@ def load(
         zero_empty=xl and index.get("force_zeros_for_empty_prompt", True),
         upcast_vae=upcast_vae,
     )
+    _check_size(components)
     _check_text(components)
     _check_added(components)
     _check_latents(components)
@@ -154,6 +162,7 @@ def _folders(folder: Path, index: dict[str, Any], replaced: dict[str, Source | N
         raise CheckpointError(f"{folder} holds a {pipeline}; the layouts served are those of {', '.join(PIPELINES)}")
     if index.get("requires_aesthetics_score"):
         raise CheckpointError(f"{folder} asks for an aesthetics score, as SDXL's refiner does; give the base model")
+    _check_index(folder, index)
     required = _XL_REQUIRED if pipeline in _XL_PIPELINES else _REQUIRED
     missing = [name for name in required if not (folder / name).is_dir()]
     if missing:
@@ -165,15 +174,55 @@ def _folders(folder: Path, index: dict[str, Any], replaced: dict[str, Source | N
             folders[name] = layout.locate(source, _FILES)
         elif (folder / name).is_dir():
             folders[name] = folder / name
+            _check_single(folder, name)
     for name, part in folders.items():
+        layout.check_files(part)
         if name not in ("tokenizer", "tokenizer_2", "scheduler"):
             layout.weights(part)  # a part that cannot be read is found before any other is loaded
     return folders
 
 
+def _check_index(folder: Path, index: dict[str, Any]) -> None:
+    """Every part that the index names must be one that is read, or one that a picture does not depend on."""
+    configs.check_code(folder, index)
+    for name, value in index.items():
+        library = value[0] if isinstance(value, list) and value else None
+        if name in _XL_REQUIRED + _OPTIONAL:
+            if library is not None and library not in ("diffusers", "transformers"):
+                raise CheckpointError(
+                    f"{folder} takes its {name} from {shown(repr(value), 80)}, code that is not run here"
+                )
+        elif name not in _INDEX_KEYS and value not in (None, [None, None]):
+            raise CheckpointError(
+                f"{folder} names a part {shown(name, 80)}, {shown(repr(value), 80)}, which is not served; the parts "
+                f"served are {', '.join(_XL_REQUIRED + _OPTIONAL)}"
+            )
+    if isinstance(control := index.get("controlnet"), list) and "MultiControlNetModel" in control:
+        raise CheckpointError(f"{folder} holds several ControlNets; give one, with controlnet=...")
+
+
+def _check_single(folder: Path, name: str) -> None:
+    """Raise CheckpointError for `name_1` and so on beside the part `name`, which diffusers would run together."""
+    if more := sorted(path.name for path in folder.glob(f"{name}_[0-9]*")):
+        raise CheckpointError(
+            f"{folder} holds {name} and {shown(', '.join(more), 80)}; one is served, name it with {name}=..."
+        )
+
+
 def _require(fits: bool, what: str, found: Any, wanted: Any) -> None:
     if not fits:
         raise CheckpointError(f"{what} is {found}, but must be {wanted}")
+
+
+def _check_size(components: Components) -> None:
+    size = components.unet.config.sample_size
+    sides = [size, size] if isinstance(size, int) else size
+    fits = (
+        isinstance(sides, list | tuple)
+        and len(sides) == 2
+        and all(isinstance(side, int) and not isinstance(side, bool) and 0 < side <= 1024 for side in sides)
+    )
+    _require(fits, "the UNet's sample_size", size, "a number of latents from 1 to 1024, or two")
 
 
 def _check_text(components: Components) -> None:
@@ -215,6 +264,7 @@ def _check_added(components: Components) -> None:
 def _check_latents(components: Components) -> None:
     unet, vae = components.unet.config, components.vae.config
     for name in ("in_channels", "out_channels"):
+        _require(vae[name] == 3, f"the autoencoder's {name}", vae[name], "3, for red, green and blue")
         wanted = f"{vae.latent_channels}, the autoencoder's latent channels"
         _require(unet[name] == vae.latent_channels, f"the UNet's {name}", unet[name], wanted)
     for name in ("latents_mean", "latents_std"):
@@ -234,6 +284,10 @@ def _residual_channels(unet: UNet2DConditionModel) -> list[int]:
 def _check_controlnet(components: Components) -> None:
     assert components.controlnet is not None
     unet, control = components.unet.config, components.controlnet.config
+    _require(
+        control.conditioning_channels == 3, "the ControlNet's conditioning_channels", control.conditioning_channels,
+        "3, for a label map's red, green and blue",
+    )  # fmt: skip
     for name in ("in_channels", "cross_attention_dim", "block_out_channels", *_READING_ADDED):
         wanted, found = (tuple(v) if isinstance(v, list) else v for v in (unet[name], control[name]))
         _require(found == wanted, f"the ControlNet's {name}", found, f"the UNet's {wanted}")

@@ -1,7 +1,7 @@
 """How checkpoints lie on disk: diffusers and transformers folders, their configurations and safetensors."""
 
 import hashlib
-import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from ..api.errors import CheckpointError
+from ..api.reading import MAX_TENSORS, check_regular, read_object, shown
+from . import configs
 
 Source = str | Path
 
@@ -25,6 +27,7 @@ BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl"})
+_MAX_CONFIG = 2**26
 _STEMS = ("diffusion_pytorch_model", "model")
 _WEIGHTS = re.compile(r"(?P<stem>[a-z_]+?)(\.(?P<variant>[\w-]+?))?(-\d{5}-of-\d{5})?\.safetensors")
 
@@ -63,22 +66,16 @@ def _download(name: str, files: Sequence[str]) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a configuration. Raises CheckpointError where it is missing or no JSON object."""
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} has no {path.name}{_neighbours(path.parent)}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a {type(config).__name__}, not a JSON object")
-    return config
+    """Read a configuration, whose numbers need not be finite. Raises CheckpointError where it is none."""
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{shown(path.parent)} has no {shown(path.name)}{_neighbours(path.parent)}")
+    return read_object(path, constants=True)
 
 
 def _neighbours(folder: Path) -> str:
     if not folder.is_dir():
         return ": the folder is missing"
-    names = sorted(p.name for p in folder.iterdir())
+    names = sorted(shown(p.name, 80) for p in folder.iterdir())
     return f"; it holds {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "; it is empty"
 
 
@@ -97,9 +94,54 @@ def weights(part: Path) -> tuple[str | None, list[Path]]:
     if not found:
         raise CheckpointError(_without_weights(part))
     variant = min(found, key=lambda name: name or "")
+    _check_shards(part, found[variant], variant)
     for file in found[variant]:
         _check_safetensors(file)
     return variant, found[variant]
+
+
+def _check_shards(part: Path, files: Sequence[Path], variant: str | None) -> None:
+    """An index of shards may name the safetensors files beside it and nothing else, and must name them all.
+
+    The libraries open whatever it names: another folder's file, or a pickle. Nothing but what is hashed is loaded.
+    """
+    for index in sorted(part.glob("*.safetensors.index*.json")):
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise CheckpointError(f"{shown(index)} has no weight_map from tensors to files")
+        named = set(shards.values())
+        if strange := sorted(name for name in named if "/" in name or not _WEIGHTS.fullmatch(name)):
+            raise CheckpointError(
+                f"{shown(index)} names {shown(repr(strange[0]), 80)}; shards are safetensors files beside it"
+            )
+        own = _index_variant(index) == variant
+        if own and (missing := sorted(named ^ {file.name for file in files})):
+            raise CheckpointError(
+                f"{shown(index)} and the weights beside it differ in {shown(missing[0], 80)}; each file must be a "
+                "shard, and each shard there"
+            )
+    numbered = [file.name for file in files if "-of-" in file.name]
+    if numbered and not any(_index_variant(index) == variant for index in part.glob("*.safetensors.index*.json")):
+        raise CheckpointError(f"{shown(part)} holds {numbered[0]}, a shard, and no index of its shards")
+
+
+def _index_variant(index: Path) -> str | None:
+    """Variant of the weights that an index is of; both libraries' ways of writing it."""
+    match = re.fullmatch(r"[a-z_]+(\.(?P<before>[\w-]+))?\.safetensors\.index(\.(?P<after>[\w-]+))?\.json", index.name)
+    return None if match is None else match["before"] or match["after"]
+
+
+def check_files(part: Path) -> None:
+    """Raise CheckpointError for a file of `part` that the libraries would hang at or follow elsewhere."""
+    for path in sorted(part.iterdir()):
+        if not path.is_dir():
+            check_regular(
+                path, MAX_TENSORS if path.suffix == ".safetensors" or path.suffix in _PICKLES else _MAX_CONFIG
+            )
+    if (part / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{shown(part)} holds an adapter_config.json, which names another model's weights; merge the adapter first"
+        )
 
 
 def _without_weights(part: Path) -> str:
@@ -136,11 +178,17 @@ def _quiet() -> Iterator[None]:
 
 def load_module(cls: Any, part: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
     """Load a network of diffusers or transformers, frozen; a tensor its file lacks is an error, never a random one."""
-    named = read_json(part / "config.json").get("_class_name", cls.__name__)
+    transformer = issubclass(cls, transformers.PreTrainedModel)
+    config = read_json(part / "config.json")
+    named = config.get("_class_name", cls.__name__)
     if named != cls.__name__:
-        raise CheckpointError(f"{part} holds a {named}, which is not served as a {cls.__name__}")
+        raise CheckpointError(f"{part} holds a {shown(named)}, which is not served as a {cls.__name__}")
+    if transformer:
+        configs.check_transformer(part, config, cls.config_class.model_type)
+    else:
+        configs.check_network(part, {**config, "_class_name": named})
     variant, _ = weights(part)
-    dtype_name = "dtype" if issubclass(cls, transformers.PreTrainedModel) else "torch_dtype"
+    dtype_name = "dtype" if transformer else "torch_dtype"
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, dtype_name: dtype}
     try:
         with _quiet():

@@ -6,25 +6,29 @@ from typing import Any, TypeAlias
 
 import torch
 import transformers
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler
 from transformers import CLIPTokenizer
 
 from ..api.errors import CheckpointError
-from . import layout
-from .segmentation import Preprocessing, Segmenter
+from ..api.reading import shown
+from . import configs, layout
+from .preprocessing import Preprocessing
+from .segmentation import Segmenter
 
-SEGMENTERS = (
-    "SegformerForSemanticSegmentation",
-    "UperNetForSemanticSegmentation",
-    "Mask2FormerForUniversalSegmentation",
-)
-"""Segmentation models of transformers that are served."""
+SEGMENTERS = {
+    "SegformerForSemanticSegmentation": "SegformerImageProcessor",
+    "UperNetForSemanticSegmentation": "SegformerImageProcessor",
+    "Mask2FormerForUniversalSegmentation": "Mask2FormerImageProcessor",
+}
+"""Segmentation models of transformers that are served, and their usual image processors."""
 
 Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
 
 
 def tokenizer(part: Path) -> CLIPTokenizer:
     """Read CLIP's tokenizer."""
+    if (part / "tokenizer_config.json").exists():
+        configs.check_tokenizer(part, layout.read_json(part / "tokenizer_config.json"))
     try:
         return CLIPTokenizer.from_pretrained(part, local_files_only=True)
     except layout.BROKEN as error:
@@ -40,6 +44,16 @@ def vae_class(part: Path) -> type[Vae]:
     return classes[name]
 
 
+def controlnet(part: Path, dtype: torch.dtype, device: torch.device | str) -> ControlNetModel:
+    """Load a ControlNet; one that reads blue, green, red is turned round once, so that it reads red, green, blue."""
+    network: ControlNetModel = layout.load_module(ControlNetModel, part, dtype, device)
+    if network.config.controlnet_conditioning_channel_order == "bgr":
+        first = network.controlnet_cond_embedding.conv_in
+        first.weight.copy_(first.weight.flip(1))
+        network.register_to_config(controlnet_conditioning_channel_order="rgb")
+    return network
+
+
 def scheduler(part: Path, forced: dict[str, Any]) -> DDIMScheduler:
     """Read the noise schedule, whichever scheduler it is of: without clipping, and with what `forced` sets."""
     config = layout.read_json(part / "scheduler_config.json")
@@ -52,6 +66,7 @@ def scheduler(part: Path, forced: dict[str, Any]) -> DDIMScheduler:
             f"{part} holds a {config['_class_name']} as of a distilled model (Turbo, LCM), which is drawn in few steps "
             "without guidance and is not served; if the model is none, name another scheduler or timestep_spacing there"
         )
+    configs.check_schedule(part, config)
     known = inspect.signature(DDIMScheduler.__init__).parameters
     kept = {name: value for name, value in config.items() if name in known}
     try:
@@ -69,12 +84,14 @@ def _distilled(config: dict[str, Any]) -> bool:
 
 def segmenter(part: Path, dtype: torch.dtype, device: torch.device | str) -> Segmenter:
     """Load a segmentation model with its own preprocessing."""
-    architectures = layout.read_json(part / "config.json").get("architectures") or ["model of no named architecture"]
-    if architectures[0] not in SEGMENTERS:
-        raise CheckpointError(f"{part} holds a {architectures[0]}; the segmenters served are {', '.join(SEGMENTERS)}")
+    architectures = layout.read_json(part / "config.json").get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    if not isinstance(named, str) or named not in SEGMENTERS:
+        found = f"a {shown(named)}" if isinstance(named, str) else "a model of no named architecture"
+        raise CheckpointError(f"{part} holds {found}; the segmenters served are {', '.join(SEGMENTERS)}")
     preprocessor = layout.read_json(part / "preprocessor_config.json")
     try:
-        preprocessing = Preprocessing.from_config(preprocessor)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{part / 'preprocessor_config.json'} lacks or misstates {error}") from error
-    return Segmenter(layout.load_module(getattr(transformers, architectures[0]), part, dtype, device), preprocessing)
+        preprocessing = Preprocessing.from_config(preprocessor, SEGMENTERS[named])
+    except layout.BROKEN as error:
+        raise CheckpointError(f"{part / 'preprocessor_config.json'} says {error}") from error
+    return Segmenter(layout.load_module(getattr(transformers, named), part, dtype, device), preprocessing)

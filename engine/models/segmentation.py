@@ -1,85 +1,21 @@
 """Pictures in, label maps out: a transformers segmentation model behind one call."""
 
-import math
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..api.errors import CheckpointError, InvalidRequestError
-from ..api.request import Picture
+from ..api.errors import CheckpointError
+from ..api.reading import shown
 from . import ade20k
+from .pictures import MAX_PIXELS, load_picture, to_pixels
+from .preprocessing import Preprocessing
 
-MAX_PIXELS = 2**26
-"""Largest picture that is opened, in pixels."""
-
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""Formats that are opened; others of Pillow's start programs or are no pictures."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a segmenter wants its pixels: a size in pixels, then `scale` (of values in [0, 1]), mean and deviation.
-
-    size: fixed (height, width), or None to keep the picture's own. edges: (shortest, longest) edge to scale to in
-    place of a fixed size. divisor: both sides are rounded up to a multiple of it.
-    """
-
-    size: tuple[int, int] | None = None
-    edges: tuple[int, int] | None = None
-    divisor: int = 1
-    scale: float = 1.0
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    deviation: tuple[float, ...] = (1.0, 1.0, 1.0)
-    mode: str = "bilinear"
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read a `preprocessor_config.json` of transformers' image processors."""
-        values: dict[str, Any] = {"scale": 255 * (config["rescale_factor"] if config.get("do_rescale", True) else 1)}
-        if config.get("do_normalize", True):
-            values |= {"mean": tuple(config["image_mean"]), "deviation": tuple(config["image_std"])}
-        if config.get("do_resize", True):
-            values |= _target_size(config["size"], config.get("max_size"))
-            values |= {"divisor": config.get("size_divisor") or 1}
-            values |= {"mode": {2: "bilinear", 3: "bicubic"}[config.get("resample", 2)]}
-        return cls(**values)
-
-    def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Size at which the segmenter sees a picture of `height` x `width`."""
-        if self.size is not None:
-            height, width = self.size
-        elif self.edges is not None:
-            shortest, longest = self.edges
-            ratio = min(shortest / min(height, width), longest / max(height, width))
-            height, width = round(height * ratio), round(width * ratio)
-        return (
-            math.ceil(height / self.divisor) * self.divisor,
-            math.ceil(width / self.divisor) * self.divisor,
-        )
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [0, 1] -> the model's input (B, 3, h, w)."""
-        size = self.resized(*pixels.shape[-2:])
-        if size != tuple(pixels.shape[-2:]):
-            pixels = F.interpolate(pixels, size, mode=self.mode, align_corners=False, antialias=True)
-        mean, deviation = (pixels.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.deviation))
-        return (pixels * self.scale - mean) / deviation
-
-
-def _target_size(size: Any, max_size: int | None) -> dict[str, Any]:
-    if isinstance(size, int):
-        return {"size": (size, size)} if max_size is None else {"edges": (size, max_size)}
-    if "height" in size:
-        return {"size": (size["height"], size["width"])}
-    return {"edges": (size["shortest_edge"], size.get("longest_edge") or max_size or 10**9)}
+__all__ = ["MAX_PIXELS", "Preprocessing", "Segmenter", "label_scores", "load_picture", "to_pixels"]
 
 
 class Segmenter:
@@ -93,7 +29,7 @@ class Segmenter:
         config: Any = model.config
         self.model = model
         self.preprocessing = preprocessing
-        self.labels: tuple[str, ...] = tuple(str(config.id2label[i]) for i in range(config.num_labels))
+        self.labels: tuple[str, ...] = _labels(config)
         self.palette = _palette(getattr(config, "palette", None), len(self.labels))
         self.background = _background(self.labels, getattr(config, "background", None))
 
@@ -118,71 +54,58 @@ def label_scores(output: Any) -> Tensor:
     return torch.einsum("bql,bqhw->blhw", classes, masks)
 
 
+def _labels(config: Any) -> tuple[str, ...]:
+    """Names of a model's outputs, in their order."""
+    names = config.id2label
+    if not isinstance(names, dict) or sorted(map(str, names)) != sorted(map(str, range(len(names)))) or not names:
+        raise CheckpointError(
+            "the segmenter's config.json must name its labels in 'id2label' from 0 on without a gap, as its outputs "
+            f"are counted; found {shown(', '.join(map(str, names)) if isinstance(names, dict) else repr(names))}"
+        )
+    by_number = {int(number): str(name) for number, name in names.items()}
+    return tuple(by_number[number] for number in range(len(by_number)))
+
+
 def _palette(colours: Any, count: int) -> np.ndarray:
     if colours is None and count == len(ade20k.PALETTE):
         return ade20k.PALETTE
-    palette = np.asarray(colours)
-    if colours is None or palette.shape != (count, 3) or palette.min() < 0 or palette.max() > 255:
-        found = "none" if colours is None else f"one of shape {palette.shape}"
+    if not isinstance(colours, list | tuple) or len(colours) != count or not all(map(_is_colour, colours)):
         raise CheckpointError(
             f"the segmenter has {count} labels and needs a 'palette' in its config.json, an RGB colour in 0..255 for "
-            f"each label, as its ControlNet was trained on; found {found}"
+            f"each label, as its ControlNet was trained on; found {_described(colours)}"
         )
-    return palette.astype(np.uint8)
+    return np.array(colours, np.uint8)
+
+
+def _is_colour(value: Any) -> bool:
+    """Whether `value` is three whole numbers of a byte's range."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(isinstance(part, int) and not isinstance(part, bool) and 0 <= part <= 255 for part in value)
+    )
+
+
+def _described(colours: Any) -> str:
+    if not isinstance(colours, list | tuple):
+        return "none" if colours is None else f"{shown(repr(colours), 80)}"
+    wrong = next((colour for colour in colours if not _is_colour(colour)), None)
+    return f"{len(colours)} colours" if wrong is None else f"the colour {shown(repr(wrong), 80)}"
 
 
 def _background(labels: tuple[str, ...], names: Any) -> frozenset[int]:
     """Indices of the labels in `names`, else of a label called background, else of ADE20K's surroundings."""
     plain = [label.split(",")[0].strip().lower() for label in labels]
+    if names is not None and not isinstance(names, list | tuple | set | frozenset):
+        raise CheckpointError(
+            f"'background' in the segmenter's config.json must be a list of labels, got {shown(repr(names), 80)}"
+        )
     if names is None:
         names = {"background"} if "background" in plain else ade20k.BACKGROUND
     found = frozenset(i for i, label in enumerate(plain) if label in {str(n).lower() for n in names})
     if not found:
         raise CheckpointError(
             "the segmenter's labels name no background; list the background's labels under 'background' in its "
-            f"config.json; its labels are {', '.join(labels[:12])}{', ...' if len(labels) > 12 else ''}"
+            f"config.json; its labels are {shown(', '.join(labels[:12]))}{', ...' if len(labels) > 12 else ''}"
         )
     return found
-
-
-def load_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open a picture upright, in RGB, transparency over white.
-
-    Raises InvalidRequestError for a file that is missing, no picture, broken, or of more than `max_pixels`.
-    """
-    if isinstance(picture, Image.Image):
-        return _upright_rgb(picture, "the picture", max_pixels)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is the lower one
-            with Image.open(picture, formats=FORMATS) as image:
-                return _upright_rgb(image, str(picture), max_pixels)
-    except FileNotFoundError as error:
-        raise InvalidRequestError(f"no picture at {picture}") from error
-    except UnidentifiedImageError as error:
-        raise InvalidRequestError(f"{picture} is no picture of a format read here: {', '.join(FORMATS)}") from error
-    except Image.DecompressionBombError as error:
-        raise InvalidRequestError(f"{picture} is too large, at most {max_pixels} pixels: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, InvalidRequestError):
-            raise
-        raise InvalidRequestError(f"{picture} cannot be read as a picture: {error}") from error
-
-
-def _upright_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    if image.width * image.height > max_pixels:
-        raise InvalidRequestError(f"{name} is {image.width} x {image.height}, more than {max_pixels} pixels")
-    if image.mode[0] in "IF":
-        raise InvalidRequestError(f"{name} has pixels of mode {image.mode}; save it with 8 bits a channel")
-    upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        layer = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return upright.convert("RGB")
-
-
-def to_pixels(image: Image.Image, height: int, width: int) -> Tensor:
-    """RGB picture -> pixels (1, 3, height, width) float32 in [0, 1]."""
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255

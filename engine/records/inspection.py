@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..api.errors import RecordError
 from ..api.writing import read_regular
-from ..models.segmentation import load_picture
+from ..models.pictures import load_picture
 from .audit import LOG_NAME, file_hash
 from .chain import parsed
 from .credentials import credentials_of

@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import re
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -10,18 +11,21 @@ from typing import Literal, Self
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import Field, model_validator
 
 from ..api.choices import Precision
-from ..api.errors import InvalidRequestError
+from ..api.reading import read_model, reading
 from ..api.request import GenerationRequest, Picture
 from ..api.result import Attempt, GateDecision, GenerationResult, Verdict
+from ..api.rules import Rule
 from ..api.writing import write_new
 from ..models.checkpoint import Components
 from .record import Record, canonical, text_hash
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's term for media made by a trained model."""
+
+_NAME = re.compile(r"(?!\.{1,2}$)[^/\0]{1,255}")
 
 LIBRARIES = ("twig-engine", "torch", "diffusers", "transformers", "safetensors", "numpy", "pillow")
 
@@ -126,6 +130,16 @@ class Manifest(Record):
     python: str
     digital_source_type: str = DIGITAL_SOURCE_TYPE
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not 0 <= self.index < self.request.num_images:
+            raise ValueError(f"index {self.index} is none of the request's {self.request.num_images} images")
+        if self.image is not None and not _NAME.fullmatch(self.image):
+            raise ValueError(f"image must be the name of a file beside the manifest, got {self.image!r}")
+        if self.rule:
+            Rule.parse(self.rule)
+        return self
+
     @classmethod
     def of(
         cls,
@@ -162,13 +176,9 @@ class Manifest(Record):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a manifest; raises InvalidRequestError if the file is none."""
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the file"
-            raise InvalidRequestError(f"{path} is not a manifest of Twig: {place}: {first['msg']}") from error
+        """Read a manifest; raises ForeignFileError, an InvalidRequestError, if the file is none."""
+        with reading(path, "not a manifest of Twig"):
+            return read_model(path, cls)
 
     def save(self, path: Path) -> None:
         """Write the manifest whole, readable by its owner alone, for it holds the prompt.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..api.errors import RecordError, TwigError
 from ..api.result import GenerationResult
 from ..api.writing import check_folder, sweep, write_new, write_whole
-from ..models.segmentation import load_picture
+from ..models.pictures import load_picture
 from .audit import AuditLog, Event, file_hash
 from .credentials import Signer
 from .explaining import explanation_arrays, explanation_json, explanation_picture

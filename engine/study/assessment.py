@@ -24,11 +24,12 @@ from ..api.event import Event
 from ..api.mechanisms import Avoidance
 from ..api.metrics import ALL_METRICS
 from ..api.presets import Bundle
+from ..api.reading import read_lines, reading, shown
 from ..api.request import GenerationRequest, SimilarityPolicy
 from ..api.result import GenerationResult
 from ..engine import Engine
 from ..judging.works import Works, measured, shapes
-from ..models.segmentation import to_pixels
+from ..models.pictures import to_pixels
 
 JUDGED = ("ssim", "ssim_masked", "ssim_masked_aligned", "ms_ssim", "tile_l2", "phash")
 """Measures that limits are recommended for."""
@@ -102,13 +103,11 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
     Raises InvalidRequestError for a file without prompts or that is no text.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"{path} is no text: {error}") from error
-    prompts = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+    with reading(path, "no text of prompts"):
+        lines = read_lines(path)
+    prompts = tuple(dict.fromkeys(line for line in lines if not line.startswith("#")))
     if not prompts:
-        raise InvalidRequestError(f"{path} holds no prompt; write one a line")
+        raise InvalidRequestError(f"{shown(path)} holds no prompt; write one a line")
     return prompts
 
 

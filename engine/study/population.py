@@ -12,13 +12,14 @@ from ..api.calibration import Calibration, calibrate
 from ..api.errors import InvalidRequestError
 from ..api.event import Event
 from ..api.mechanisms import Avoidance
+from ..api.reading import MAX_PICTURE, read_bytes
 from ..api.request import Gate, GenerationRequest, SimilarityPolicy
 from ..api.result import GenerationResult
 from ..api.settings import Stage
 from ..engine import Engine
 from ..judging.gate import LISTENING
 from ..judging.registry import cropped_pixels, pictures_in
-from ..models.segmentation import load_picture
+from ..models.pictures import load_picture
 
 JUDGED = ("ssim_masked", "ms_ssim", "tile_l2", "mask_iou")
 """Measures that are calibrated unless others are named: those that tell near copies from fresh pictures best."""
@@ -100,7 +101,7 @@ def unrelated(engine: Engine, folder: Path, pairs: int = 2000, seed: int = 0) ->
         finals, references = (pixels[chosen[first : first + _CHUNK, side]] for side in (0, 1))
         measured = judging.compare(finals, references)
         rows += [{name: value for name, value in each.values.items() if value is not None} for each in measured]
-    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    hashes = [hashlib.sha256(read_bytes(path, MAX_PICTURE)).hexdigest() for path in paths]
     described = f"{len(chosen)} pairs of {len(paths)} unrelated pictures"
     return Population(described, _digest([str(seed), *hashes]), {name: [row[name] for row in rows] for name in rows[0]})
 

@@ -9,6 +9,7 @@ from rich.progress import Progress
 
 from ...api.calibration import Calibration
 from ...api.event import Event
+from ...api.reading import read_lines
 from ...api.settings import Stage
 from ...study.population import calibrated, generated, unrelated
 from ..options import EngineChoice
@@ -38,7 +39,7 @@ def calibrate(
     engine = load_engine(choice)
     populations = []
     if captions is not None:
-        lines = [line.strip() for line in captions.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = read_lines(captions)
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("drawing", total=len(lines) * per_caption)
 

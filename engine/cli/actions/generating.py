@@ -10,11 +10,12 @@ from rich.console import Console
 from ...api.choices import Preset
 from ...api.event import Event
 from ...api.presets import BUNDLES
+from ...api.reading import MAX_RULE, read_text
 from ...api.request import Gate, GenerationRequest, SimilarityPolicy
 from ...api.result import GenerationResult, Verdict
 from ...api.settings import Stage
 from ...engine import Engine
-from ...models.segmentation import load_picture
+from ...models.pictures import load_picture
 from ...records.audit import LOG_NAME, AuditLog
 from ...records.credentials import Signer
 from ...records.inspection import read_mask
@@ -80,7 +81,7 @@ def generate(
 def _policy(given: Mapping[str, Any]) -> SimilarityPolicy:
     """The similarity policy of `given`, with the rule itself where that names a file that holds it."""
     rule = given.get("rule")
-    held = {"rule": Path(rule[1:]).read_text(encoding="utf-8")} if rule and rule.startswith("@") else {}
+    held = {"rule": read_text(rule[1:], MAX_RULE)} if rule and rule.startswith("@") else {}
     return SimilarityPolicy(**{**given, **held})
 
 

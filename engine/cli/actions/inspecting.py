@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ...api.errors import InvalidRequestError
 from ...engine import Engine
-from ...models.segmentation import load_picture
+from ...models.pictures import load_picture
 from ...records.inspection import differs, in_log, in_picture, lines, read_mask, saved_picture
 from ...records.manifest import InputRecord, Manifest, ModelRecord
 from ...replay import replay

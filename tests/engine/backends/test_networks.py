@@ -312,3 +312,19 @@ def test_a_resolution_that_plans_were_not_built_for_is_refused_at_the_door(compo
 def test_tensorrt_refuses_a_plan_of_another_version(plan):
     with pytest.raises(BackendError, match=r"takes the plan at .* for no engine of its own"):
         make_network(plan, None)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_size_that_no_graph_halves_evenly_is_drawn_as_pytorch_draws_it(make_engine, backend):
+    """40 x 72 pixels are 10 x 18 latents, which halve to odd sides."""
+    request = REQUESTS[0].model_copy(update={"height": 40, "width": 72})
+    (expected,) = make_engine().generate(request)
+    engine = make_engine(backend)
+    (found,) = engine.generate(request)
+    assert found.error is None
+    assert found.verdict is expected.verdict
+    assert found.image.size == (72, 40)
+    assert image_ssim([found.image], [expected.image]) > 0.99
+    (even,) = engine.generate(REQUESTS[0])
+    assert even.error is None
+    assert engine.stats().backends["unet"]["backend"] == backend

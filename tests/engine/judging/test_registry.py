@@ -19,7 +19,7 @@ from twig.engine.cli.registry import add, remove
 from twig.engine.engine import Engine
 from twig.engine.judging.registry import Registry, encode, index_works, pictures_in
 from twig.engine.models.checkpoint import load
-from twig.engine.models.segmentation import to_pixels
+from twig.engine.models.pictures import to_pixels
 
 WORKS = 12
 

@@ -61,7 +61,7 @@ def names(folder, results):
 
 def test_whatever_decides_a_picture_is_in_its_name(folder, make_result, model, monkeypatch):
     """Each of these ran today under the name of the first."""
-    result = make_result()
+    result = changed(make_result(), num_images=2)
     several = [
         result,
         changed(result, prompt="another"),
@@ -271,7 +271,7 @@ def test_a_log_of_somebody_elses_is_found_before_anything_is_drawn(folder):
 
 
 def test_a_sheet_bears_the_name_of_its_run(folder, make_result):
-    results = [make_result(index=i) for i in range(2)]
+    results = [changed(make_result(index=i), num_images=2) for i in range(2)]
     stems = {folder.save(result).stem for result in results}
     sheet = folder.save_sheet(results)
     assert {stem.rpartition("-")[0] for stem in stems} == {sheet.stem.removesuffix("-sheet")}
