@@ -131,6 +131,7 @@ def test_the_embedded_model_fits_its_budget():
     assert sum(path.stat().st_size for path in weights) <= 48 * 2**20
 
 
+@pytest.mark.slow
 def test_the_embedded_model_recites_and_the_default_policy_recites_less():
     bed = Bed(load_engine())
     chosen = [source for source in sources() if source.duplicates == 512 and not source.held_out][:2]

@@ -29,6 +29,7 @@ from twig.engine.models.networks import Denoiser
 from twig.engine.models.tensors import Network, NetworkSpec, Sizes, TensorSpec, controlnet_spec, unet_spec
 from twig.export.graph import example_inputs, export_onnx
 from twig.export.parity import compare, example_calls
+from twig.export.store import ArtifactStore, Key
 
 CPU = torch.device("cpu")
 TOKENS = 77
@@ -86,17 +87,15 @@ def segmenter_spec(labels):
 
 
 @pytest.fixture(scope="module")
-def graphs(cases, tmp_path_factory):
-    """Return a function: a network's graph, exported when first asked for."""
-    folder, exported = tmp_path_factory.mktemp("architectures"), {}
+def graphs(cases, shared_folder, tmp_path_factory):
+    """Return a function: a network's graph, exported by the first worker that asks for it."""
+    store, programs = ArtifactStore(shared_folder / "architectures"), tmp_path_factory.mktemp("programs")
 
     def graph(name, precision):
-        key = f"{name}-{precision}"
-        if key not in exported:
-            case = cases[name]
-            export_onnx(case.flat, case.spec, folder / f"{key}.onnx", precision)
-            exported[key] = Artifact(folder / f"{key}.onnx", folder)
-        return exported[key]
+        def build(folder):
+            export_onnx(cases[name].flat, cases[name].spec, folder / "network.onnx", precision)
+
+        return Artifact(store.folder(Key({"network": name, "precision": precision}), build) / "network.onnx", programs)
 
     return graph
 
@@ -112,7 +111,7 @@ def calls(case):
     ("name", "precision", "tolerance"),
     [
         ("sd15", Precision.FP32, 1e-4),
-        ("sd15", Precision.FP16, 0.03),
+        pytest.param("sd15", Precision.FP16, 0.03, marks=pytest.mark.slow),
         ("sd15-controlnet", Precision.FP32, 1e-4),
         ("sdxl", Precision.FP32, 1e-4),
         ("sdxl-controlnet", Precision.FP32, 1e-4),

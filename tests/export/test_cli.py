@@ -6,10 +6,10 @@ from twig.engine.cli.main import USER_ERROR, run
 from twig.export.store import ArtifactStore, Key
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
+@pytest.fixture
+def store(builder):
     """The store that other tests filled."""
-    return tmp_path_factory.getbasetemp() / "artifacts"
+    return builder.store.root
 
 
 def test_export_builds_compares_and_reports(tiny_checkpoint, store, capsys):

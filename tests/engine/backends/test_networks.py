@@ -23,9 +23,7 @@ from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
 from twig.engine.models import checkpoint
 from twig.engine.models.tensors import Network, NetworkSpec, TensorSpec
-from twig.export.build import ArtifactBuilder
 from twig.export.parity import image_ssim
-from twig.export.store import ArtifactStore
 
 STAGE = Stage(steps=3, guidance_scale=3.0)
 PROMPTS = ("a red star", "a blue house and a moon", "a green tree")
@@ -38,16 +36,10 @@ def components(tiny_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory):
-    """The store that the tests of export fill too."""
-    return ArtifactBuilder(ArtifactStore(tmp_path_factory.getbasetemp() / "artifacts"))
-
-
-@pytest.fixture(scope="module")
-def make_engine(components, artifacts):
+def make_engine(components, builder):
     def make(backend="torch", precision="fp32"):
         limits = Limits(slots=4, rows=8)
-        return Engine(components, limits=limits, backend=backend, precision=precision, artifacts=artifacts)
+        return Engine(components, limits=limits, backend=backend, precision=precision, artifacts=builder)
 
     return make
 
@@ -298,14 +290,14 @@ def test_tensorrt_takes_more_rows_than_a_profile_holds_in_pieces(plan):
     assert engine.contexts[0].runs == 3
 
 
-def test_a_resolution_that_plans_were_not_built_for_is_refused_at_the_door(components, artifacts, monkeypatch):
+def test_a_resolution_that_plans_were_not_built_for_is_refused_at_the_door(components, builder, monkeypatch):
     monkeypatch.setattr(backend_networks, "_installed", lambda backend: True)
-    engine = Engine(components, backend={"unet": "tensorrt"}, artifacts=artifacts)
+    engine = Engine(components, backend={"unet": "tensorrt"}, artifacts=builder)
     wide = REQUESTS[0].model_copy(update={"width": 128})
     with pytest.raises(InvalidRequestError, match=r"128 x 64 pixels .* plans for unet .* 64 x 64"):
         engine.submit(wide)
     engine.submit(REQUESTS[0])
-    free = Engine(components, backend={"unet": "openvino"}, artifacts=artifacts)
+    free = Engine(components, backend={"unet": "openvino"}, artifacts=builder)
     free.submit(wide)
 
 

@@ -71,6 +71,7 @@ def test_regions_compile_once_and_for_every_bucket(components, traced):
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_compiled_predictions_are_the_eager_ones():
     """With the real compiler, so on a UNet of one level (15 s of one core)."""
     torch.manual_seed(0)
