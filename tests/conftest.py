@@ -26,7 +26,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixt
 @pytest.fixture(scope="session")
 def builder(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory):
     """What builds the artifacts of the tiny models, whose weights are the same in every worker, into one store."""
-    from artifacts import SharedGraphs
+    from shared_graphs import SharedGraphs
     from twig.export.store import ArtifactStore
 
     return SharedGraphs(ArtifactStore(shared_folder / "artifacts"), tmp_path_factory.mktemp("programs"))

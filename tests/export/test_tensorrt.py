@@ -31,6 +31,7 @@ def graph(builder, components, denoiser, specs):
     return export
 
 
+@pytest.mark.slow
 def test_the_unet_builds_with_its_conditions_as_inputs(graph, specs, tmp_path):
     timing = tmp_path / "timing"
     plan = build_plan(trt, graph(Network.UNET), specs[Network.UNET], [Profile(*PROFILE)], AMPERE, timing)

@@ -4,16 +4,13 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+import architectures
 from twig.kernels import aot
 
 TENSOR_CORE = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
-QUICK = (86, 90, 100)
-"""One for each kind of tensor core, the first of them with the least shared memory."""
 
 
-@pytest.mark.parametrize(
-    "architecture", [a if a in QUICK else pytest.param(a, marks=pytest.mark.slow) for a in aot.ARCHITECTURES]
-)
+@pytest.mark.parametrize("architecture", architectures.EVERY)
 def test_kernels_build_for(architecture):
     rows = [aot.compile_case(case, architecture) for case in aot.kernel_cases(thorough=False)]
     assert {row.kernel for row in rows} >= {"masked_attention", "denoise_step", "gather_rows"}

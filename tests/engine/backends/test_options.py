@@ -31,11 +31,6 @@ REQUESTS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def components(tiny_checkpoint):
-    return checkpoint.load(tiny_checkpoint)
-
-
 @pytest.fixture
 def traced(monkeypatch):
     """Trace and guard as ever, but run what was traced as it is: seconds in place of minutes."""
