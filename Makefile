@@ -1,5 +1,6 @@
 # make demo    install into $(VENV) and draw the first pictures
-# make test    install with the development tools and run the tests
+# make test    install with the development tools and run the tests, a worker for each core
+# make test-slow    the tests that are long by their nature
 # make lint    ruff (lint and format) and mypy
 # make dist    wheel and source distribution into dist/
 #
@@ -15,16 +16,21 @@ DEMO_PROMPT ?= a pink heart and a yellow star in a blue sea
 DEMO_OUT ?= out/demo
 
 BIN = $(VENV)/bin
+# An idle worker takes over what another still has before it; each is one thread and up to 2 GiB.
+PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test lint format types dist clean
+.PHONY: demo test test-slow lint format types dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/twig generate "$(DEMO_PROMPT)" -n 4 --out "$(DEMO_OUT)"
 	@echo "The pictures are in $(DEMO_OUT); begin with the one that ends in -sheet.png"
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

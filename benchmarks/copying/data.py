@@ -6,7 +6,7 @@ repeats a layout with colours that vary. Every second source is held out: no set
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -127,8 +127,9 @@ def _template_entries(source: Source, rng: np.random.Generator) -> list[tuple[Sc
     return [(scene, scene.caption, 1) for scene in scenes]
 
 
-def vocabulary() -> list[str]:
-    """Every word a caption of the test bed can hold."""
+@cache
+def vocabulary() -> tuple[str, ...]:
+    """Every word a caption of the test bed can hold, sorted."""
     rng = np.random.default_rng(0)
     fresh = {word for _ in range(5_000) for word in random_scene(rng).caption.split()}
-    return sorted(fresh | set(TRIGGERS))
+    return tuple(sorted(fresh | set(TRIGGERS)))

@@ -19,6 +19,7 @@ from torch import Tensor
 from ...engine.api.metrics import ALL_METRICS
 from ...engine.api.writing import write_whole
 from ...engine.judging.similarity import measure
+from ...engine.judging.ssim import ssim_scales, weighted_mean
 from ...engine.models.segmentation import Segmenter
 from .checker import Adherence, check
 from .data import Source
@@ -83,9 +84,11 @@ def similarities(pictures: Pictures, labels: np.ndarray, source: Source) -> dict
 
 
 def source_similarity(pictures: Pictures, source: Source) -> np.ndarray:
-    """Structural similarity of pictures to a source inside the source's objects, (B,)."""
+    """Structural similarity of pictures to a source inside the source's objects, (B,): `measure`'s `PRIMARY` alone."""
     shape = torch.from_numpy(render(source.scene)[1] > 0).expand(len(pictures), -1, -1)
-    return measure(to_tensor(pictures), to_tensor([source.pixels] * len(pictures)), shape)[PRIMARY].numpy()
+    references = to_tensor([source.pixels]).expand(len(pictures), -1, -1, -1)
+    similarity, _ = ssim_scales(to_tensor(pictures), references, torch.ones_like(shape))
+    return weighted_mean(similarity, shape).numpy()
 
 
 def fresh_scenes(source: Source, count: int = _FRESH) -> list[Scene]:

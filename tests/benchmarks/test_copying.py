@@ -12,7 +12,7 @@ from twig.benchmarks.copying.checker import check, rates
 from twig.benchmarks.copying.data import DUPLICATES, build_pool, sources, vocabulary
 from twig.benchmarks.copying.evaluate import POLICIES, Bed, copy_rows, load_engine
 from twig.benchmarks.copying.limits import GATES, embedded_limits, ordinary_captions
-from twig.benchmarks.copying.measures import copy_threshold, same_caption, source_similarity
+from twig.benchmarks.copying.measures import PRIMARY, copy_threshold, same_caption, similarities, source_similarity
 from twig.benchmarks.copying.scenes import CLASSES, COLOURS, random_scene, render
 from twig.engine.models.checkpoint import EMBEDDED, load
 
@@ -78,6 +78,8 @@ def test_a_source_is_a_copy_of_itself_and_fresh_scenes_are_not():
     assert (source_similarity(fresh, source) > threshold).mean() <= 0.02
     mirrored = np.asarray(Image.fromarray(source.pixels).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     assert source_similarity([mirrored], source)[0] < threshold
+    labels = np.stack([render(source.scene)[1]] * 4)
+    assert np.array_equal(similarities(fresh[:4], labels, source)[PRIMARY], source_similarity(fresh[:4], source))
 
 
 def colourless(caption):
@@ -131,6 +133,7 @@ def test_the_embedded_model_fits_its_budget():
     assert sum(path.stat().st_size for path in weights) <= 48 * 2**20
 
 
+@pytest.mark.slow
 def test_the_embedded_model_recites_and_the_default_policy_recites_less():
     bed = Bed(load_engine())
     chosen = [source for source in sources() if source.duplicates == 512 and not source.held_out][:2]

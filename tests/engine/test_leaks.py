@@ -130,6 +130,7 @@ def assert_empty(engine):
     assert not engine.scheduler._boundary_since
 
 
+@pytest.mark.slow
 def test_ten_thousand_jobs_leave_nothing_behind(make_engine):
     engine, rng = make_engine(), random.Random(1)
     requests, before = traffic(rng), owned()

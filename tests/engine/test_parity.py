@@ -20,6 +20,7 @@ from twig.engine.batching.carried import attempt_seed
 from twig.engine.engine import Engine
 from twig.engine.judging.registry import Registry, Work
 from twig.engine.models.checkpoint import load
+from watched import final_latents
 
 OFF = Avoidance.off()
 PROTECTED = torch.randn((3, 4, 16, 16), generator=torch.Generator().manual_seed(7))
@@ -88,15 +89,7 @@ def latents(checkpoint, batch):
     autoencoder = load(checkpoint).hashes["vae"]
     registry = Registry(autoencoder, works, torch.eye(len(PROTECTED), 320), PROTECTED)
     engine = Engine.from_pretrained(checkpoint, registry=registry)
-    found, judge = {}, engine.stages.judging.judge
-
-    def spy(jobs):
-        found.update({job.request_id: engine.arenas.latent(job).clone() for job in jobs})
-        judge(jobs)
-
-    engine.stages.judging.judge = spy
-    results = engine.generate(batch)
-    return [(found[i], result) for i, result in enumerate(results)]
+    return list(zip(*final_latents(engine, batch), strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,6 @@ from torch import nn
 from twig.engine.models import checkpoint
 from twig.engine.models.networks import Denoiser
 from twig.engine.models.tensors import Network, NetworkSpec, TensorSpec, network_specs
-from twig.export.build import ArtifactBuilder
-from twig.export.store import ArtifactStore
 from twig.kernels import masked_attention
 
 
@@ -25,12 +23,6 @@ def denoiser(components):
 @pytest.fixture(scope="session")
 def specs(components, denoiser):
     return network_specs(components, denoiser)
-
-
-@pytest.fixture(scope="session")
-def builder(tmp_path_factory):
-    """A builder whose store lives as long as the tests do."""
-    return ArtifactBuilder(ArtifactStore(tmp_path_factory.getbasetemp() / "artifacts"))
 
 
 class OneLayer(nn.Module):

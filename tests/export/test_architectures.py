@@ -29,9 +29,15 @@ from twig.engine.models.networks import Denoiser
 from twig.engine.models.tensors import Network, NetworkSpec, Sizes, TensorSpec, controlnet_spec, unet_spec
 from twig.export.graph import example_inputs, export_onnx
 from twig.export.parity import compare, example_calls
+from twig.export.store import ArtifactStore, Key
 
 CPU = torch.device("cpu")
 TOKENS = 77
+
+
+def exported(name, *values):
+    """A case that exports the network `name`: SDXL's UNet in the quick tests, the others in those that may be long."""
+    return pytest.param(name, *values, marks=() if name == "sdxl" else pytest.mark.slow)
 
 
 @dataclass(frozen=True)
@@ -86,17 +92,15 @@ def segmenter_spec(labels):
 
 
 @pytest.fixture(scope="module")
-def graphs(cases, tmp_path_factory):
-    """Return a function: a network's graph, exported when first asked for."""
-    folder, exported = tmp_path_factory.mktemp("architectures"), {}
+def graphs(cases, shared_folder, tmp_path_factory):
+    """Return a function: a network's graph, exported by the first worker that asks for it."""
+    store, programs = ArtifactStore(shared_folder / "architectures"), tmp_path_factory.mktemp("programs")
 
     def graph(name, precision):
-        key = f"{name}-{precision}"
-        if key not in exported:
-            case = cases[name]
-            export_onnx(case.flat, case.spec, folder / f"{key}.onnx", precision)
-            exported[key] = Artifact(folder / f"{key}.onnx", folder)
-        return exported[key]
+        def build(folder):
+            export_onnx(cases[name].flat, cases[name].spec, folder / "network.onnx", precision)
+
+        return Artifact(store.folder(Key({"network": name, "precision": precision}), build) / "network.onnx", programs)
 
     return graph
 
@@ -111,11 +115,11 @@ def calls(case):
 @pytest.mark.parametrize(
     ("name", "precision", "tolerance"),
     [
-        ("sd15", Precision.FP32, 1e-4),
-        ("sd15", Precision.FP16, 0.03),
-        ("sd15-controlnet", Precision.FP32, 1e-4),
-        ("sdxl", Precision.FP32, 1e-4),
-        ("sdxl-controlnet", Precision.FP32, 1e-4),
+        exported("sd15", Precision.FP32, 1e-4),
+        exported("sd15", Precision.FP16, 0.03),
+        exported("sd15-controlnet", Precision.FP32, 1e-4),
+        exported("sdxl", Precision.FP32, 1e-4),
+        exported("sdxl-controlnet", Precision.FP32, 1e-4),
     ],
 )
 def test_onnxruntime(cases, graphs, name, precision, tolerance):
@@ -127,14 +131,14 @@ def test_onnxruntime(cases, graphs, name, precision, tolerance):
 @pytest.mark.parametrize(
     ("name", "precision", "tolerance"),
     [
-        ("sd15", Precision.FP32, 1e-4),
-        ("sd15", Precision.BF16, 0.1),
-        ("sd15-controlnet", Precision.FP32, 1e-4),
-        ("sd15-controlnet", Precision.BF16, 0.1),
-        ("sdxl", Precision.FP32, 1e-4),
-        ("sdxl", Precision.BF16, 0.1),
-        ("sdxl-controlnet", Precision.FP32, 1e-4),
-        ("sdxl-controlnet", Precision.BF16, 0.1),
+        exported("sd15", Precision.FP32, 1e-4),
+        exported("sd15", Precision.BF16, 0.1),
+        exported("sd15-controlnet", Precision.FP32, 1e-4),
+        exported("sd15-controlnet", Precision.BF16, 0.1),
+        exported("sdxl", Precision.FP32, 1e-4),
+        exported("sdxl", Precision.BF16, 0.1),
+        exported("sdxl-controlnet", Precision.FP32, 1e-4),
+        exported("sdxl-controlnet", Precision.BF16, 0.1),
     ],
 )
 def test_openvino(cases, graphs, skip_without_bf16, name, precision, tolerance):
@@ -145,7 +149,7 @@ def test_openvino(cases, graphs, skip_without_bf16, name, precision, tolerance):
     check(case, network, tolerance, calls(case))
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd15-controlnet", "sdxl"])
+@pytest.mark.parametrize("name", [exported("sd15"), exported("sd15-controlnet"), exported("sdxl")])
 def test_openvino_keeps_channels_last_in_every_group_norm(cases, graphs, name):
     case, artifact = cases[name], graphs(name, Precision.FP32)
     model = process_core().read_model(str(artifact.path))
@@ -155,6 +159,7 @@ def test_openvino_keeps_channels_last_in_every_group_norm(cases, graphs, name):
     assert keep_channels_last(model) == len(norms) > 0
 
 
+@pytest.mark.slow
 def test_bf16_keeps_late_timesteps_apart(sd15, cases, graphs, skip_without_bf16):
     """A timestep itself would be rounded, above 512 to a multiple of 4: a radian or two of the fastest sine."""
     skip_without_bf16()
@@ -181,6 +186,7 @@ def check(case, network, tolerance, examples):
             assert parity.rms_error <= tolerance * parity.scale / 4, parity
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("on", [False, True])
 def test_masks_and_residuals_of_sd15(cases, graphs, hard, on):

@@ -7,10 +7,10 @@ from twig.engine.cli.status import USER_ERROR
 from twig.export.store import ArtifactStore, Key
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
+@pytest.fixture
+def store(builder):
     """The store that other tests filled."""
-    return tmp_path_factory.getbasetemp() / "artifacts"
+    return builder.store.root
 
 
 def test_export_builds_compares_and_reports(tiny_checkpoint, store, capsys):

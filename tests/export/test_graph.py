@@ -97,6 +97,7 @@ def test_half_precision(exported):
     assert 0 < parity.max_error < 0.02 * parity.scale
 
 
+@pytest.mark.slow
 def test_half_precision_of_trained_weights(builder):
     """The embedded ControlNet: the largest error within 1 % of each residual's scale, the root mean square in 0.1 %."""
     trained = checkpoint.load()

@@ -31,6 +31,7 @@ def graph(builder, components, denoiser, specs):
     return export
 
 
+@pytest.mark.slow
 def test_the_unet_builds_with_its_conditions_as_inputs(graph, specs, tmp_path):
     timing = tmp_path / "timing"
     plan = build_plan(trt, graph(Network.UNET), specs[Network.UNET], [Profile(*PROFILE)], AMPERE, timing)
@@ -56,9 +57,8 @@ def test_a_plan_is_built_once(builder, components, denoiser, specs):
     rtx = ArtifactBuilder(builder.store, trt=trt, options=AMPERE)
     wanted = Wanted(specs[Network.VAE_DECODER], "tensorrt", Precision.FP32, PROFILE)
     artifact = rtx(wanted, components, denoiser)
-    builds = len(builder.store.ledger())
     assert rtx(wanted, components, denoiser) == artifact
-    assert len(builder.store.ledger()) == builds
+    assert [row.digest for row in builder.store.ledger()].count(artifact.path.parent.name) == 1
     other = rtx(replace(wanted, sizes=(Sizes(1, 8, 8),) * 3), components, denoiser)
     assert other.path != artifact.path
 

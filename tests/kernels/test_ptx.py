@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from triton.backends.nvidia.compiler import get_ptxas
 
+from architectures import built_for
 from twig.kernels import aot
 from twig.kernels.ptx import parameters, with_declared_parameters
 
@@ -46,7 +47,7 @@ def assemble(ptx, architecture, folder):
 
 @pytest.mark.parametrize(
     ("architecture", "head_dim", "dtype"),
-    [*((architecture, 40, torch.float16) for architecture in aot.ARCHITECTURES), (86, 160, torch.float32)],
+    [*(built_for(architecture, 40, torch.float16) for architecture in aot.ARCHITECTURES), (86, 160, torch.float32)],
 )
 def test_attention_is_launched_with_what_was_declared(architecture, head_dim, dtype, tmp_path):
     case = aot.contiguous_attention_case(8, head_dim, 77, dtype)

@@ -109,7 +109,7 @@ def test_whatever_count_of_steps_enters_has_a_table(tiny_checkpoint, spacing):
                 engine._door.admit(request(draft=stage, final=stage))
             except InvalidRequestError:
                 continue
-            assert engine.runner._table(stage).num_steps == steps
+            assert engine.stages.starting._table(stage).num_steps == steps
             entered += 1
     assert entered > 700
 

@@ -12,6 +12,7 @@ from twig.engine.avoidance.repulsion import repulsion
 from twig.engine.engine import Engine
 from twig.engine.judging.registry import Registry, Work
 from twig.engine.models.checkpoint import load
+from watched import final_latents
 
 WORKS = torch.randn((12, 4, 16, 16), generator=torch.Generator().manual_seed(1))
 
@@ -79,24 +80,11 @@ def request(policy, **changes):
     return GenerationRequest(**defaults | changes)
 
 
-def finals(engine, batch):
-    """Final latents and results."""
-    found, judge = {}, engine.stages.judging.judge
-
-    def spy(jobs):
-        found.update({job.request_id: engine.arenas.latent(job).clone() for job in jobs})
-        judge(jobs)
-
-    engine.stages.judging.judge = spy
-    results = engine.generate(batch)
-    return [found[id] for id in sorted(found)], results
-
-
 def test_a_final_keeps_away_from_a_registered_work(components):
-    (plain, _), (result, _) = finals(Engine(components), [request(None)] * 2)
+    (plain, _), (result, _) = final_latents(Engine(components), [request(None)] * 2)
     assert not result.explanation.repulsion.any()
     engine = engine_with(components, torch.cat([plain[None], WORKS]))
-    (kept, again), (explained, other) = finals(engine, [request(Repulsion(radius=0.3)), request(None)])
+    (kept, again), (explained, other) = final_latents(engine, [request(Repulsion(radius=0.3)), request(None)])
     assert torch.equal(again, plain), "who asks for no repulsion gets the plain picture, bit for bit"
     assert not other.explanation.repulsion.any()
     assert (kept - plain).square().mean().sqrt() > 0.25
@@ -109,9 +97,9 @@ def test_a_final_keeps_away_from_a_registered_work(components):
 
 
 def test_it_acts_in_its_window(components):
-    (plain,), _ = finals(Engine(components), [request(None)])
+    (plain,), _ = final_latents(Engine(components), [request(None)])
     engine = engine_with(components, plain[None])
-    _, (result,) = finals(engine, [request(Repulsion(radius=2.0, start=0.25, stop=0.5))])
+    _, (result,) = final_latents(engine, [request(Repulsion(radius=2.0, start=0.25, stop=0.5))])
     assert np.flatnonzero(result.explanation.repulsion).tolist() == [1]
 
 
@@ -130,6 +118,6 @@ def test_it_needs_works_of_the_pictures_size(components):
 def test_company_does_not_matter(components):
     engine = engine_with(components, WORKS)
     wanted = request(Repulsion(radius=1.6))
-    (one, _), _ = finals(engine, [wanted, request(None, seed=9)])
-    (_, other), _ = finals(engine, [request(Repulsion(radius=1.2, strength=0.7), seed=11), wanted])
+    (one, _), _ = final_latents(engine, [wanted, request(None, seed=9)])
+    (_, other), _ = final_latents(engine, [request(Repulsion(radius=1.2, strength=0.7), seed=11), wanted])
     assert torch.equal(one, other)

@@ -31,11 +31,6 @@ REQUESTS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def components(tiny_checkpoint):
-    return checkpoint.load(tiny_checkpoint)
-
-
 @pytest.fixture
 def traced(monkeypatch):
     """Trace and guard as ever, but run what was traced as it is: seconds in place of minutes."""
@@ -71,6 +66,7 @@ def test_regions_compile_once_and_for_every_bucket(components, traced):
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_compiled_predictions_are_the_eager_ones():
     """With the real compiler, so on a UNet of one level (15 s of one core)."""
     torch.manual_seed(0)

@@ -283,6 +283,7 @@ def test_static_policy_lets_nobody_join_a_running_gang():
     assert [job.id for job in continuous.finished] == [1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [ContinuousPolicy, StaticPolicy])
 def test_two_thousand_poisson_arrivals_all_finish(policy):
     shop = Shop(Limits(slots=16, rows=16), policy(), seed=3)

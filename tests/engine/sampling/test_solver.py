@@ -202,3 +202,16 @@ def test_schedules_without_a_linear_step_are_refused(changes, message):
 def test_unknown_prediction_type_is_refused():
     with pytest.raises(CheckpointError, match=r"flow_prediction.*epsilon, v_prediction, sample"):
         solver_table(Solver.EULER, 10, schedule(prediction_type="flow_prediction"))
+
+
+@pytest.mark.parametrize("solver", Solver)
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_outputs_of_every_kind_are_measured_as_noise(tiny_checkpoint, solver, kind):
+    """The change of output that a change of the noise implies, from x = alpha x0 + sigma eps at a fixed x."""
+    scheduler = DDIMScheduler.from_pretrained(tiny_checkpoint, subfolder="scheduler")
+    scheduler.register_to_config(prediction_type=kind)
+    table = solver_table(solver, 6, scheduler)
+    alpha, sigma = table.alphas[:-1], table.sigmas[:-1]
+    scale = torch.hypot(alpha, sigma)
+    output = {"epsilon": 1, "v_prediction": (alpha + sigma**2 / alpha) / scale, "sample": sigma / alpha}[kind]
+    torch.testing.assert_close(table.noise_scale * output, torch.ones(6, dtype=torch.float64), rtol=1e-5, atol=0)

@@ -1,0 +1,55 @@
+"""Contours, tiles and hashes, against scikit-image and by hand."""
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import hausdorff_distance
+
+from smooth_scenes import disc, scene, whole
+from twig.engine.judging.structure import contour, hausdorff, l2_ratio, mask_iou, phash, tile_l2
+
+
+def test_hausdorff_is_scikit_images_on_contours():
+    a, b = disc(50, 70), disc(50, 70, y=20, x=40, r=9)
+    lines = (contour(each)[0].numpy() for each in (a, b))
+    expected = hausdorff_distance(*lines) / np.hypot(50, 70)
+    assert float(hausdorff(a, b)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_tile_l2_sees_one_tile_that_differs():
+    a, b = torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64)
+    b[..., 16:32, 32:48] = 0.5
+    assert float(tile_l2(a, b, whole(a))) == pytest.approx(0.5)
+
+
+def test_l2_ratio_is_small_only_for_the_odd_one_out():
+    population = torch.cat([scene(s) for s in range(10, 40)])
+    reference = scene(1)
+    near, far = (reference + 0.02 * scene(2)).clamp(0, 1), scene(3)
+    assert float(l2_ratio(near, reference, population)) < 0.5
+    assert float(l2_ratio(far, reference, population)) > 1.5
+    expected = (far - reference).norm() / (0.5 * (population - far).flatten(1).norm(dim=1).mean())
+    assert float(l2_ratio(far, reference, population)) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_l2_ratio_uses_the_closest_fifty():
+    near = 0.8 * scene(2) + 0.2 * scene(1)
+    population = torch.cat([near] * 50 + [scene(s) for s in range(10, 30)])
+    expected = (scene(2) - scene(3)).norm() / (0.5 * (scene(2) - near).norm())
+    assert float(l2_ratio(scene(2), scene(3), population)) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_hash_survives_brightness_and_size_but_not_another_picture():
+    source = scene(0)
+    smaller = torch.nn.functional.interpolate(source, (48, 48), mode="area")
+    assert int((phash(source) != phash(source * 0.7 + 0.2)).sum()) == 0
+    assert int((phash(source) != phash(smaller)).sum()) <= 6
+    assert int((phash(source) != phash(scene(1))).sum()) > 16
+
+
+def test_masks_that_are_empty():
+    nothing, something = torch.zeros(1, 8, 8, dtype=torch.bool), torch.ones(1, 8, 8, dtype=torch.bool)
+    assert float(mask_iou(nothing, nothing)) == 0
+    assert float(hausdorff(nothing, nothing)) == 0
+    assert float(hausdorff(nothing, something)) == 1
+    assert float(mask_iou(something, something)) == 1
