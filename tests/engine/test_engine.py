@@ -1,34 +1,25 @@
-"""The engine on a tiny random model: company never changes a picture, one failure stays one failure."""
-
-import dataclasses
+"""The engine on a tiny random model: what comes back, what is refused, one failure stays one failure."""
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
+from small_requests import fresh, request, same
 
 from twig.engine.api.errors import EngineBusyError, EngineClosedError, InvalidRequestError
 from twig.engine.api.event import State
 from twig.engine.api.mechanisms import (
     Avoidance,
-    DelayedGuidance,
-    InitialNoise,
     MaskedAttention,
     MaskedNoise,
-    MovedControl,
 )
-from twig.engine.api.request import Gate, GenerationRequest, SimilarityPolicy
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import Verdict
-from twig.engine.api.rules import Decision
-from twig.engine.api.settings import Solver, Stage
+from twig.engine.api.settings import Stage
 from twig.engine.backends.options import TorchOptions
 from twig.engine.batching.scheduler import Limits, StaticPolicy
 from twig.engine.engine import Engine
 
-NEVER = SimilarityPolicy(limits={"ssim": -1.0}, retries=1)
-ALWAYS = SimilarityPolicy(limits={"ssim": 1.0}, retries=1)
 BATCHES = (("encoding", "encode"), ("denoising", "denoise"), ("segmenting", "segment"), ("judging", "judge"))
 """Each stage and its verb."""
 
@@ -36,133 +27,6 @@ BATCHES = (("encoding", "encode"), ("denoising", "denoise"), ("segmenting", "seg
 @pytest.fixture(scope="module")
 def engine(tiny_checkpoint):
     return Engine.from_pretrained(tiny_checkpoint, limits=Limits(slots=8, rows=8), max_pixels=96 * 96)
-
-
-def fresh(engine, **options):
-    options.setdefault("limits", engine.limits)
-    return Engine(engine.components, **options)
-
-
-def request(prompt="a red star", steps=3, **changes):
-    changes.setdefault("draft", Stage(steps=2))
-    changes.setdefault("final", Stage(steps=steps))
-    changes.setdefault("similarity", ALWAYS)
-    return GenerationRequest(prompt=prompt, **changes)
-
-
-def pixels(result):
-    return np.asarray(result.image).astype(int)
-
-
-def same(a, b, tolerance=0):
-    return np.abs(pixels(a) - pixels(b)).max() <= tolerance
-
-
-policies = st.builds(
-    Avoidance,
-    delayed_guidance=st.none() | st.builds(DelayedGuidance, stop=st.sampled_from([0.2, 0.4])),
-    initial_noise=st.none() | st.builds(InitialNoise, resample=st.sampled_from([0.0, 0.5])),
-    masked_noise=st.none() | st.builds(MaskedNoise, strength=st.sampled_from([0.3, 1.0])),
-    masked_attention=st.none()
-    | st.builds(
-        MaskedAttention,
-        bias=st.sampled_from([-2.0, -6.0]),
-        scale=st.sampled_from([1.0, 1.3]),
-        gain=st.sampled_from([1.0, 0.5]),
-        tokens=st.sampled_from(["words", "padding", "all", "spikes"]),
-    ),
-    moved_control=st.none()
-    | st.builds(
-        MovedControl,
-        rows=st.sampled_from(["both", "conditional"]),
-        negative=st.sampled_from([0.0, 0.5]),
-        negative_against=st.sampled_from(["moved", "none"]),
-    ),
-)
-stages = st.builds(
-    Stage,
-    steps=st.integers(2, 5),
-    guidance_scale=st.sampled_from([1.0, 3.0, 7.5]),
-    solver=st.sampled_from(list(Solver)),
-)
-requests = st.builds(
-    GenerationRequest,
-    prompt=st.sampled_from(["a red star", "a blue house and a moon", "tree", ""]),
-    seed=st.integers(0, 2**40),
-    draft=stages,
-    final=stages,
-    num_images=st.integers(1, 2),
-    avoidance=policies,
-    similarity=st.sampled_from([ALWAYS, NEVER]),
-    gate=st.sampled_from([None, Gate(limits={"agreement": 2.0}), Gate(limits={"agreement": 0.0}, witnesses=1)]),
-    priority=st.integers(-1, 1),
-)
-
-
-class Padded(Engine):
-    """An engine whose every batch is padded to one size, so that rounding cannot differ between companies."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.arenas.buckets = (self.limits.rows,)
-
-
-@given(st.lists(requests, min_size=2, max_size=4), st.data())
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
-def test_company_does_not_matter_bit_for_bit_at_one_bucket(engine, batch, data):
-    together = Padded(engine.components, limits=Limits(slots=6, rows=6, boundary=1))
-    arrivals = [data.draw(st.integers(0, 4)) for _ in batch]
-    results, ids = {}, {}
-    for i, (wanted, pause) in enumerate(zip(batch, arrivals, strict=True)):
-        ids[together.submit(wanted)] = i
-        for _ in range(pause):
-            collect(results, ids, together.step())
-    doomed = together.submit(request("the moon", steps=8))
-    for _ in range(6):
-        collect(results, ids, together.step())
-    together.cancel(doomed)
-    while together.pending:
-        for loop in map(together.arenas.loop, together.arenas.shapes):
-            loop.buffers.poison()
-        collect(results, ids, together.step())
-    alone = Padded(engine.components, limits=Limits(slots=6, rows=6, boundary=1))
-    for i, wanted in enumerate(batch):
-        for one in alone.generate(wanted):
-            other = results[i, one.index]
-            assert np.array_equal(pixels(one), pixels(other))
-            assert dataclasses.asdict(one)["attempts"] == dataclasses.asdict(other)["attempts"]
-
-
-def collect(results, ids, events):
-    for event in events:
-        if event.result is not None and event.id in ids:
-            results[ids[event.id], event.index] = event.result
-
-
-@given(st.lists(requests, min_size=3, max_size=4))
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
-def test_across_buckets_latents_differ_by_rounding_only(engine, batch):
-    batch = [wanted.model_copy(update={"num_images": 1, "similarity": ALWAYS}) for wanted in batch]
-    together = latents_of(fresh(engine), batch)
-    for wanted, latent in zip(batch, together, strict=True):
-        (alone,) = latents_of(fresh(engine), [wanted])
-        assert torch.isfinite(latent).all()
-        assert (latent - alone).abs().max() <= 1e-4 * max(1.0, float(alone.abs().max()))
-
-
-def latents_of(engine, batch):
-    """Final latents, read when a job is about to be judged."""
-    found = {}
-    judge = engine.stages.judging.judge
-
-    def spy(jobs):
-        for job in jobs:
-            found[job.request_id] = engine.arenas.latent(job).clone()
-        judge(jobs)
-
-    engine.stages.judging.judge = spy
-    engine.generate(batch)
-    return [found[id] for id in sorted(found)]
 
 
 def test_results_come_in_order_with_everything_that_led_to_them(engine):
@@ -185,69 +49,6 @@ def test_the_same_seed_gives_the_same_picture_and_another_another(engine):
     a, b, c = engine.generate([request(seed=1), request(seed=1), request(seed=2)])
     assert same(a, b)
     assert not same(a, c)
-
-
-def test_a_failed_judgement_reenters_with_a_stronger_policy_and_then_is_refused(engine):
-    (result,) = engine.generate(request(similarity=NEVER))
-    assert result.verdict is Verdict.REFUSED
-    assert len(result.attempts) == 2
-    assert result.attempts[1].avoidance.moved_control.scale > result.attempts[0].avoidance.moved_control.scale
-    assert result.attempts[0].seed != result.attempts[1].seed
-    assert not result.scores["ssim"].passed
-    assert result.scores["ssim"].limit == -1.0
-
-
-def test_a_rule_leaves_what_it_refuses_to_a_person_after_its_retries(engine):
-    rule = "refuse if ssim > -1; retry 1; then review"
-    (result,) = engine.generate(request(similarity=SimilarityPolicy(rule=rule)))
-    assert result.verdict is Verdict.REVIEW
-    assert result.image is not None
-    assert [attempt.decision for attempt in result.attempts] == [Decision.REFUSE] * 2
-    assert result.rule == "refuse if ssim > -1.0; retry 1; then review"
-    assert result.attempts[0].reasons == (f"ssim > -1.0: it is {result.attempts[0].scores['ssim'].value:.4g}",)
-
-
-def test_a_picture_to_review_is_not_drawn_again(engine):
-    policy = SimilarityPolicy(rule="review if ssim > -1; retry 3", early=(0.5,))
-    (result,) = engine.generate(request(similarity=policy))
-    assert result.verdict is Verdict.REVIEW
-    assert len(result.attempts) == 1
-
-
-def test_a_rule_speaks_of_calibrated_limits(engine):
-    policy = SimilarityPolicy(rule="review if any calibrated limit is crossed; refuse if ssim crosses its limit")
-    (result,) = engine.generate(request(similarity=policy))
-    assert result.rule == "review if ssim > 0.9 or ssim_masked > 0.9; refuse if ssim > 0.9"
-
-
-def test_an_early_verdict_ends_a_failing_attempt_and_saves_its_rows(engine):
-    policy = NEVER.model_copy(update={"early": (0.5,)})
-    running = fresh(engine)
-    (result,) = running.generate(request(steps=8, similarity=policy))
-    assert result.verdict is Verdict.REFUSED
-    assert [a.steps for a in result.attempts] == [4, 4]
-    assert all(a.early == ((4, False),) and a.rows_saved == 8 for a in result.attempts)
-    assert running.stats().early == {"verdicts": 2, "contradicted": 0, "rows_saved": 16}
-
-
-def test_a_passed_early_verdict_changes_nothing(engine):
-    watched, plain = engine.generate(
-        [request(steps=6, similarity=ALWAYS.model_copy(update={"early": e})) for e in ((0.3, 0.7), ())]
-    )
-    assert same(watched, plain, tolerance=1), "beyond the rounding of other batch sizes"
-    assert watched.attempts[0].early == ((2, True), (4, True))
-    assert watched.rows == plain.rows
-
-
-def test_an_early_verdict_that_only_watches_is_counted_when_it_errs(engine):
-    scores = iter([2.0, -2.0])
-    odd = {"odd": lambda finals, references: torch.full((len(finals),), next(scores))}
-    running = fresh(engine, extra_metrics=odd)
-    policy = SimilarityPolicy(limits={"odd": 0.0}, early=(0.5,), early_stops=False)
-    (result,) = running.generate(request(steps=4, similarity=policy))
-    assert result.verdict is Verdict.ACCEPTED
-    assert result.attempts[0].early == ((2, False),)
-    assert running.stats().early["contradicted"] == 1
 
 
 def test_a_source_takes_the_drafts_place_and_spends_no_draft_rows(engine):

@@ -1,0 +1,139 @@
+"""Company never changes a picture: bit for bit at one bucket, by rounding across buckets."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_requests import ALWAYS, NEVER, fresh, pixels, request
+
+from twig.engine.api.mechanisms import (
+    Avoidance,
+    DelayedGuidance,
+    InitialNoise,
+    MaskedAttention,
+    MaskedNoise,
+    MovedControl,
+)
+from twig.engine.api.request import Gate, GenerationRequest
+from twig.engine.api.settings import Solver, Stage
+from twig.engine.batching.scheduler import Limits
+from twig.engine.engine import Engine
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_checkpoint):
+    return Engine.from_pretrained(tiny_checkpoint, limits=Limits(slots=8, rows=8), max_pixels=96 * 96)
+
+
+policies = st.builds(
+    Avoidance,
+    delayed_guidance=st.none() | st.builds(DelayedGuidance, stop=st.sampled_from([0.2, 0.4])),
+    initial_noise=st.none() | st.builds(InitialNoise, resample=st.sampled_from([0.0, 0.5])),
+    masked_noise=st.none() | st.builds(MaskedNoise, strength=st.sampled_from([0.3, 1.0])),
+    masked_attention=st.none()
+    | st.builds(
+        MaskedAttention,
+        bias=st.sampled_from([-2.0, -6.0]),
+        scale=st.sampled_from([1.0, 1.3]),
+        gain=st.sampled_from([1.0, 0.5]),
+        tokens=st.sampled_from(["words", "padding", "all", "spikes"]),
+    ),
+    moved_control=st.none()
+    | st.builds(
+        MovedControl,
+        rows=st.sampled_from(["both", "conditional"]),
+        negative=st.sampled_from([0.0, 0.5]),
+        negative_against=st.sampled_from(["moved", "none"]),
+    ),
+)
+
+
+stages = st.builds(
+    Stage,
+    steps=st.integers(2, 5),
+    guidance_scale=st.sampled_from([1.0, 3.0, 7.5]),
+    solver=st.sampled_from(list(Solver)),
+)
+
+
+requests = st.builds(
+    GenerationRequest,
+    prompt=st.sampled_from(["a red star", "a blue house and a moon", "tree", ""]),
+    seed=st.integers(0, 2**40),
+    draft=stages,
+    final=stages,
+    num_images=st.integers(1, 2),
+    avoidance=policies,
+    similarity=st.sampled_from([ALWAYS, NEVER]),
+    gate=st.sampled_from([None, Gate(limits={"agreement": 2.0}), Gate(limits={"agreement": 0.0}, witnesses=1)]),
+    priority=st.integers(-1, 1),
+)
+
+
+class Padded(Engine):
+    """An engine whose every batch is padded to one size, so that rounding cannot differ between companies."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.arenas.buckets = (self.limits.rows,)
+
+
+@given(st.lists(requests, min_size=2, max_size=4), st.data())
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+def test_company_does_not_matter_bit_for_bit_at_one_bucket(engine, batch, data):
+    together = Padded(engine.components, limits=Limits(slots=6, rows=6, boundary=1))
+    arrivals = [data.draw(st.integers(0, 4)) for _ in batch]
+    results, ids = {}, {}
+    for i, (wanted, pause) in enumerate(zip(batch, arrivals, strict=True)):
+        ids[together.submit(wanted)] = i
+        for _ in range(pause):
+            collect(results, ids, together.step())
+    doomed = together.submit(request("the moon", steps=8))
+    for _ in range(6):
+        collect(results, ids, together.step())
+    together.cancel(doomed)
+    while together.pending:
+        for loop in map(together.arenas.loop, together.arenas.shapes):
+            loop.buffers.poison()
+        collect(results, ids, together.step())
+    alone = Padded(engine.components, limits=Limits(slots=6, rows=6, boundary=1))
+    for i, wanted in enumerate(batch):
+        for one in alone.generate(wanted):
+            other = results[i, one.index]
+            assert np.array_equal(pixels(one), pixels(other))
+            assert dataclasses.asdict(one)["attempts"] == dataclasses.asdict(other)["attempts"]
+
+
+def collect(results, ids, events):
+    for event in events:
+        if event.result is not None and event.id in ids:
+            results[ids[event.id], event.index] = event.result
+
+
+@given(st.lists(requests, min_size=3, max_size=4))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+def test_across_buckets_latents_differ_by_rounding_only(engine, batch):
+    batch = [wanted.model_copy(update={"num_images": 1, "similarity": ALWAYS}) for wanted in batch]
+    together = latents_of(fresh(engine), batch)
+    for wanted, latent in zip(batch, together, strict=True):
+        (alone,) = latents_of(fresh(engine), [wanted])
+        assert torch.isfinite(latent).all()
+        assert (latent - alone).abs().max() <= 1e-4 * max(1.0, float(alone.abs().max()))
+
+
+def latents_of(engine, batch):
+    """Final latents, read when a job is about to be judged."""
+    found = {}
+    judge = engine.stages.judging.judge
+
+    def spy(jobs):
+        for job in jobs:
+            found[job.request_id] = engine.arenas.latent(job).clone()
+        judge(jobs)
+
+    engine.stages.judging.judge = spy
+    engine.generate(batch)
+    return [found[id] for id in sorted(found)]
