@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from .errors import InvalidRequestError
-from .metrics import ALL_METRICS, Direction
+from .metrics import ALL_METRICS, SHARE, Direction
 from .reading import shown
 
 _LONGEST_NAME = 64
@@ -106,6 +106,8 @@ def problem_of(comparison: Comparison, directions: Mapping[str, Direction]) -> s
         return (
             f"{name} is a {directions[name]}, a copy scores {grade} in it; write {name} {sign} {comparison.threshold!r}"
         )
+    if name.endswith(SHARE) and not 0 < comparison.threshold <= 1:
+        return f"{name} is 1 or more for an exact copy; write a share between 0 and 1, got {comparison.threshold!r}"
     metric = ALL_METRICS.get(name.removeprefix("registry_"))
     least = 0.0 if low else -1.0
     if metric is not None and not least <= comparison.threshold <= metric.largest:

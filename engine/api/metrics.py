@@ -8,6 +8,10 @@ from typing import Literal, NamedTuple
 Direction = Literal["similarity", "distance"]
 
 
+SHARE = "_share"
+"""Ends the name of a measure against a registered work, as a share of what an exact copy of that work scores in it."""
+
+
 class Metric(NamedTuple):
     """A measure of one final against its reference.
 

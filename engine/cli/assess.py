@@ -20,6 +20,7 @@ def assess(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("report"),
     seeds: Annotated[int, typer.Option(min=1, help="Pictures of each prompt under each preset.")] = 4,
     presets: Annotated[str, typer.Option(help="Presets to compare, the plain one first.")] = ",".join(Preset),
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of drafts and finals.")] = None,
     hourly_price: Annotated[float | None, typer.Option(min=0, help="What an hour of this machine costs.")] = None,
     model: Annotated[str | None, typer.Option(help="Folder or hub id; else the package's own.")] = None,
     controlnet: Annotated[str | None, typer.Option(help="ControlNet; else the model's own.")] = None,
@@ -29,8 +30,9 @@ def assess(
 ) -> int:
     """Measure how close a model comes to a folder of works, without avoidance and with it, and write a report.
 
-    Writes report.html, which opens from disk, and rows.jsonl, a line for each picture. The report shows works and
-    prompts: it is as confidential as they are. Ctrl-C reports on what was drawn so far.
+    Says first about how long it takes. Writes report.html, which opens from disk, and rows.jsonl, a line for each
+    picture. Where works and prompts make too few pairs to find limits on, the model's own are used, and the report says
+    so. It shows works and prompts: it is as confidential as they are. Ctrl-C reports on what was drawn so far.
     """
     chosen = _chosen(presets)
     return actions.assess(
@@ -40,6 +42,7 @@ def assess(
         EngineChoice(model, controlnet, segmenter, device, dtype),
         presets=chosen,
         seeds=seeds,
+        steps=steps,
         hourly_price=hourly_price,
     )
 

@@ -26,14 +26,15 @@ def add(
 ) -> int:
     """Index protected works: descriptors and the latents of the model's autoencoder, in a file that you alone can read.
 
-    Whoever has the file and the model can decode the latents. A work that is indexed already is left as it is.
+    Whoever has the file and the model can decode the latents. A work that is indexed already is left as it is. Works
+    whose exact copy may score less than limits usually allow are named: the autoencoder does not give them back.
     """
     return actions.add_works(works, registry, EngineChoice(model), keep_pictures=keep_pictures)
 
 
 @registry_app.command("list")
 def list_works(registry: FileOption = DEFAULT_REGISTRY) -> int:
-    """Name the works: id, when it was added, the file it came from."""
+    """Name the works: id, when it was added, the ssim_aligned of an exact copy at least, the file it came from."""
     return actions.list_works(registry)
 
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..api.metrics import CONTROL_METRICS, Direction
+from ..api.errors import InvalidRequestError
+from ..api.metrics import CONTROL_METRICS, SHARE, Direction
 from ..api.request import GenerationRequest
 from ..api.result import GateDecision
 from ..api.rules import Rule
@@ -20,6 +21,7 @@ from .registry import Registry
 from .similarity import MASK_METRICS, METRICS, direction_of, measure, rule_in_force, similarity_maps
 
 _CANDIDATES = 3
+_LEAST_OWN = 0.05  # a work that is less like itself than this is not told from others by what it scores
 _SMALLEST_OBJECT = 0.01
 _DECODED = 64  # works whose pixels stay in memory
 
@@ -62,6 +64,8 @@ class Judge:
         if self.registry is not None:
             known |= {PREFIX + name: known[name] for name in (*METRICS, *self.extra_metrics)}
             known[f"{PREFIX}descriptor"] = "similarity"
+            if not self.registry.unmeasured:
+                known |= {f"{PREFIX}{name}{SHARE}": "similarity" for name in self.registry.works[0].own}
         return known
 
     def rule(self, request: GenerationRequest) -> Rule:
@@ -69,7 +73,20 @@ class Judge:
 
         Raises InvalidRequestError for a metric that is not measured here or a limit that is not calibrated.
         """
+        self._check_shares(request)
         return rule_in_force(request.similarity, self.components.calibration, self.directions)
+
+    def _check_shares(self, request: GenerationRequest) -> None:
+        """Shares of what works score themselves are known where that was measured when they were added."""
+        lacking = self.registry.unmeasured if self.registry is not None else ()
+        policy = request.similarity
+        asked = (each.metric for each in Rule.parse(policy.rule).comparisons) if policy.rule else policy.limits or ()
+        named = next((name for name in asked if name.startswith(PREFIX) and name.endswith(SHARE)), None)
+        if lacking and named is not None:
+            raise InvalidRequestError(
+                f"{named} needs what each work scores itself, and {len(lacking)} works of the registry, "
+                f"{lacking[0].id} the first, were added before that was kept; add them again with `twig registry add`"
+            )
 
     # --- drafts ---
 
@@ -191,14 +208,24 @@ class Judge:
         values = measure(pairs, references, masks)
         values |= extra_scores(self.extra_metrics, pairs, references)
         table = {name: value.reshape(len(finals), count).cpu() for name, value in values.items()}
+        table["descriptor"] = torch.from_numpy(found.similarity).float()
+        shares = {} if registry.unmeasured else self._shares(table, found.positions, registry)
         return [
             Measured(
-                {PREFIX + name: self._closest(name, value[i]) for name, value in table.items()}
-                | {f"{PREFIX}descriptor": float(found.similarity[i, 0])},
+                {PREFIX + name: self._closest(PREFIX + name, value[i]) for name, value in table.items()}
+                | {name: float(value[i].max()) for name, value in shares.items()},
                 registry.works[found.positions[i, 0]].id,
             )
             for i in range(len(finals))
         ]
+
+    def _shares(self, table: Mapping[str, Tensor], positions: np.ndarray, registry: Registry) -> dict[str, Tensor]:
+        """Measures (B, k) against the works at `positions` (B, k), over what an exact copy of each scores."""
+        return {
+            f"{PREFIX}{name}{SHARE}": table[name]
+            / torch.tensor([[registry.works[i].own[name] for i in row] for row in positions]).clamp_min(_LEAST_OWN)
+            for name in registry.works[0].own
+        }
 
     def _closest(self, name: str, values: Tensor) -> float:
         return float(values.max() if self.directions[name] == "similarity" else values.min())

@@ -28,8 +28,10 @@ from ..models.checkpoint import Components
 from ..models.pictures import load_picture, to_pixels
 from ..records.manifest import pixel_hash
 from .descriptors import descriptors, mirrored
+from .own_scores import self_scores
 from .registry_file import Content, Work, read, write
 
+_CHUNK = 16
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
 
@@ -86,7 +88,7 @@ class Registry:
         When a work was added does not count.
         """
         tensors = {"descriptors": self.descriptors, "latents": self.latents, **self.pictures}
-        works = [(work.id, work.name, work.sha256) for work in self.works]
+        works = [(work.id, work.name, work.sha256, *sorted(work.own.items())) for work in self.works]
         kept = [(name, pixel_hash(tensors[name].contiguous().numpy())) for name in sorted(tensors)]
         return hashlib.sha256(json.dumps([self.autoencoder, works, kept]).encode()).hexdigest()[:32]
 
@@ -127,17 +129,30 @@ class Registry:
     def _tree(self) -> KDTree:
         return KDTree(self.descriptors.numpy())
 
+    @property
+    def unmeasured(self) -> tuple[Work, ...]:
+        """Works without scores of their own: added before these were kept."""
+        return tuple(work for work in self.works if not work.own)
+
     def adding(self, other: "Registry") -> "Registry":
-        """This registry and the works of `other` that it lacks. Raises CheckpointError for another autoencoder's."""
+        """This registry and the works of `other` that it lacks. Raises CheckpointError for another autoencoder's.
+
+        A work that both hold is left as it is, but takes its own scores from `other` where it has none, or where that
+        brings its picture.
+        """
         if not len(self):
             return other
         if self.autoencoder != other.autoencoder or self.latents.shape[1:] != other.latents.shape[1:]:
             raise CheckpointError("the registry was made with another model; works of two models cannot be mixed")
         known = {work.id for work in self.works}
         new = [i for i, work in enumerate(other.works) if work.id not in known]
+        measured = {
+            work.id: work.own for work in other.works if work.id in other.pictures or work.id not in self.pictures
+        }
+        kept = tuple(replace(work, own=measured.get(work.id) or work.own) for work in self.works)
         return replace(
             self,
-            works=self.works + tuple(other.works[i] for i in new),
+            works=kept + tuple(other.works[i] for i in new),
             descriptors=torch.cat([self.descriptors, other.descriptors[new]]),
             latents=torch.cat([self.latents, other.latents[new]]),
             pictures={**self.pictures, **other.pictures},
@@ -180,10 +195,11 @@ def index_works(components: Components, paths: Sequence[Path], *, keep_pictures:
     if not paths:
         raise InvalidRequestError(f"no pictures to index; files ending in {', '.join(sorted(_SUFFIXES))} are taken")
     found = {work.id: (work, pixels) for work, pixels in _read(paths, components.size)}
-    works = tuple(work for work, _ in found.values())
     pixels = torch.cat([pixels for _, pixels in found.values()])
     pictures = {work.id: (one[0] * 255).round().to(torch.uint8) for work, one in found.values() if keep_pictures}
-    latents = torch.cat([encode(components, chunk) for chunk in pixels.split(16)])
+    latents = torch.cat([encode(components, chunk) for chunk in pixels.split(_CHUNK)])
+    own = self_scores(components, pixels, latents, kept=keep_pictures)
+    works = tuple(replace(work, own=scores) for (work, _), scores in zip(found.values(), own, strict=True))
     return Registry(components.hashes["vae"], works, descriptors(pixels), latents, pictures)
 
 

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -22,7 +22,11 @@ _PICTURE = "picture."
 
 @dataclass(frozen=True)
 class Work:
-    """A registered work: its id, the name of its file, the SHA-256 of its pixels and when it was added."""
+    """A registered work: its id, the name of its file, the SHA-256 of its pixels and when it was added.
+
+    own: by measure, what an exact copy of it scores at least, `self_scores`; empty where it was added before these were
+    kept.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
@@ -30,6 +34,7 @@ class Work:
     name: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     added: str
+    own: Mapping[str, FiniteFloat] = field(default_factory=dict, hash=False)
 
 
 class Content(NamedTuple):

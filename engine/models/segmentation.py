@@ -33,6 +33,17 @@ class Segmenter:
         self.palette = _palette(getattr(config, "palette", None), len(self.labels))
         self.background = _background(self.labels, getattr(config, "background", None))
 
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """Names of the labels that are a subject's shape."""
+        return tuple(name for i, name in enumerate(self.labels) if i not in self.background)
+
+    def seen(self, pixels: Tensor) -> dict[str, float]:
+        """Objects in a picture (1, 3, H, W) in [0, 1] by name, with the share of the frame of each, largest first."""
+        found = torch.bincount(self(pixels).flatten(), minlength=len(self.labels)) / pixels[0, 0].numel()
+        ranked = sorted(enumerate(found.tolist()), key=lambda pair: -pair[1])
+        return {self.labels[i]: share for i, share in ranked if share and i not in self.background}
+
     @torch.no_grad()
     def __call__(self, pixels: Tensor, scores: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Pixels (B, 3, H, W) in [0, 1] -> labels (B, H, W) int64. `scores` runs the network in the model's place."""

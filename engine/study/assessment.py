@@ -2,14 +2,15 @@
 
 Every prompt is drawn from the same seeds under each policy, and each picture is held against the work it is nearest to.
 What counts as close is found on clean pairs: works that are not copies of each other, and plain pictures of different
-prompts. Nothing is refused during the study, so that it shows what a judge would have to refuse.
+prompts; where there are too few of them, it is what the model's own limits say. Nothing is refused during the study, so
+that it shows what a judge would have to refuse.
 """
 
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import permutations
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image
 from skimage.filters import laplace
 from torch import Tensor
 
-from ..api.calibration import Calibration, calibrate
+from ..api.calibration import calibrate
 from ..api.errors import InvalidRequestError
 from ..api.event import Event
 from ..api.mechanisms import Avoidance
@@ -27,15 +28,17 @@ from ..api.presets import Bundle
 from ..api.reading import read_lines, reading, shown
 from ..api.request import GenerationRequest, SimilarityPolicy
 from ..api.result import GenerationResult
+from ..api.settings import Stage
 from ..engine import Engine
 from ..judging.works import Works, measured, shapes
 from ..models.pictures import to_pixels
+from .limits import MOST_PAIRS, PAIRS_NEEDED, QUANTILE, StudyLimits, pair_count
 
 JUDGED = ("ssim", "ssim_masked", "ssim_masked_aligned", "ms_ssim", "tile_l2", "phash")
 """Measures that limits are recommended for."""
 
-_PAIRS = 2000
 _CHUNK = 64
+_WARM_UP = 2  # requests, and steps of each, that the speed is measured on
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,13 @@ def _beyond(name: str, value: float, limit: float) -> bool:
 class Plan:
     """What a study draws: each prompt from each seed under each policy, by the policy's name.
 
-    The first policy is the plain one that the others are compared with.
+    The first policy is the plain one that the others are compared with. steps: of drafts and finals, as always if None.
     """
 
     prompts: tuple[str, ...]
     policies: Mapping[str, Bundle]
     seeds: int = 4
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         """Raise InvalidRequestError for a study that would draw nothing."""
@@ -89,9 +93,16 @@ class Plan:
     def requests(self, policy: str) -> list[GenerationRequest]:
         """Requests of a policy, prompt by prompt."""
         bundle, accepting = self.policies[policy], SimilarityPolicy(limits={}, retries=0)
+        stage = Stage() if self.steps is None else Stage(steps=self.steps)
         return [
             GenerationRequest(
-                prompt=prompt, seed=seed, avoidance=bundle.avoidance, gate=bundle.gate, similarity=accepting
+                prompt=prompt,
+                seed=seed,
+                draft=stage,
+                final=stage,
+                avoidance=bundle.avoidance,
+                gate=bundle.gate,
+                similarity=accepting,
             )
             for prompt in self.prompts
             for seed in range(self.seeds)
@@ -120,6 +131,24 @@ class Assessment:
     plan: Plan
     pictures: list[Picture] = field(default_factory=list)
     images: list[Image.Image] = field(default_factory=list)
+
+    def rows(self) -> int:
+        """Rows of the UNet that the whole study costs at most: a gate that stays shut spares some.
+
+        Raises InvalidRequestError for what this model cannot draw.
+        """
+        return sum(self.engine.estimate(each) for policy in self.plan.policies for each in self.plan.requests(policy))
+
+    def rows_per_second(self) -> float:
+        """Measure this engine's speed on a short warm-up; fuller batches may go faster."""
+        plan = replace(self.plan, steps=min(_WARM_UP, self.plan.steps or _WARM_UP))
+        self.engine.generate(plan.requests(next(iter(plan.policies)))[:_WARM_UP])
+        return self.engine.rows_per_second
+
+    def pairs_planned(self) -> int:
+        """Clean pairs that there will be once everything is drawn."""
+        prompts = [prompt for prompt in self.plan.prompts for _ in range(self.plan.seeds)]
+        return pair_count(self.works.names) + pair_count(prompts)
 
     def run(self, on_event: Callable[[Event], None], keep: Callable[[Picture], None]) -> None:
         """Draw policy after policy; `keep` is given each picture's row once its batch is measured."""
@@ -161,18 +190,24 @@ class Assessment:
         segmenter = self.engine.components.segmenter
         return [None] * len(pixels) if segmenter is None else list(segmenter(pixels).cpu().numpy())
 
-    def limits(self) -> Calibration | None:
-        """Limits recommended for these works, which 99.9 % of clean pairs keep; None where there is no clean pair.
+    def limits(self) -> StudyLimits:
+        """Limits which 99.9 % of clean pairs keep, where there are enough of them; else the model's own.
 
         Clean pairs are works that are not copies of each other, and plain pictures of different prompts.
         """
+        plain = [picture.prompt for picture in self._plain()]
+        pairs = pair_count(self.works.names) + pair_count(plain)
+        if pairs < PAIRS_NEEDED:
+            return StudyLimits(self.engine.components.calibration, False, pairs)
         works = _clean_pairs(self.works.pixels, self.works.masks, range(len(self.works.names)))
-        pairs = [pair for pair in (works, self._plain_pairs()) if pair]
-        if not pairs:
-            return None
-        scores = {name: np.concatenate([pair[name] for pair in pairs]) for name in JUDGED}
+        found = [pair for pair in (works, self._plain_pairs()) if pair]
+        scores = {name: np.concatenate([pair[name] for pair in found]) for name in JUDGED}
         population = f"{len(self.works.names)} works against each other, and plain pictures of different prompts"
-        return calibrate(scores, population)
+        return StudyLimits(calibrate(scores, population, quantile=QUANTILE), True, pairs)
+
+    def _plain(self) -> list[Picture]:
+        plain = next(iter(self.plan.policies))
+        return [picture for picture in self.pictures if picture.preset == plain]
 
     def _plain_pairs(self) -> dict[str, np.ndarray]:
         plain = next(iter(self.plan.policies))
@@ -185,9 +220,9 @@ class Assessment:
 
 
 def _clean_pairs(pixels: Tensor, masks: Tensor, groups: Sequence[int]) -> dict[str, np.ndarray]:
-    """Measures of pairs from different groups, at most `_PAIRS` of them; nothing where there is no such pair."""
-    pairs = [(a, b) for a, b in permutations(range(len(groups)), 2) if groups[a] != groups[b]]
-    pairs = random.Random(0).sample(pairs, min(_PAIRS, len(pairs)))
+    """Measures of pairs from different groups, at most `MOST_PAIRS` of them; nothing where there is no such pair."""
+    pairs = [(a, b) for a, b in combinations(range(len(groups)), 2) if groups[a] != groups[b]]
+    pairs = random.Random(0).sample(pairs, min(MOST_PAIRS, len(pairs)))
     if not pairs:
         return {}
     finals, references = (list(side) for side in zip(*pairs, strict=True))

@@ -12,12 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..._version import __version__
-from ..api.calibration import Calibration
 from ..api.metrics import ALL_METRICS
+from ..api.settings import Stage
 from ..judging.judge import PREFIX
 from .assessment import Assessment, Picture
 from .charts import chart
 from .intervals import bootstrap
+from .limits import PAIRS_NEEDED, PROMPTS_NEEDED, StudyLimits
 
 SHOWN = "ssim_masked"
 """The measure that plots and pairs are ordered by."""
@@ -31,9 +32,9 @@ _MEANING_SLACK = 0.02
 class PresetSummary:
     """Pictures of one preset: how many are closer to a work than the limits allow, and what they cost.
 
-    close: their share, with its 95 % interval over prompts. kept: mean overlap of labels with the draft. sharpness:
-    relative to the plain pictures. rows, seconds: means. price: of a thousand pictures that are not too close, None
-    without a price or where all are.
+    close: their share, with its 95 % interval over prompts; NaN where there are no limits. kept: mean overlap of labels
+    with the draft. sharpness: relative to the plain pictures. rows, seconds: means. price: of a thousand pictures that
+    are not too close, None without a price or limits, or where all are.
     """
 
     name: str
@@ -64,7 +65,10 @@ def _summary(
     name: str, group: Sequence[Picture], limits: Mapping[str, float], plain: float, hourly_price: float | None
 ) -> PresetSummary:
     prompts = sorted({picture.prompt for picture in group})
-    flags = [np.array([bool(p.crossed(limits)) for p in group if p.prompt == prompt], float) for prompt in prompts]
+    flags = [
+        np.array([bool(p.crossed(limits)) if limits else np.nan for p in group if p.prompt == prompt], float)
+        for prompt in prompts
+    ]
     close, seconds = float(np.concatenate(flags).mean()), float(np.mean([p.seconds for p in group]))
     similar = [p.measures[SHOWN] for p in group]
     return PresetSummary(
@@ -78,7 +82,7 @@ def _summary(
         sharpness=float(np.mean([p.sharpness for p in group]) / plain) if plain else float("nan"),
         rows=float(np.mean([p.rows for p in group])),
         seconds=seconds,
-        price=None if hourly_price is None or close == 1 else seconds / 3600 * hourly_price * 1000 / (1 - close),
+        price=None if hourly_price is None or not close < 1 else seconds / 3600 * hourly_price * 1000 / (1 - close),
     )
 
 
@@ -92,6 +96,19 @@ def recommended(found: Sequence[PresetSummary]) -> PresetSummary:
     return max(near, key=lambda one: (np.nan_to_num(one.kept), -one.rows))
 
 
+def recommendation(study: Assessment, found: Sequence[PresetSummary]) -> tuple[PresetSummary | None, str]:
+    """The preset to recommend, None where the study cannot tell, and then why, in words."""
+    if not found or np.isnan(found[0].close):
+        return None, "without limits nothing says which pictures are too close"
+    prompts = len({picture.prompt for picture in study.pictures})
+    if prompts < PROMPTS_NEEDED:
+        return (
+            None,
+            f"too few prompts to tell presets apart with 95 % confidence: {prompts} of at least {PROMPTS_NEEDED}",
+        )
+    return recommended(found), ""
+
+
 def rule(limits: Mapping[str, float]) -> str:
     """The limits in the language of `SimilarityPolicy.rule`, for an engine that has the works in its registry."""
     signs = {"similarity": ">", "distance": "<"}
@@ -99,10 +116,11 @@ def rule(limits: Mapping[str, float]) -> str:
     return f"refuse if {' or '.join(crossed)}; retry 2; then review"
 
 
-def render(study: Assessment, calibration: Calibration | None, hourly_price: float | None, finished: bool) -> str:
+def render(study: Assessment, judged: StudyLimits, hourly_price: float | None, finished: bool) -> str:
     """Return the report of a study, whole or interrupted."""
-    limits = dict(calibration.limits) if calibration else {}
+    limits = judged.limits
     found = summaries(study.pictures, limits, hourly_price)
+    best, undecided = recommendation(study, found)
     template = Environment(
         loader=PackageLoader("twig.engine.study", ""), autoescape=select_autoescape(["j2"], default=True)
     ).get_template("assessment.html.j2")
@@ -116,8 +134,12 @@ def render(study: Assessment, calibration: Calibration | None, hourly_price: flo
         seeds=study.plan.seeds,
         presets=found,
         priced=hourly_price is not None,
-        best=recommended(found) if found else None,
-        calibration=calibration,
+        steps=study.plan.steps or Stage().steps,
+        best=best,
+        undecided=undecided,
+        judged=judged,
+        needed=PAIRS_NEEDED,
+        prompts_needed=PROMPTS_NEEDED,
         rule=rule(limits) if limits else None,
         limits=[_limit_row(name, limit, study.pictures, found) for name, limit in limits.items()],
         plots=_plots(study.pictures, found),
@@ -141,7 +163,7 @@ def _limit_row(
 
 
 def _plots(pictures: Sequence[Picture], found: Sequence[PresetSummary]) -> list[tuple[str, str]]:
-    """Title and data URL of each plot."""
+    """Title and data URL of each plot; those of shares that are too close need limits."""
     quantiles = np.linspace(0, 1, 41)
     spread = {
         one.name: [(float(q), float(np.quantile([p.measures[SHOWN] for p in pictures if p.preset == one.name], q)))
@@ -150,17 +172,16 @@ def _plots(pictures: Sequence[Picture], found: Sequence[PresetSummary]) -> list[
     }  # fmt: skip
     trade_off = {one.name: [(100 * one.close, 100 * one.kept)] for one in found}
     cost = {one.name: [(one.seconds, 100 * one.close)] for one in found}
-    return [
+    shares = [
         (
             "Trade-off: up and to the left is better",
             data_url(chart(trade_off, "pictures too close to a work, %", "meaning kept, %")),
         ),
-        (
-            "Similarity to the nearest work, all pictures in order",
-            data_url(chart(spread, "share of pictures", SHOWN, markers=False)),
-        ),
         ("Cost", data_url(chart(cost, "seconds a picture", "pictures too close to a work, %"))),
     ]
+    similarity = chart(spread, "share of pictures", SHOWN, markers=False)
+    alone = [("Similarity to the nearest work, all pictures in order", data_url(similarity))]
+    return alone + shares if found and np.isfinite(found[0].close) else alone
 
 
 def _worst(study: Assessment, preset: str, limits: Mapping[str, float]) -> list[dict[str, object]]:

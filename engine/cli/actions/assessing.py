@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +14,8 @@ from ...api.presets import BUNDLES
 from ...api.writing import append_line, write_whole
 from ...judging.works import Works
 from ...study.assessment import Assessment, Picture, Plan, read_prompts
-from ...study.report import recommended, render, summaries
+from ...study.limits import PAIRS_NEEDED
+from ...study.report import recommendation, render, summaries
 from ..interruption import interrupted_between_steps
 from ..options import EngineChoice
 from ..progress import StageBars
@@ -31,6 +33,7 @@ def assess(
     *,
     presets: Sequence[Preset],
     seeds: int,
+    steps: int | None,
     hourly_price: float | None,
 ) -> int:
     """Draw each of a file's prompts from `seeds` seeds under each preset, hold them against the folder `sources`.
@@ -38,14 +41,29 @@ def assess(
     Writes rows and report into the folder `out`, also when Ctrl-C ends the study; returns the exit code. hourly_price:
     what an hour of this machine costs.
     """
-    plan = Plan(read_prompts(prompts), {preset.value: BUNDLES[preset] for preset in presets}, seeds)
+    plan = Plan(read_prompts(prompts), {preset.value: BUNDLES[preset] for preset in presets}, seeds, steps)
     engine = load_engine(choice)
     works = Works.load(sources, engine.components.size, engine.components.segmenter)
     study = Assessment(engine, works, plan)
+    _announce(study)
     out.mkdir(parents=True, exist_ok=True)
     finished = _run(study, out / ROWS)
     _report(study, out / REPORT, hourly_price, finished)
     return DONE if finished else INTERRUPTED
+
+
+def _announce(study: Assessment) -> None:
+    """Say what the study will cost, by a short warm-up, and whether it can find limits of its own."""
+    rows, pictures = study.rows(), sum(len(study.plan.requests(policy)) for policy in study.plan.policies)
+    print(f"twig: {pictures} pictures, at most {rows:,} rows of the UNet; measuring the speed", file=sys.stderr)
+    speed = study.rows_per_second()
+    print(f"twig: {speed:.3g} rows a second, about {timedelta(seconds=round(rows / speed))} to draw", file=sys.stderr)
+    if (pairs := study.pairs_planned()) < PAIRS_NEEDED:
+        print(
+            f"twig: {pairs:,} clean pairs of works and prompts, {PAIRS_NEEDED:,} are needed to find limits: "
+            "the model's own are used if it has them",
+            file=sys.stderr,
+        )
 
 
 def _run(study: Assessment, path: Path) -> bool:
@@ -70,13 +88,15 @@ def _run(study: Assessment, path: Path) -> bool:
 
 
 def _report(study: Assessment, path: Path, hourly_price: float | None, finished: bool) -> None:
-    calibration = study.limits() if study.pictures else None
-    write_whole(path, render(study, calibration, hourly_price, finished).encode(), private=True)
-    found = summaries(study.pictures, calibration.limits if calibration else {}, hourly_price)
+    judged = study.limits()
+    write_whole(path, render(study, judged, hourly_price, finished).encode(), private=True)
+    found = summaries(study.pictures, judged.limits, hourly_price)
     for one in found:
-        print(f"{one.name:14}{one.close:7.1%} too close, {one.seconds:.2f} s a picture")
-    if found:
-        print(f"{'recommended':14}{recommended(found).name}")
+        close = f"{one.close:7.1%} too close, " if judged.limits else ""
+        print(f"{one.name:14}{close}{one.seconds:.2f} s a picture")
+    best, undecided = recommendation(study, found)
+    print(f"{'limits':14}{judged.source}")
+    print(f"{'recommended':14}{f'none: {undecided}' if best is None else best.name}")
     print(f"{'report':14}{path}")
     if not finished:
         print("twig: interrupted; the report covers what was drawn", file=sys.stderr)

@@ -1,7 +1,7 @@
 """What `twig generate` does: requests out of options, pictures into a folder, a line on how each ended."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,16 @@ from rich.console import Console
 
 from ...api.choices import Preset
 from ...api.event import Event
+from ...api.mechanisms import Avoidance
 from ...api.presets import BUNDLES
 from ...api.reading import MAX_RULE, read_text
 from ...api.request import Gate, GenerationRequest, SimilarityPolicy
 from ...api.result import GenerationResult, Verdict
 from ...api.settings import Stage
 from ...engine import Engine
-from ...models.pictures import load_picture
+from ...models.checkpoint import Components
+from ...models.pictures import load_picture, to_pixels
+from ...models.vocabulary import unknown_text
 from ...records.audit import LOG_NAME, AuditLog
 from ...records.credentials import Signer
 from ...records.inspection import read_mask
@@ -27,6 +30,8 @@ from ..options import EngineChoice
 from ..progress import StageBars
 from ..status import DONE, INTERRUPTED, USER_ERROR
 from .engines import load_engine
+
+_NAMED = 12
 
 
 def generate(
@@ -66,6 +71,8 @@ def generate(
     requests = [GenerationRequest(prompt=prompt, **fields) for prompt in prompts]
     signer = None if sign is None else Signer.load(*sign)
     engine = load_engine(choice)
+    for doubt in _doubts(engine.components, requests):
+        print(f"twig: {doubt}", file=sys.stderr)
     folder = OutputFolder(
         path=out,
         model=_record(engine, choice),
@@ -76,6 +83,26 @@ def generate(
     )
     folder.prepare()
     return _run(engine, requests, folder)
+
+
+def _doubts(components: Components, requests: Sequence[GenerationRequest]) -> Iterator[str]:
+    """What of requests that differ in their prompts alone this model does not know: words, and what a source shows."""
+    texts = [text for request in requests for text in (request.prompt, request.negative_prompt)]
+    if (unknown := unknown_text(components.tokenizer, texts)) is not None:
+        yield unknown
+    first, segmenter = requests[0], components.segmenter
+    avoiding = first.mask is None and first.avoidance != Avoidance.off()
+    if first.source is not None and avoiding and segmenter is not None:
+        seen = segmenter.seen(to_pixels(load_picture(first.source), *components.size))
+        if not seen:
+            known = ", ".join(segmenter.objects[:_NAMED]) + (", ..." if len(segmenter.objects) > _NAMED else "")
+            yield (
+                "the segmenter finds nothing but background in the source, so there is no shape to keep away from; "
+                f"it knows {known}, and a mask (--mask) says it without a segmenter"
+            )
+        else:
+            taken = ", ".join(f"{name} ({100 * share:.2g} % of it)" for name, share in seen.items())
+            yield f"in the source the segmenter sees {taken}: that shape is kept away from"
 
 
 def _policy(given: Mapping[str, Any]) -> SimilarityPolicy:

@@ -1,7 +1,9 @@
 """`twig assess`: works, nearest works, limits from clean pairs, and a report that stands alone."""
 
 import json
+import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +16,11 @@ from twig.engine.api.request import SimilarityPolicy
 from twig.engine.cli.main import run
 from twig.engine.engine import Engine
 from twig.engine.judging.works import Works
+from twig.engine.study import assessment
 from twig.engine.study.assessment import JUDGED, Assessment, Picture, Plan, read_prompts
 from twig.engine.study.charts import chart
-from twig.engine.study.report import PresetSummary, recommended, render, rule, summaries
+from twig.engine.study.limits import PAIRS_NEEDED, PROMPTS_NEEDED, pair_count
+from twig.engine.study.report import PresetSummary, recommendation, recommended, render, rule, summaries
 
 
 def picture(seed):
@@ -72,7 +76,7 @@ def reported(study_folder, tiny_checkpoint):
     code = run([
         "assess", "--prompts", str(study_folder / "prompts.txt"), "--sources", str(study_folder / "works"), "--out",
         str(out), "--seeds", "2", "--model", str(tiny_checkpoint), "--device", "cpu", "--hourly-price", "2",
-        "--presets", "off,strict",
+        "--presets", "off,strict", "--steps", "4",
     ])  # fmt: skip
     return code, out
 
@@ -85,7 +89,7 @@ def test_every_picture_is_a_row(reported):
         (preset, prompt, seed) for preset in ("off", "strict") for prompt in (0, 1) for seed in (0, 1)
     ]
     plain, avoided = rows[0], rows[4]
-    assert plain["rows"] == 40 < avoided["rows"]
+    assert plain["rows"] == 8 < avoided["rows"]
     assert {*JUDGED} <= plain["measures"].keys()
     assert plain["nearest"].endswith(".png")
     assert plain["seconds"] > 0
@@ -97,7 +101,6 @@ def test_the_report_opens_from_disk_with_nothing_beside_it(reported):
     assert "<script" not in page
     assert page.count("data:image/png;base64,") == 3 + 2 * 2 * 2
     assert "a blue &lt;house&gt;" in page
-    assert "Recommended preset" in page
     assert "refuse if registry_ssim &gt;" in page
     assert (reported[1] / "report.html").stat().st_mode & 0o077 == 0
 
@@ -130,18 +133,66 @@ def test_an_interrupted_study_reports_what_it_has(study_folder, tiny_checkpoint,
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_limits_keep_clean_pairs_and_catch_copies(works, tiny_checkpoint):
+def test_limits_keep_clean_pairs_and_catch_copies(works, tiny_checkpoint, monkeypatch):
     engine = Engine.from_pretrained(tiny_checkpoint)
     study = Assessment(engine, works, Plan(("a red star",), {"off": BUNDLES[Preset.OFF]}, seeds=1))
-    calibration = study.limits()
-    assert calibration.count == 5 * 4
-    assert set(calibration.limits) == set(JUDGED)
+    monkeypatch.setattr(assessment, "PAIRS_NEEDED", 10)
+    found = study.limits()
+    assert (found.pairs, found.own) == (5 * 4 // 2, True)
+    assert found.calibration.count == found.pairs
+    assert set(found.limits) == set(JUDGED)
+    assert "found on 10 clean pairs" in found.source
     _, copy = works.nearest(works.pixels[:1])[0]
-    assert copy["ssim_masked"] > calibration.limits["ssim_masked"]
-    assert SimilarityPolicy(rule=rule(calibration.limits)).retries == 2
-    alone = Works(works.names[:1], works.pixels[:1], works.masks[:1])
-    assert Assessment(engine, alone, study.plan).limits() is None
-    assert "bring at least two" in render(Assessment(engine, alone, study.plan), None, None, True)
+    assert copy["ssim_masked"] > found.limits["ssim_masked"]
+    assert SimilarityPolicy(rule=rule(found.limits)).retries == 2
+    assert "Recommended limits" in render(study, found, None, True)
+
+
+def test_limits_need_as_many_pairs_as_put_the_closest_beyond_the_percentile():
+    assert 0.999**PAIRS_NEEDED <= 0.05 < 0.999 ** (PAIRS_NEEDED - 1)
+    assert 2 / 2**PROMPTS_NEEDED <= 0.05 < 2 / 2 ** (PROMPTS_NEEDED - 1)
+    assert pair_count(range(78)) >= PAIRS_NEEDED > pair_count(range(77))
+    assert pair_count([prompt for prompt in range(20) for _ in range(4)]) >= PAIRS_NEEDED
+    assert pair_count([0, 0, 0, 1]) == 3
+
+
+def test_with_few_pairs_the_models_own_limits_are_used_and_the_report_says_so(reported, capsys):
+    page = (reported[1] / "report.html").read_text()
+    assert "No preset is recommended:" in page
+    assert "Recommended limits" not in page
+    assert "This study has 14 clean pairs" in page, "ten of works, four of pictures of different prompts"
+    assert "it takes 2,995" in page
+    assert "The limits below are the model's own" in page
+    assert "at most 0.9<" in page
+    assert "4 steps" in page
+
+
+def test_the_terminal_says_what_it_will_take_and_whose_limits_judge(study_folder, tiny_checkpoint, tmp_path, capsys):
+    assert run([
+        "assess", "--prompts", str(study_folder / "prompts.txt"), "--sources", str(study_folder / "works"), "--out",
+        str(tmp_path), "--seeds", "1", "--model", str(tiny_checkpoint), "--device", "cpu", "--presets", "off",
+        "--steps", "2",
+    ]) == 0  # fmt: skip
+    out, err = capsys.readouterr()
+    assert "2 pictures, at most 16 rows of the UNet" in err
+    assert re.search(r"rows a second, about \d+:\d\d:\d\d to draw", err)
+    assert "11 clean pairs of works and prompts, 2,995 are needed" in err
+    assert "the model's own, calibrated before: this study has 11 clean pairs and needs 2,995" in out
+    assert "none: too few prompts to tell presets apart at 95 % confidence: 2 of at least 6" in out
+
+
+def test_without_any_limits_no_picture_is_called_too_close(works, tiny_checkpoint):
+    engine = Engine.from_pretrained(tiny_checkpoint)
+    engine.components = replace(engine.components, calibration=None)
+    study = Assessment(engine, works, Plan(("a red star",), {"off": BUNDLES[Preset.OFF]}, seeds=1, steps=2))
+    study.run(lambda _: None, lambda _: None)
+    found = summaries(study.pictures, study.limits().limits, hourly_price=2.0)
+    assert math.isnan(found[0].close)
+    assert found[0].price is None
+    assert recommendation(study, found)[0] is None
+    page = render(study, study.limits(), 2.0, True)
+    assert "no picture is called too close here" in page
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", page)
 
 
 def summary(name, close, kept, rows=40.0, seconds=1.0):

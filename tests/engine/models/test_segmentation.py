@@ -255,3 +255,12 @@ def test_pixels_keep_the_pictures_values():
     assert pixels.shape == (1, 3, 8, 16)
     assert torch.equal((pixels[0].permute(1, 2, 0) * 255).round().to(torch.uint8), torch.from_numpy(np.array(image)))
     assert to_pixels(image, 16, 16).shape == (1, 3, 16, 16)
+
+
+def test_what_a_picture_shows_is_named_with_its_share_of_the_frame(tiny_checkpoint):
+    segmenter = load(tiny_checkpoint).segmenter
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    seen, labels = segmenter.seen(pixels), segmenter(pixels)
+    assert set(seen) <= set(segmenter.objects) == {"circle", "square", "star"}
+    assert sum(seen.values()) == pytest.approx((labels != 0).float().mean().item())
+    assert list(seen.values()) == sorted(seen.values(), reverse=True)
