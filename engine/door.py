@@ -8,10 +8,11 @@ from torch import Tensor
 
 from .api.errors import InvalidRequestError
 from .api.mechanisms import Avoidance
+from .api.pixels import load_picture
 from .api.request import Framing, GenerationRequest
 from .judging.judge import Judge
 from .models.checkpoint import Components
-from .models.segmentation import load_picture, to_pixels
+from .models.segmentation import to_pixels
 
 
 @dataclass(frozen=True)

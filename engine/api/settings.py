@@ -13,7 +13,8 @@ _ROUNDING = 1e-9
 class Settings(BaseModel):
     """Base of what a user sets: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    # A limit or timeout may be infinite, which JSON has no number for.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class Stage(Settings):

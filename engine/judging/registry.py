@@ -24,9 +24,10 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from ..api.errors import CheckpointError, InvalidRequestError
+from ..api.pixels import load_picture
 from ..api.writing import sweep, write_whole
 from ..models.checkpoint import Components
-from ..models.segmentation import load_picture, to_pixels
+from ..models.segmentation import to_pixels
 from ..records.manifest import pixel_hash
 from .descriptors import descriptors, mirrored
 

@@ -1,7 +1,6 @@
 """Pictures in, label maps out: a transformers segmentation model behind one call."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -9,19 +8,12 @@ from typing import Any, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..api.errors import CheckpointError, InvalidRequestError
-from ..api.request import Picture
+from ..api.errors import CheckpointError
 from . import ade20k
-
-MAX_PIXELS = 2**26
-"""Largest picture that is opened, in pixels."""
-
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""Formats that are opened; others of Pillow's start programs or are no pictures."""
 
 
 @dataclass(frozen=True)
@@ -143,42 +135,6 @@ def _background(labels: tuple[str, ...], names: Any) -> frozenset[int]:
             f"config.json; its labels are {', '.join(labels[:12])}{', ...' if len(labels) > 12 else ''}"
         )
     return found
-
-
-def load_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open a picture upright, in RGB, transparency over white.
-
-    Raises InvalidRequestError for a file that is missing, no picture, broken, or of more than `max_pixels`.
-    """
-    if isinstance(picture, Image.Image):
-        return _upright_rgb(picture, "the picture", max_pixels)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is the lower one
-            with Image.open(picture, formats=FORMATS) as image:
-                return _upright_rgb(image, str(picture), max_pixels)
-    except FileNotFoundError as error:
-        raise InvalidRequestError(f"no picture at {picture}") from error
-    except UnidentifiedImageError as error:
-        raise InvalidRequestError(f"{picture} is no picture of a format read here: {', '.join(FORMATS)}") from error
-    except Image.DecompressionBombError as error:
-        raise InvalidRequestError(f"{picture} is too large, at most {max_pixels} pixels: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, InvalidRequestError):
-            raise
-        raise InvalidRequestError(f"{picture} cannot be read as a picture: {error}") from error
-
-
-def _upright_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    if image.width * image.height > max_pixels:
-        raise InvalidRequestError(f"{name} is {image.width} x {image.height}, more than {max_pixels} pixels")
-    if image.mode[0] in "IF":
-        raise InvalidRequestError(f"{name} has pixels of mode {image.mode}; save it with 8 bits a channel")
-    upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        layer = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return upright.convert("RGB")
 
 
 def to_pixels(image: Image.Image, height: int, width: int) -> Tensor:

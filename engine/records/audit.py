@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import ValidationError
 
 from ..api.errors import InvalidRequestError, RecordError
-from ..api.result import GateDecision, Score, Verdict
+from ..api.result import GateDecision, Scores, Verdict
 from ..api.writing import read_regular
 from .chain import Head, erasable_is_true, is_erased, written
 from .record import Record
@@ -50,7 +50,7 @@ class AuditRecord(Record):
     event: Event
     verdict: Verdict | None = None
     model_sha256: str | None = None
-    scores: dict[str, Score] | None = None
+    scores: Scores | None = None
     rule: str | None = None
     reasons: tuple[str, ...] | None = None
     gate: GateDecision | None = None

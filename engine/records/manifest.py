@@ -14,7 +14,9 @@ from pydantic import Field, ValidationError
 
 from ..api.choices import Precision
 from ..api.errors import InvalidRequestError
-from ..api.request import GenerationRequest, Picture
+from ..api.pixels import Picture
+from ..api.portable import first_problem
+from ..api.request import GenerationRequest
 from ..api.result import Attempt, GateDecision, GenerationResult, Verdict
 from ..api.writing import write_new
 from ..models.checkpoint import Components
@@ -166,9 +168,7 @@ class Manifest(Record):
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the file"
-            raise InvalidRequestError(f"{path} is not a manifest of Twig: {place}: {first['msg']}") from error
+            raise InvalidRequestError(f"{path} is not a manifest of Twig: {first_problem(error)}") from error
 
     def save(self, path: Path) -> None:
         """Write the manifest whole, readable by its owner alone, for it holds the prompt.
@@ -191,4 +191,4 @@ def pixel_hash(pixels: Image.Image | np.ndarray) -> str:
 
 def request_hash(request: GenerationRequest) -> str:
     """SHA-256 of a request's settings and prompts, without the pictures it brings."""
-    return text_hash(canonical(request.model_dump(mode="json")))
+    return text_hash(canonical(request.model_dump(mode="json", exclude={"source", "mask"})))

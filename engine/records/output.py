@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..api.errors import RecordError, TwigError
+from ..api.pixels import load_picture
 from ..api.result import GenerationResult
 from ..api.writing import check_folder, sweep, write_new, write_whole
-from ..models.segmentation import load_picture
 from .audit import AuditLog, Event, file_hash
 from .credentials import Signer
 from .explaining import explanation_arrays, explanation_json, explanation_picture

@@ -12,13 +12,13 @@ from ..api.calibration import Calibration, calibrate
 from ..api.errors import InvalidRequestError
 from ..api.event import Event
 from ..api.mechanisms import Avoidance
+from ..api.pixels import load_picture
 from ..api.request import Gate, GenerationRequest, SimilarityPolicy
 from ..api.result import GenerationResult
 from ..api.settings import Stage
 from ..engine import Engine
 from ..judging.gate import LISTENING
 from ..judging.registry import cropped_pixels, pictures_in
-from ..models.segmentation import load_picture
 
 JUDGED = ("ssim_masked", "ms_ssim", "tile_l2", "mask_iou")
 """Measures that are calibrated unless others are named: those that tell near copies from fresh pictures best."""

@@ -9,12 +9,12 @@ from rich.console import Console
 
 from ...api.choices import Preset
 from ...api.event import Event
+from ...api.pixels import load_picture
 from ...api.presets import BUNDLES
 from ...api.request import Gate, GenerationRequest, SimilarityPolicy
 from ...api.result import GenerationResult, Verdict
 from ...api.settings import Stage
 from ...engine import Engine
-from ...models.segmentation import load_picture
 from ...records.audit import LOG_NAME, AuditLog
 from ...records.credentials import Signer
 from ...records.inspection import read_mask

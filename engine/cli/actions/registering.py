@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...api.pixels import load_picture
 from ...judging.judge import PREFIX
 from ...judging.registry import Registry, changing, cropped_pixels, index_works, pictures_in
 from ...models.checkpoint import load
-from ...models.segmentation import load_picture
 from ..options import EngineChoice
 from ..status import DONE
 from .engines import load_engine

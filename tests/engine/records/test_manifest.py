@@ -25,7 +25,8 @@ def test_a_manifest_accounts_for_the_image(tmp_path, make_result, model):
     assert written["request"]["seed"] == 7
     assert written["attempts"][0]["seed"] == 11
     assert written["attempts"][0]["avoidance"]["moved_control"]["scale"] == 2
-    assert written["attempts"][0]["scores"]["ssim"] == {"value": 0.25, "limit": 0.5, "passed": True}
+    score = {"value": 0.25, "limit": 0.5, "passed": True, "direction": "similarity"}
+    assert written["attempts"][0]["scores"]["ssim"] == score
     assert written["calibration"] == "test-1"
     assert written["rows"] == 76
     assert written["hashes"]["image"] == pixel_hash(result.image)
