@@ -26,7 +26,7 @@ WINGS = {
     "cli": {"study", "replay", "loop", "judging", "batching", "records", "models", "api"},
     "study": {"loop", "judging", "batching", "models", "api"},
     "replay": {"loop", "records", "api"},
-    "loop": {"stages", "judging", "batching", "backends", "avoidance", "models", "sampling", "api"},
+    "loop": {"stages", "judging", "batching", "backends", "records", "avoidance", "models", "sampling", "api"},
     "stages": {"judging", "batching", "backends", "avoidance", "models", "sampling", "api"},
     "judging": {"avoidance", "records", "models", "sampling", "api"},
     "batching": {"backends", "avoidance", "models", "sampling", "api"},

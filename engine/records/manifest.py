@@ -5,16 +5,16 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from ..api.choices import Precision
 from ..api.errors import InvalidRequestError
-from ..api.pixels import Picture
+from ..api.pixels import Picture, load_picture
 from ..api.portable import first_problem
 from ..api.request import GenerationRequest
 from ..api.result import Attempt, GateDecision, GenerationResult, Verdict
@@ -40,6 +40,22 @@ class InputRecord(Record):
         path = Path(given).resolve() if isinstance(given, str | Path) else None
         return cls(path=path, sha256=pixel_hash(pixels))
 
+    @classmethod
+    def source_of(cls, request: GenerationRequest) -> Self | None:
+        """Record the source that a request brings; one given by its path is read again."""
+        return None if request.source is None else cls.of(request.source, load_picture(request.source))
+
+    @classmethod
+    def mask_of(cls, request: GenerationRequest) -> Self | None:
+        """Record the mask that a request brings."""
+        return None if request.mask is None else cls.of(None, request.mask)
+
+
+class Modelled(Protocol):
+    """What has a model: an engine."""
+
+    components: Components
+
 
 class ModelRecord(Record):
     """The model: what it was loaded from (None for the embedded one), the hash of each part, its device and dtype."""
@@ -53,10 +69,12 @@ class ModelRecord(Record):
 
     @classmethod
     def of(cls, components: Components, **sources: str | None) -> Self:
-        """Record loaded components and the `sources` they were asked for by."""
+        """Record loaded components; `sources` take the place of what they say they were loaded from."""
         weight = next(components.unet.parameters())
         dtype = Precision(str(weight.dtype).removeprefix("torch."))
-        return cls(**sources, hashes=components.hashes, device=weight.device.type, dtype=dtype)
+        return cls(
+            **{**components.sources, **sources}, hashes=components.hashes, device=weight.device.type, dtype=dtype
+        )
 
     @property
     def sha256(self) -> str:
@@ -98,7 +116,8 @@ class Hashes(Record):
 class Manifest(Record):
     """Everything that is needed to account for one image and to make it again.
 
-    image: file name of the picture beside the manifest. gate: whether avoidance was switched on, and by what. registry:
+    image: file name of the picture beside the manifest. request: without the pictures it brought, of which source and
+    mask hold the hashes. gate: whether avoidance was switched on, and by what. registry:
     version of the registered works that the picture was compared with. attempts: noise seed, mechanisms, scores with
     their limits and UNet rows of each final. rule: what they were judged by, in numbers. timings: seconds by stage.
     """
@@ -128,6 +147,11 @@ class Manifest(Record):
     python: str
     digital_source_type: str = DIGITAL_SOURCE_TYPE
 
+    @field_validator("request")
+    @classmethod
+    def _without_pictures(cls, request: GenerationRequest) -> GenerationRequest:
+        return request.model_copy(update={"source": None, "mask": None})
+
     @classmethod
     def of(
         cls,
@@ -137,7 +161,11 @@ class Manifest(Record):
         source: InputRecord | None = None,
         mask: InputRecord | None = None,
     ) -> Self:
-        """Account for `result`; `source` and `mask` record what the user brought."""
+        """Account for `result`.
+
+        source, mask: records of what the user brought, where more is known of it than the request says. Raises
+        InvalidRequestError for a source that no longer lies where it lay.
+        """
         return cls(
             image=image,
             verdict=result.verdict,
@@ -145,8 +173,8 @@ class Manifest(Record):
             index=result.index,
             request=result.request,
             request_sha256=request_hash(result.request),
-            source=source,
-            mask=mask,
+            source=source or InputRecord.source_of(result.request),
+            mask=mask or InputRecord.mask_of(result.request),
             model=model,
             hashes=Hashes.of(result),
             gate=result.gate,
