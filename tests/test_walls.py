@@ -19,7 +19,7 @@ ROOMS = {
     "kernels": set(),
 }
 
-LOOP = ("aio", "door", "engine", "estimates", "lifecycle", "loop", "results", "routing", "stats")
+LOOP = ("aio", "door", "engine", "estimates", "exposition", "lifecycle", "loop", "results", "routing", "stats")
 """Modules of `engine/` itself that make up the loop and its faces; they count as one wing."""
 
 WINGS = {
