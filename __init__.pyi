@@ -33,6 +33,8 @@ from .engine.backends.options import TorchOptions as TorchOptions
 from .engine.batching.scheduler import Limits as Limits
 from .engine.engine import Engine as Engine
 from .engine.judging.registry import Registry as Registry
+from .engine.records.audit import AuditLog as AuditLog
 from .engine.records.manifest import Manifest as Manifest
+from .engine.records.output import OutputFolder as OutputFolder
 from .engine.replay import replay as replay
 from .engine.stats import Stats as Stats

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from .api.errors import CheckpointError, InvalidRequestError
 from .api.mechanisms import Avoidance
+from .api.pixels import load_picture
 from .api.request import Framing, GenerationRequest
 from .api.settings import Stage
 from .judging.judge import Judge
 from .models.checkpoint import Components
-from .models.pictures import load_picture, to_pixels
+from .models.pictures import to_pixels
 from .sampling.solver import solver_table
 
 

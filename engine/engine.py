@@ -30,6 +30,7 @@ from .loop import Loop
 from .models.checkpoint import Components, load
 from .models.layout import Source
 from .models.networks import Denoiser
+from .records.manifest import Manifest, ModelRecord
 from .results import Results
 from .routing import Listener, Outbox, Turns
 from .sampling.buckets import buckets_up_to
@@ -288,6 +289,10 @@ class Engine:
             "dropped": list(stats.dropped),
             "seconds": time.perf_counter() - began,
         }
+
+    def manifest(self, result: GenerationResult) -> Manifest:
+        """Account for a result that this engine made; `GenerationResult.manifest`."""
+        return Manifest.of(result, ModelRecord.of(self.components))
 
     def stats(self) -> Stats:
         """Return a snapshot of what the engine did."""

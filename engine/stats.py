@@ -3,30 +3,37 @@
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from .api.portable import Value
 from .api.result import Attempt, Verdict
 from .batching.graphs import GraphStats
+from .exposition import exposition
 
 _WINDOW = 4096
 _RECENT = 256
+_JUDGED = (Verdict.ACCEPTED, Verdict.REVIEW, Verdict.REFUSED)
+PERCENTILES = (50, 90, 95, 99)
 
 
-@dataclass(frozen=True)
-class Stats:
-    """A snapshot.
+@dataclass(frozen=True, eq=False)
+class Stats(Value):
+    """A snapshot. Counts are since the engine was made, times are seconds, sizes bytes.
 
-    waiting, resident: jobs without and with a slot. verdicts: finished images by verdict. steps: denoise batches;
-    rows: UNet rows run; padded_rows: rows run to fill buckets; control_rows: ControlNet rows. occupancy: rows over
-    rows and padding. rows_per_second, images_per_second: since the first batch. latency: 50th, 90th, 95th and 99th
-    percentile of the latest images, seconds. early: early verdicts given, those that the final verdict contradicted,
-    and rows that they saved. seconds: time spent by batch kind; scheduling: time between batches.
-    graphs: captured CUDA graphs and their hits and misses. memory: bytes that arenas and buffers take, and those
-    allocated and reserved on a GPU.
-    backends: what runs each network that was called, why, and seconds a call where candidates were measured.
+    waiting, resident: images without and with a slot, a request that has not drafted yet counting as one. verdicts:
+    ended images by verdict. steps: denoise batches; rows: UNet rows run; padded_rows: rows run to fill buckets;
+    control_rows: ControlNet rows. occupancy: rows over rows and padding, 0 to 1. rows_per_second, images_per_second:
+    UNet rows and ended images a second since the first batch. latency: seconds from arrival to verdict of the latest
+    4096 images that were judged (those that failed, expired or were cancelled tell nothing of it), the 50th, 90th, 95th
+    and 99th percentile as "p50" to "p99", 0 before the first; judged, latency_sum: how many were judged ever, and the
+    sum of the seconds that they took. early: early verdicts given ("verdicts"), those that the final verdict
+    contradicted ("contradicted"), and UNet rows that they saved ("rows_saved"). seconds: spent by kind of batch;
+    scheduling: seconds between batches. graphs: captured CUDA graphs and their hits and misses. memory: bytes that
+    arenas and buffers take ("arenas"), and those allocated and reserved on a GPU ("allocated", "reserved"). backends:
+    what runs each network that was called, why, and seconds a call where candidates were measured.
     """
 
     waiting: int
@@ -46,10 +53,19 @@ class Stats:
     graphs: GraphStats
     memory: dict[str, int]
     backends: Mapping[str, Any] = field(default_factory=dict)
+    judged: int = 0
+    latency_sum: float = 0.0
 
     def as_dict(self) -> dict[str, object]:
         """Return the snapshot as plain values."""
         return asdict(self)
+
+    def prometheus(self) -> str:
+        """Return the snapshot in the text format that Prometheus scrapes; the names are those of `exposition.families`.
+
+        Needs the extra `serve`; raises TwigError without it.
+        """
+        return exposition(self)
 
 
 class StatsRecorder:
@@ -62,7 +78,7 @@ class StatsRecorder:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.steps = self.rows = self.padded_rows = self.control_rows = 0
         self._counted = 0
-        self.scheduling = 0.0
+        self.scheduling = self.latency_sum = 0.0
         self.early = {"verdicts": 0, "contradicted": 0, "rows_saved": 0}
         self._latencies: deque[float] = deque(maxlen=_WINDOW)
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
@@ -96,9 +112,11 @@ class StatsRecorder:
             self.early["contradicted"] += sum(passed != attempt.passed for _, passed in attempt.early)
 
     def finished(self, verdict: Verdict, latency: float) -> None:
-        """Count an image."""
+        """Count an image; `latency` in seconds counts where it was judged."""
         self.verdicts[verdict] += 1
-        self._latencies.append(latency)
+        if verdict in _JUDGED:
+            self._latencies.append(latency)
+            self.latency_sum += latency
 
     def snapshot(
         self,
@@ -111,8 +129,7 @@ class StatsRecorder:
     ) -> Stats:
         """Return the counts so far."""
         elapsed = max(1e-9, self._clock() - self._began) if self._began is not None else float("inf")
-        percentiles = (50, 90, 95, 99)
-        values = np.percentile(tuple(self._latencies), percentiles) if self._latencies else [0.0] * len(percentiles)
+        latencies = tuple(self._latencies) or (0.0,)
         return Stats(
             waiting=waiting,
             resident=resident,
@@ -124,11 +141,13 @@ class StatsRecorder:
             occupancy=self.rows / max(1, self.rows + self.padded_rows),
             rows_per_second=self.rows / elapsed,
             images_per_second=sum(self.verdicts.values()) / elapsed,
-            latency={f"p{p}": float(v) for p, v in zip(percentiles, values, strict=True)},
+            latency={f"p{p}": float(np.percentile(latencies, p)) for p in PERCENTILES},
             early=dict(self.early),
             seconds=dict(self.seconds),
             scheduling=self.scheduling,
-            graphs=graphs,
+            graphs=replace(graphs, dropped=list(graphs.dropped)),
             memory=memory,
             backends=backends or {},
+            judged=sum(self.verdicts[verdict] for verdict in _JUDGED),
+            latency_sum=self.latency_sum,
         )

@@ -19,14 +19,14 @@ ROOMS = {
     "kernels": set(),
 }
 
-LOOP = ("aio", "door", "engine", "estimates", "lifecycle", "loop", "results", "routing", "stats")
+LOOP = ("aio", "door", "engine", "estimates", "exposition", "lifecycle", "loop", "results", "routing", "stats")
 """Modules of `engine/` itself that make up the loop and its faces; they count as one wing."""
 
 WINGS = {
     "cli": {"study", "replay", "loop", "judging", "batching", "records", "models", "api"},
     "study": {"loop", "judging", "batching", "models", "api"},
     "replay": {"loop", "records", "api"},
-    "loop": {"stages", "judging", "batching", "backends", "avoidance", "models", "sampling", "api"},
+    "loop": {"stages", "judging", "batching", "backends", "records", "avoidance", "models", "sampling", "api"},
     "stages": {"judging", "batching", "backends", "avoidance", "models", "sampling", "api"},
     "judging": {"avoidance", "records", "models", "sampling", "api"},
     "batching": {"backends", "avoidance", "models", "sampling", "api"},

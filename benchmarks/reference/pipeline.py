@@ -19,12 +19,13 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from ...engine.api.mechanisms import Avoidance, InitialNoise
+from ...engine.api.pixels import load_picture
 from ...engine.api.request import GenerationRequest
 from ...engine.api.settings import Stage
 from ...engine.avoidance.conditioning import avoidance_mask, moved_labels, transition_point
 from ...engine.avoidance.initial_noise import resampled_noise
 from ...engine.models.checkpoint import Components
-from ...engine.models.pictures import load_picture, to_pixels
+from ...engine.models.pictures import to_pixels
 from .inputs import Text, conditions, decode, encode, image_size, initial_noise
 from .solvers import Scheduler, make_scheduler, masked_noise, moved_output, predicted_noise, predicted_x0, step
 from .steering import Steering, attention_rule, branches_at, control, guide, negative_at, negative_guidance, repulsion

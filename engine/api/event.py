@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-import numpy as np
-from PIL import Image
-
+from .json_fields import Mask, Pixels
+from .portable import Value
 from .result import GenerationResult
 
 
@@ -28,8 +27,8 @@ class State(StrEnum):
     EXPIRED = "expired"
 
 
-@dataclass(frozen=True)
-class Event:
+@dataclass(frozen=True, eq=False)
+class Event(Value):
     """Something happened to image `index` of the request with `id`: where it stands, and how far its run is.
 
     picture: the predicted picture, at steps for which the request wants a preview; at SEGMENTED the draft (None where a
@@ -42,8 +41,8 @@ class Event:
     step: int = 0
     steps: int = 0
     attempt: int = 0
-    picture: Image.Image | None = None
-    mask: np.ndarray | None = None
+    picture: Pixels | None = None
+    mask: Mask | None = None
     result: GenerationResult | None = None
 
     @property

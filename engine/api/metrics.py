@@ -68,3 +68,9 @@ POPULATION_METRICS: Mapping[str, Metric] = MappingProxyType(
 ALL_METRICS: Mapping[str, Metric] = MappingProxyType(
     {**METRICS, **MASK_METRICS, **CONTROL_METRICS, **POPULATION_METRICS}
 )
+
+
+def direction_named(name: str) -> Direction | None:
+    """Which way a built-in measure points, or that measure against registered works; None for another."""
+    metric = ALL_METRICS.get(name.removeprefix("registry_"))
+    return metric.direction if metric is not None else None

@@ -1,19 +1,19 @@
 """What a user asks for. Unknown keys are refused, values are checked once, here."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
+from .json_fields import Brought, Mask
 from .mechanisms import Avoidance
+from .portable import Portable
 from .rules import MAX_RETRIES, Rule
 from .settings import Settings, Stage
 
 
-class SimilarityPolicy(Settings):
+class SimilarityPolicy(Portable, Settings):
     """When a final is too close to its draft, its source or a registered work.
 
     `rule` says it in words, in the language of `twig.engine.api.rules`, and is kept in its canonical form. Without one,
@@ -48,7 +48,7 @@ class SimilarityPolicy(Settings):
         return frozenset(due - {0, num_steps})
 
 
-class Gate(Settings):
+class Gate(Portable, Settings):
     """Avoidance only where the draft looks recalled; elsewhere the final is the plain result, bit for bit.
 
     `limits` maps a signal of `twig.engine.judging.gate` to the value above which avoidance switches on; None takes
@@ -85,18 +85,22 @@ class Framing(Settings):
         return *(self.original or own), *self.crop, *(self.target or own)
 
 
-Picture = Image.Image | Path | str
+def _is_none(value: object) -> bool:
+    return value is None
 
 
-class GenerationRequest(Settings):
+class GenerationRequest(Portable, Settings):
     """One two-step generation.
 
     prompt: what to draw. seed: everything random derives from it. width, height: pixels, the model's own size
-    if None. num_images: finals that share one draft. source: a picture that takes the draft's place (only its
-    mask goes on). mask: the user's own avoidance mask, boolean (height, width). gate: avoid only where the draft looks
-    recalled; None avoids always. framing: what SDXL is told of the picture's size. priority: higher goes first.
-    timeout: seconds after which the request expires. preview: show the predicted picture every so many steps, 0 for
-    never. explain: record what each mechanism did.
+    if None. num_images: finals that share one draft. source: a picture, or the Path where one lies, that takes the
+    draft's place (only its mask goes on); a text is a picture's own data in base64, never a path. mask: the user's own
+    avoidance mask, boolean (height, width). gate: avoid only where the draft looks recalled; None avoids always.
+    framing: what SDXL is told of the picture's size. priority: higher goes first. timeout: seconds after which the
+    request expires. preview: show the predicted picture every so many steps, 0 for never. explain: record what each
+    mechanism did.
+
+    What a stranger sends is read by `from_json`.
     """
 
     prompt: str
@@ -107,8 +111,8 @@ class GenerationRequest(Settings):
     draft: Stage = Stage()
     final: Stage = Stage()
     num_images: int = Field(default=1, ge=1, le=64)
-    source: Picture | None = Field(default=None, exclude=True, repr=False)
-    mask: np.ndarray | None = Field(default=None, exclude=True, repr=False)
+    source: Brought | None = Field(default=None, exclude_if=_is_none, repr=False)
+    mask: Mask | None = Field(default=None, exclude_if=_is_none, repr=False)
     avoidance: Avoidance = Avoidance()
     similarity: SimilarityPolicy = SimilarityPolicy()
     gate: Gate | None = None

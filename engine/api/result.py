@@ -1,15 +1,29 @@
 """What a user gets."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Annotated, Protocol, TypeVar
 
 import numpy as np
-from PIL import Image
+from pydantic import AfterValidator, Field
 
+from .json_fields import Labels, Mask, Numbers, Pixels
 from .mechanisms import Avoidance
+from .metrics import Direction, direction_named
+from .portable import Value
 from .request import GenerationRequest
 from .rules import Decision
+
+M_co = TypeVar("M_co", covariant=True)
+
+
+class Accountant(Protocol[M_co]):
+    """What accounts for results: an engine, which knows the model that made them."""
+
+    def manifest(self, result: "GenerationResult") -> M_co:
+        """Return the manifest of `result`."""
 
 
 class Verdict(StrEnum):
@@ -23,17 +37,50 @@ class Verdict(StrEnum):
     EXPIRED = "expired"
 
 
-@dataclass(frozen=True)
-class Score:
-    """One measure of a final against its draft or source; `limit` is None for a measure that only informs."""
+@dataclass(frozen=True, eq=False)
+class Score(Value):
+    """One measure of a final against its draft or source; `limit` is None for a measure that only informs.
+
+    passed: whether it keeps its limit. name: of the measure, by which results hold it. direction: whether what is too
+    close scores high ("similarity") or low ("distance"); None where nothing is known of it.
+    """
 
     value: float
     limit: float | None
     passed: bool
+    name: Annotated[str, Field(exclude=True)] = field(default="", compare=False)
+    direction: Direction | None = None
+
+    @property
+    def crossed(self) -> bool:
+        """Whether it crosses its limit."""
+        return not self.passed
+
+    def __str__(self) -> str:
+        """The measure beside its limit, as they stand to each other: "tile_l2 0.1 <= 0.161", crossed for a distance."""
+        named = f"{self.name} {self.value:.3g}".lstrip()
+        if self.limit is None:
+            return named
+        if math.isnan(self.value):
+            return f"{named}, which cannot be held against {self.limit:.3g}"
+        below = self.crossed if self.direction == "distance" else self.passed
+        return f"{named} {'<=' if below else '>='} {self.limit:.3g}"
 
 
-@dataclass(frozen=True)
-class Attempt:
+def named(scores: Mapping[str, Score], otherwise: Direction | None = None) -> dict[str, Score]:
+    """Scores that know their names and directions: their own, else that of the built-in measure, else `otherwise`."""
+    return {
+        name: replace(score, name=name, direction=score.direction or direction_named(name) or otherwise)
+        for name, score in scores.items()
+    }
+
+
+Scores = Annotated[dict[str, Score], AfterValidator(named)]
+"""Scores by the name of the measure, each knowing its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt(Value):
     """One final run: its noise seed, the policy it ran under, what it scored and the UNet rows it cost.
 
     steps: how many it ran; rows_saved: what an early verdict spared. early: (step, passed) of each early verdict.
@@ -52,14 +99,17 @@ class Attempt:
     reasons: tuple[str, ...] = ()
     nearest: str | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scores", named(self.scores))
+
     @property
     def passed(self) -> bool:
         """Whether the rule does not refuse it."""
         return self.decision is not Decision.REFUSE
 
 
-@dataclass(frozen=True)
-class GateDecision:
+@dataclass(frozen=True, eq=False)
+class GateDecision(Value):
     """Whether avoidance was switched on, and by what: the draft's signals, with their limits where a gate asked.
 
     nearest: id of the registered work that the draft is most like. rows: UNet rows of the witnesses.
@@ -70,9 +120,12 @@ class GateDecision:
     nearest: str | None = None
     rows: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "signals", named(self.signals, "similarity"))  # recalled drafts score high in each
 
-@dataclass(frozen=True)
-class Explanation:
+
+@dataclass(frozen=True, eq=False)
+class Explanation(Value):
     """What each mechanism did to the last attempt, one entry a step of the final stage (S steps, T tokens).
 
     tokens: the T token strings. mass_inside, mass_outside (S, T): mean attention probability a token received
@@ -86,18 +139,18 @@ class Explanation:
     """
 
     tokens: tuple[str, ...]
-    mass_inside: np.ndarray
-    mass_outside: np.ndarray
-    neutral_inside: np.ndarray
-    neutral_outside: np.ndarray
-    guidance: np.ndarray
-    control: np.ndarray
-    noise: np.ndarray
-    negative: np.ndarray
-    repulsion: np.ndarray
-    rows: np.ndarray
+    mass_inside: Numbers
+    mass_outside: Numbers
+    neutral_inside: Numbers
+    neutral_outside: Numbers
+    guidance: Numbers
+    control: Numbers
+    noise: Numbers
+    negative: Numbers
+    repulsion: Numbers
+    rows: Numbers
     noise_moved: float = 0.0
-    similarity: Mapping[str, np.ndarray] = field(default_factory=dict)
+    similarity: Mapping[str, Numbers] = field(default_factory=dict)
 
     @property
     def moved(self) -> np.ndarray:
@@ -105,8 +158,8 @@ class Explanation:
         return self.neutral_inside - self.mass_inside
 
 
-@dataclass(frozen=True)
-class GenerationResult:
+@dataclass(frozen=True, eq=False)
+class GenerationResult(Value):
     """One final image with everything that led to it.
 
     index: which of the request's `num_images`. image: the last attempt's picture, None unless it was judged.
@@ -121,11 +174,11 @@ class GenerationResult:
     request: GenerationRequest
     index: int
     verdict: Verdict
-    image: Image.Image | None = None
-    draft: Image.Image | None = None
-    mask: np.ndarray | None = None
-    label_map: np.ndarray | None = None
-    control_map: np.ndarray | None = None
+    image: Pixels | None = None
+    draft: Pixels | None = None
+    mask: Mask | None = None
+    label_map: Labels | None = None
+    control_map: Labels | None = None
     gate: GateDecision | None = None
     attempts: tuple[Attempt, ...] = ()
     rule: str = ""
@@ -142,7 +195,19 @@ class GenerationResult:
         return self.attempts[-1].scores if self.attempts else {}
 
     @property
+    def reasons(self) -> tuple[str, ...]:
+        """The limits that the last attempt crossed, in words."""
+        return self.attempts[-1].reasons if self.attempts else ()
+
+    @property
     def rows(self) -> int:
         """UNet rows of the draft, the gate's witnesses and every attempt."""
         witnessed = self.gate.rows if self.gate is not None else 0
         return self.draft_rows + witnessed + sum(attempt.rows for attempt in self.attempts)
+
+    def manifest(self, engine: Accountant[M_co]) -> M_co:
+        """Account for it: what `twig generate` writes beside the picture, and `replay` makes again.
+
+        engine: the one that made it. Raises InvalidRequestError for a source that no longer lies where it lay.
+        """
+        return engine.manifest(self)

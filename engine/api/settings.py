@@ -14,7 +14,7 @@ _ROUNDING = 1e-9
 class Settings(BaseModel):
     """Base of what a user sets: frozen, unknown keys refused, numbers finite, switches and numbers never mixed up."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -14,13 +14,16 @@ _WARMUP_RUNS = 2
 
 @dataclass
 class GraphStats:
-    """captured: graphs held. hits, misses: runs that replayed one, and runs that did not. seconds: spent capturing."""
+    """captured: graphs held. hits, misses: runs that replayed one, and runs that did not. seconds: spent capturing.
+
+    dropped: keys, in words, of what there was no room for.
+    """
 
     captured: int = 0
     hits: int = 0
     misses: int = 0
     seconds: float = 0.0
-    dropped: list[Hashable] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
 
 
 class GraphPool:
@@ -105,5 +108,5 @@ class GraphPool:
     def _drop(self, key: Hashable) -> bool:
         if not self.stats.dropped:
             _log.warning("graph %s would leave less than %d bytes free: it runs eagerly", key, self.reserve)
-        self.stats.dropped.append(key)
+        self.stats.dropped.append(str(key))
         return False

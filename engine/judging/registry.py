@@ -22,10 +22,11 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from ..api.errors import CheckpointError, InvalidRequestError
+from ..api.pixels import load_picture
 from ..api.reading import shown
 from ..api.writing import sweep
 from ..models.checkpoint import Components
-from ..models.pictures import load_picture, to_pixels
+from ..models.pictures import to_pixels
 from ..records.manifest import pixel_hash
 from .descriptors import descriptors, mirrored
 from .own_scores import self_scores

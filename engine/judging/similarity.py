@@ -15,7 +15,7 @@ from ..api.calibration import Calibration, calibrate
 from ..api.conditions import Values
 from ..api.metrics import ALL_METRICS, MASK_METRICS, METRICS, POPULATION_METRICS, Direction, Metric
 from ..api.request import SimilarityPolicy
-from ..api.result import Score
+from ..api.result import Score, named
 from ..api.rules import Decision, Rule, limits_rule
 from .alignment import align
 from .extra import ExtraMetric
@@ -105,12 +105,12 @@ class Assessment(NamedTuple):
     reasons: tuple[str, ...]
 
 
-def judge(measures: Values, rule: Rule) -> Assessment:
+def judge(measures: Values, rule: Rule, directions: Mapping[str, Direction] | None = None) -> Assessment:
     """Hold one final's measures against a rule without calibrated limits left in it.
 
     A measure that the rule does not speak of passes and only informs, one that is None does not apply. NaN crosses
-    every limit. Raises ValueError for a metric of the rule that was not measured: what cannot be checked must not
-    count as kept.
+    every limit. directions: of measures that are not built in. Raises ValueError for a metric of the rule that was not
+    measured: what cannot be checked must not count as kept.
     """
     decision, crossed = rule.decide(measures)
     limits = {each.metric: each for each in reversed((*crossed, *rule.comparisons))}
@@ -118,8 +118,9 @@ def judge(measures: Values, rule: Rule) -> Assessment:
     for name, value in measures.items():
         if value is not None:
             limit = limits[name].threshold if name in limits else None
-            scores[name] = Score(value, limit, name not in {each.metric for each in crossed})
-    return Assessment(decision, scores, tuple(f"{each}: it is {measures[each.metric]:.4g}" for each in crossed))
+            passed = name not in {each.metric for each in crossed}
+            scores[name] = Score(value, limit, passed, direction=(directions or {}).get(name))
+    return Assessment(decision, named(scores), tuple(f"{each}: it is {measures[each.metric]:.4g}" for each in crossed))
 
 
 def rule_in_force(

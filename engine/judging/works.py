@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..api.errors import InvalidRequestError
+from ..api.pixels import load_picture
 from ..avoidance.placement import avoidance_mask
-from ..models.pictures import load_picture, to_pixels
+from ..models.pictures import to_pixels
 from ..models.segmentation import Segmenter
 from .descriptors import descriptors, mirrored
 from .similarity import measure

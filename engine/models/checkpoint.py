@@ -1,7 +1,8 @@
 """A diffusers folder, or a hub id, to the networks in it, checked to fit together."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ class Components:
     scheduler: the folder's noise schedule, prediction type and timestep spacing, whichever scheduler it named.
     calibration: similarity limits found for this model. hashes: SHA-256 of each part's configuration and weights.
     tokenizer_2, text_encoder_2: the second pair of SDXL, None elsewhere. zero_empty: whether zeros stand for an empty
-    negative prompt. upcast_vae: whether the autoencoder overflows in fp16 and stays in fp32 there.
+    negative prompt. upcast_vae: whether the autoencoder overflows in fp16 and stays in fp32 there. sources: what was
+    named to load it from, of source, controlnet and segmenter; a folder by its full path.
     """
 
     tokenizer: CLIPTokenizer
@@ -76,6 +78,7 @@ class Components:
     text_encoder_2: CLIPTextModelWithProjection | None = None
     zero_empty: bool = False
     upcast_vae: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -145,6 +148,7 @@ def load(
         text_encoder_2=network(CLIPTextModelWithProjection, "text_encoder_2"),
         zero_empty=xl and index.get("force_zeros_for_empty_prompt", True),
         upcast_vae=upcast_vae,
+        sources=_named(source=source, controlnet=controlnet, segmenter=segmenter),
     )
     _check_size(components)
     _check_text(components)
@@ -153,6 +157,12 @@ def load(
     if components.controlnet is not None:
         _check_controlnet(components)
     return components
+
+
+def _named(**sources: Source | None) -> dict[str, str]:
+    """What was named, a folder by its full path, so that a replay finds it from anywhere."""
+    named = {part: source for part, source in sources.items() if source is not None}
+    return {part: str(Path(name).resolve()) if Path(name).exists() else str(name) for part, name in named.items()}
 
 
 def _folders(folder: Path, index: dict[str, Any], replaced: dict[str, Source | None]) -> dict[str, Path]:

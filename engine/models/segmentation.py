@@ -12,10 +12,9 @@ from transformers import PreTrainedModel
 from ..api.errors import CheckpointError
 from ..api.reading import shown
 from . import ade20k
-from .pictures import MAX_PIXELS, load_picture, to_pixels
 from .preprocessing import Preprocessing
 
-__all__ = ["MAX_PIXELS", "Preprocessing", "Segmenter", "label_scores", "load_picture", "to_pixels"]
+__all__ = ["Preprocessing", "Segmenter", "label_scores"]
 
 
 class Segmenter:

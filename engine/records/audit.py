@@ -8,14 +8,15 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from pydantic import ValidationError
 
 from ..api.errors import InvalidRequestError, RecordError
-from ..api.result import GateDecision, Score, Verdict
+from ..api.result import Accountant, GateDecision, GenerationResult, Scores, Verdict
 from ..api.writing import read_regular
 from .chain import Head, erasable_is_true, is_erased, written
+from .placing import Place, place
 from .record import Record
 from .secret import Secret
 from .stores import AuditStore, Query, head_path, open_store
@@ -50,7 +51,7 @@ class AuditRecord(Record):
     event: Event
     verdict: Verdict | None = None
     model_sha256: str | None = None
-    scores: dict[str, Score] | None = None
+    scores: Scores | None = None
     rule: str | None = None
     reasons: tuple[str, ...] | None = None
     gate: GateDecision | None = None
@@ -103,8 +104,40 @@ class AuditLog:
         """Raise RecordError or OSError unless a line can be written; to be called before anything is drawn."""
         self.store.check()
 
-    def append(self, manifest: "Manifest", path: Path, event: Event = Event.MADE) -> None:
-        """Add the line of the `manifest` saved at `path`, on the disk when this returns; processes can share a log."""
+    @overload
+    def append(self, record: "Manifest", at: Path, event: Event = Event.MADE) -> Path: ...
+
+    @overload
+    def append(self, record: GenerationResult, at: "Accountant[Manifest]") -> Path: ...
+
+    def append(
+        self,
+        record: "Manifest | GenerationResult",
+        at: "Path | Accountant[Manifest]",
+        event: Event = Event.MADE,
+    ) -> Path:
+        """Add the line of a record, on the disk when this returns, and return its manifest's path.
+
+        record: a manifest, saved `at` a path; or a result, made by the engine `at`, whose manifest is written into the
+        log's folder first, or found there. Processes can share a log. Raises RecordError where the manifest's place is
+        taken.
+        """
+        if isinstance(record, GenerationResult):
+            assert not isinstance(at, Path)
+            found = place(at.manifest(record), self.root, self.secret)
+            self.tell(found)
+            return found.path
+        assert isinstance(at, Path)
+        self._append(record, at, event)
+        return at
+
+    def tell(self, found: Place) -> Event:
+        """Add the line of a record that lies at its place; return what it tells: made, or repeated where it has one."""
+        event = Event.REPEATED if found.found and self.names(found.path) else Event.MADE
+        self.append(found.manifest, found.path, event)
+        return event
+
+    def _append(self, manifest: "Manifest", path: Path, event: Event) -> None:
         request, attempts = manifest.request, manifest.attempts
         record = AuditRecord(
             time=datetime.now(UTC),

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from ..api.errors import RecordError
+from ..api.pixels import load_picture
 from ..api.writing import read_regular
-from ..models.pictures import load_picture
 from .audit import LOG_NAME, file_hash
 from .chain import parsed
 from .credentials import credentials_of

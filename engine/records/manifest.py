@@ -6,16 +6,17 @@ import re
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..api.choices import Precision
+from ..api.pixels import Picture, load_picture
 from ..api.reading import read_model, reading
-from ..api.request import GenerationRequest, Picture
+from ..api.request import GenerationRequest
 from ..api.result import Attempt, GateDecision, GenerationResult, Verdict
 from ..api.rules import Rule
 from ..api.writing import write_new
@@ -42,6 +43,22 @@ class InputRecord(Record):
         path = Path(given).resolve() if isinstance(given, str | Path) else None
         return cls(path=path, sha256=pixel_hash(pixels))
 
+    @classmethod
+    def source_of(cls, request: GenerationRequest) -> Self | None:
+        """Record the source that a request brings; one given by its path is read again."""
+        return None if request.source is None else cls.of(request.source, load_picture(request.source))
+
+    @classmethod
+    def mask_of(cls, request: GenerationRequest) -> Self | None:
+        """Record the mask that a request brings."""
+        return None if request.mask is None else cls.of(None, request.mask)
+
+
+class Modelled(Protocol):
+    """What has a model: an engine."""
+
+    components: Components
+
 
 class ModelRecord(Record):
     """The model: what it was loaded from (None for the embedded one), the hash of each part, its device and dtype."""
@@ -55,10 +72,12 @@ class ModelRecord(Record):
 
     @classmethod
     def of(cls, components: Components, **sources: str | None) -> Self:
-        """Record loaded components and the `sources` they were asked for by."""
+        """Record loaded components; `sources` take the place of what they say they were loaded from."""
         weight = next(components.unet.parameters())
         dtype = Precision(str(weight.dtype).removeprefix("torch."))
-        return cls(**sources, hashes=components.hashes, device=weight.device.type, dtype=dtype)
+        return cls(
+            **{**components.sources, **sources}, hashes=components.hashes, device=weight.device.type, dtype=dtype
+        )
 
     @property
     def sha256(self) -> str:
@@ -100,7 +119,8 @@ class Hashes(Record):
 class Manifest(Record):
     """Everything that is needed to account for one image and to make it again.
 
-    image: file name of the picture beside the manifest. gate: whether avoidance was switched on, and by what. registry:
+    image: file name of the picture beside the manifest. request: without the pictures it brought, of which source and
+    mask hold the hashes. gate: whether avoidance was switched on, and by what. registry:
     version of the registered works that the picture was compared with. attempts: noise seed, mechanisms, scores with
     their limits and UNet rows of each final. rule: what they were judged by, in numbers. timings: seconds by stage.
     """
@@ -130,6 +150,11 @@ class Manifest(Record):
     python: str
     digital_source_type: str = DIGITAL_SOURCE_TYPE
 
+    @field_validator("request")
+    @classmethod
+    def _without_pictures(cls, request: GenerationRequest) -> GenerationRequest:
+        return request.model_copy(update={"source": None, "mask": None})
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not 0 <= self.index < self.request.num_images:
@@ -149,7 +174,11 @@ class Manifest(Record):
         source: InputRecord | None = None,
         mask: InputRecord | None = None,
     ) -> Self:
-        """Account for `result`; `source` and `mask` record what the user brought."""
+        """Account for `result`.
+
+        source, mask: records of what the user brought, where more is known of it than the request says. Raises
+        InvalidRequestError for a source that no longer lies where it lay.
+        """
         return cls(
             image=image,
             verdict=result.verdict,
@@ -157,8 +186,8 @@ class Manifest(Record):
             index=result.index,
             request=result.request,
             request_sha256=request_hash(result.request),
-            source=source,
-            mask=mask,
+            source=source or InputRecord.source_of(result.request),
+            mask=mask or InputRecord.mask_of(result.request),
             model=model,
             hashes=Hashes.of(result),
             gate=result.gate,
@@ -201,4 +230,4 @@ def pixel_hash(pixels: Image.Image | np.ndarray) -> str:
 
 def request_hash(request: GenerationRequest) -> str:
     """SHA-256 of a request's settings and prompts, without the pictures it brings."""
-    return text_hash(canonical(request.model_dump(mode="json")))
+    return text_hash(canonical(request.model_dump(mode="json", exclude={"source", "mask"})))

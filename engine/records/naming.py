@@ -1,11 +1,14 @@
 """What a record is called: a digest of everything that decides the picture, so that no two pictures share a name."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ..api.result import Verdict
-from .manifest import Manifest
 from .record import canonical
 from .secret import Secret
+
+if TYPE_CHECKING:
+    from .manifest import Manifest
 
 SUFFIXES = {Verdict.REVIEW: "-review", Verdict.REFUSED: "-refused"}
 """What follows a picture's name that was not accepted."""
@@ -17,7 +20,7 @@ _OUTCOME = {"verdict", "error", "hashes", "gate", "attempts", "draft_rows", "row
 _MODEL = {"hashes", "device", "dtype"}
 
 
-def run_name(manifest: Manifest, secret: Secret) -> str:
+def run_name(manifest: "Manifest", secret: Secret) -> str:
     """Name of what was asked for, which its images share: `twig-` and 32 hexadecimal digits.
 
     They are an HMAC, keyed by the installation's secret, of the request, the model's parts, device and number type, the
@@ -30,7 +33,7 @@ def run_name(manifest: Manifest, secret: Secret) -> str:
     return f"twig-{secret.digest('run', canonical([values, *brought]))[:_DIGITS]}"
 
 
-def record_names(manifest: Manifest, secret: Secret) -> Iterator[str]:
+def record_names(manifest: "Manifest", secret: Secret) -> Iterator[str]:
     """Names that this record may bear: the first that is free or already its own.
 
     A run that ended otherwise under the same name, as where another batch rounded otherwise or a time ran out, is told
@@ -41,12 +44,12 @@ def record_names(manifest: Manifest, secret: Secret) -> Iterator[str]:
     yield f"{name}-{secret.digest('outcome', outcome(manifest))[:_DIGITS]}"
 
 
-def outcome(manifest: Manifest) -> str:
+def outcome(manifest: "Manifest") -> str:
     """How a run ended, in a text that is equal where everything is: verdict, scores, pixels, attempts, gate, error."""
     return canonical(manifest.model_dump(mode="json", include=_OUTCOME))
 
 
-def same_record(first: Manifest, second: Manifest) -> bool:
+def same_record(first: "Manifest", second: "Manifest") -> bool:
     """Whether two manifests speak of one picture, made at different times."""
     brought = [[record and record.sha256 for record in (m.source, m.mask)] for m in (first, second)]
     told = [m.model_dump(mode="json", include=_DECIDING | _OUTCOME | {"index"}) for m in (first, second)]

@@ -8,39 +8,30 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Self
 
-from ..api.errors import RecordError, TwigError
+from ..api.errors import TwigError
+from ..api.pixels import load_picture
 from ..api.result import GenerationResult
 from ..api.writing import check_folder, sweep, write_new, write_whole
-from ..models.pictures import load_picture
-from .audit import AuditLog, Event, file_hash
+from .audit import LOG_NAME, AuditLog, Event, file_hash
 from .credentials import Signer
 from .explaining import explanation_arrays, explanation_json, explanation_picture
-from .manifest import InputRecord, Manifest, ModelRecord, pixel_hash
-from .naming import SUFFIXES, record_names, run_name, same_record
+from .manifest import InputRecord, Manifest, Modelled, ModelRecord, pixel_hash
+from .naming import run_name
 from .pictures import contact_sheet, png
-
-
-class _Place(NamedTuple):
-    """Where a record lies: its manifest's path, its picture's (the manifest's where there is none), the manifest.
-
-    found: whether it was there already.
-    """
-
-    path: Path
-    picture: Path
-    manifest: Manifest
-    found: bool
+from .placing import Place, place
 
 
 @dataclass(frozen=True)
 class OutputFolder:
     """Writes each result as it comes, every file whole or not at all.
 
-    model: what the results were made by. source, mask: what the user brought to every request, if anything. signer:
-    gives the pictures content credentials. repeats: what `save` returned for results whose record was there already.
+    model: what the results were made by. source, mask: records of what the user brought to every request, where more is
+    known of it than the requests say. signer: gives the pictures content credentials. repeats: what `save` returned
+    for results whose record was there already.
     """
 
     path: Path
@@ -50,6 +41,12 @@ class OutputFolder:
     mask: InputRecord | None = None
     signer: Signer | None = None
     repeats: set[Path] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, engine: Modelled, path: Path | str, log: AuditLog | None = None, signer: Signer | None = None) -> Self:
+        """The folder at `path` for what `engine` makes, with the log that lies in it unless another is given."""
+        folder = Path(path)
+        return cls(folder, ModelRecord.of(engine.components), log or AuditLog(folder / LOG_NAME), signer=signer)
 
     def prepare(self) -> None:
         """Find out whether all of it can be written, before anything is drawn, and sweep what a killed run left.
@@ -67,16 +64,15 @@ class OutputFolder:
         finds it, which the log says in a line of its own; one that ended otherwise gets a name of its own. Raises
         RecordError where its names are taken by what is no record of it.
         """
-        place = self._place(result)
-        event = Event.MADE
-        if place.found and self.log.names(place.path):
-            event = Event.REPEATED
-            self.repeats.add(place.picture)
-        self.log.append(place.manifest, place.path, event)
-        self._explain(result, place.path)
+        unnamed = Manifest.of(result, self.model, source=self.source, mask=self.mask)
+        may_take = None if result.image is None else partial(_may_take, unnamed)
+        found = place(unnamed, self.path, self.log.secret, may_take)
+        if self.log.tell(found) is Event.REPEATED:
+            self.repeats.add(found.picture)
+        self._explain(result, found.path)
         if result.image is not None:
-            self._show(png(result.image), place)
-        return place.picture
+            self._show(png(result.image), found)
+        return found.picture
 
     def save_sheet(self, results: Sequence[GenerationResult]) -> Path:
         """Write the contact sheet of one request's results; return its path."""
@@ -85,32 +81,14 @@ class OutputFolder:
         write_whole(path, png(contact_sheet(results)))
         return path
 
-    def _place(self, result: GenerationResult) -> _Place:
-        """Save a result's manifest under the first of its names that is free, or find it there."""
-        unnamed = Manifest.of(result, self.model, source=self.source, mask=self.mask)
-        for name in record_names(unnamed, self.log.secret):
-            path = self.path / f"{name}.json"
-            image = None if result.image is None else f"{name}{SUFFIXES.get(result.verdict, '')}.png"
-            picture = path if image is None else self.path / image
-            if image is not None and not _is_free(picture, unnamed):
-                continue
-            manifest = unnamed.model_copy(update={"image": image})
-            with suppress(FileExistsError):
-                manifest.save(path)
-                return _Place(path, picture, manifest, found=False)
-            found = _manifest(path)
-            if found is not None and same_record(found, manifest) and found.image == image:
-                return _Place(path, picture, found, found=True)
-        raise RecordError(f"{path} and {picture.name} are there and are not of this run; move them away")
-
-    def _show(self, data: bytes, place: _Place) -> None:
+    def _show(self, data: bytes, found: Place) -> None:
         """Let the picture appear; one that is there has the same pixels."""
         if self.signer is not None:
-            signed = self.signer.sign(data, file_hash(place.path), self.model.sha256)
-            write_whole(place.picture, signed)
+            signed = self.signer.sign(data, file_hash(found.path), self.model.sha256)
+            write_whole(found.picture, signed)
         else:
             with suppress(FileExistsError):
-                write_new(place.picture, data)
+                write_new(found.picture, data)
 
     def _explain(self, result: GenerationResult, manifest: Path) -> None:
         """Write what `explain` recorded, for its owner alone: it spells the prompt token by token."""
@@ -126,7 +104,7 @@ class OutputFolder:
                 write_new(stem.with_name(f"{stem.name}-explain.{kind}"), data, private=True)
 
 
-def _is_free(picture: Path, wanted: Manifest) -> bool:
+def _may_take(wanted: Manifest, picture: Path) -> bool:
     """Whether nothing lies where a picture belongs but the picture itself."""
     if not os.path.lexists(picture):
         return True
@@ -136,13 +114,3 @@ def _is_free(picture: Path, wanted: Manifest) -> bool:
         return pixel_hash(load_picture(picture)) == wanted.hashes.image
     except TwigError:
         return False
-
-
-def _manifest(path: Path) -> Manifest | None:
-    """The manifest at a path, None for what is none."""
-    if path.is_symlink() or not path.is_file():
-        return None
-    try:
-        return Manifest.load(path)
-    except TwigError:
-        return None

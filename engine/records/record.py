@@ -5,8 +5,10 @@ import json
 
 from pydantic import BaseModel, ConfigDict
 
+from ..api.portable import Portable
 
-class Record(BaseModel):
+
+class Record(Portable, BaseModel):
     """Base of what is written as JSON: frozen, unknown keys refused."""
 
     # Distances to an empty mask are infinite, which JSON has no number for.

@@ -51,7 +51,7 @@ class Judging:
         values: dict[str, float | None] = dict(measured.values)
         if own.delivered:
             values |= {name: None for name in values if not name.startswith(PREFIX)}
-        judged = judge(values, self.judged_by.rule(job.request))
+        judged = judge(values, self.judged_by.rule(job.request), self.judged_by.directions)
         if not run.done:
             passed = judged.decision is not Decision.REFUSE
             own.early.append((run.step, passed))

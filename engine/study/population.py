@@ -12,6 +12,7 @@ from ..api.calibration import Calibration, calibrate
 from ..api.errors import InvalidRequestError
 from ..api.event import Event
 from ..api.mechanisms import Avoidance
+from ..api.pixels import load_picture
 from ..api.reading import MAX_PICTURE, read_bytes
 from ..api.request import Gate, GenerationRequest, SimilarityPolicy
 from ..api.result import GenerationResult
@@ -19,7 +20,6 @@ from ..api.settings import Stage
 from ..engine import Engine
 from ..judging.gate import LISTENING
 from ..judging.registry import cropped_pixels, pictures_in
-from ..models.pictures import load_picture
 
 JUDGED = ("ssim_masked", "ms_ssim", "tile_l2", "mask_iou")
 """Measures that are calibrated unless others are named: those that tell near copies from fresh pictures best."""

@@ -7,13 +7,13 @@ from PIL import Image
 from small_requests import fresh, request, same
 
 from twig.engine.api.errors import EngineBusyError, EngineClosedError, InvalidRequestError
-from twig.engine.api.event import State
+from twig.engine.api.event import Event, State
 from twig.engine.api.mechanisms import (
     Avoidance,
     MaskedAttention,
     MaskedNoise,
 )
-from twig.engine.api.request import GenerationRequest, SimilarityPolicy
+from twig.engine.api.request import Gate, GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import Verdict
 from twig.engine.api.settings import Stage
 from twig.engine.backends.options import TorchOptions
@@ -250,6 +250,31 @@ def test_stats_add_up(engine):
     assert (stats.waiting, stats.resident) == (0, 0)
     assert stats.latency["p50"] <= stats.latency["p99"]
     assert stats.control_rows > 0
+
+
+@pytest.mark.filterwarnings("error::UserWarning:pydantic")
+def test_whatever_an_engine_tells_travels(engine):
+    running, events = fresh(engine, extra_metrics={"own": lambda a, b: (a - b).abs().mean((1, 2, 3))}), []
+    running.generate(request(preview=1, explain=True, gate=Gate()), events.append)
+    assert any(event.picture for event in events)
+    assert events[-1].result.explanation is not None
+    assert [Event.from_json(event.to_json()) for event in events] == events
+    stats = running.stats()
+    assert type(stats).from_json(stats.to_json()) == stats
+
+
+def test_a_measure_of_ones_own_says_which_way_it_points(engine):
+    def distance(finals, references):
+        return (finals - references).abs().mean((1, 2, 3))
+
+    distance.direction = "distance"
+    running = fresh(engine, extra_metrics={"own": distance})
+    policy = SimilarityPolicy(rule="refuse if own < 1e9")
+    (result,) = running.generate(request(similarity=policy))
+    assert result.scores["own"].direction == "distance"
+    assert result.scores["own"].crossed
+    assert str(result.scores["own"]).endswith("<= 1e+09")
+    assert result.reasons[0].startswith("own < ")
 
 
 def test_rows_are_padded_only_for_what_is_prepared_by_their_number(engine):

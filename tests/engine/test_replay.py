@@ -5,9 +5,13 @@ import pytest
 from PIL import Image
 
 from twig.engine.api.mechanisms import Avoidance
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import GateDecision, Score, Verdict
+from twig.engine.api.settings import Stage
+from twig.engine.engine import Engine
 from twig.engine.records.manifest import Machine, Manifest
-from twig.engine.replay import compare
+from twig.engine.records.output import OutputFolder
+from twig.engine.replay import compare, replay
 
 HERE = Machine.here("cpu")
 
@@ -107,3 +111,28 @@ def test_scores_may_differ_in_their_last_digits_on_another_machine_alone(make_re
 
 def _scores(manifest, ssim):
     return manifest.attempts[0].scores | {"ssim": Score(ssim, 0.5, True)}
+
+
+def test_what_python_accounts_for_is_what_the_folder_keeps_and_replays_as_identical(tiny_checkpoint, tmp_path):
+    engine = Engine.from_pretrained(tiny_checkpoint)
+    source, mask = Image.new("RGB", (64, 64), "teal"), np.zeros((64, 64), bool)
+    source.save(tmp_path / "photo.png")
+    mask[10:40, 20:50] = True
+    (result,) = engine.generate(
+        GenerationRequest(
+            prompt="a red star",
+            source=tmp_path / "photo.png",
+            mask=mask,
+            final=Stage(steps=2),
+            similarity=SimilarityPolicy(limits={"ssim": 1.0}),
+        )
+    )
+    manifest = Manifest.from_json(result.manifest(engine).to_json())
+    assert manifest.source.path == tmp_path / "photo.png"
+    assert manifest.model.source == str(tiny_checkpoint)
+    assert replay(manifest, engine, source=source, mask=mask).identical
+    folder = OutputFolder.of(engine, tmp_path / "out")
+    folder.prepare()
+    kept = Manifest.load(folder.save(result).with_suffix(".json"))
+    assert kept.model_copy(update={"image": None, "created": manifest.created}) == manifest
+    assert replay(kept, engine, result.image, source, mask).identical

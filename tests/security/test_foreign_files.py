@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from twig.engine.api.calibration import Calibration
 from twig.engine.api.errors import TwigError
+from twig.engine.api.pixels import load_picture
 from twig.engine.api.reading import read_lines
 from twig.engine.backends.compile_cache import drop_unverified
 from twig.engine.backends.networks import _remembered
@@ -19,7 +20,6 @@ from twig.engine.judging.registry import Registry, index_works, pictures_in
 from twig.engine.judging.works import Works
 from twig.engine.models import layout
 from twig.engine.models.checkpoint import load
-from twig.engine.models.pictures import load_picture
 from twig.engine.records.inspection import read_mask
 from twig.engine.records.manifest import Manifest
 from twig.engine.study.assessment import read_prompts

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from twig.engine.api.errors import InvalidRequestError
-from twig.engine.models.pictures import load_picture
+from twig.engine.api.pixels import load_picture
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 ORIENTATION = 0x0112

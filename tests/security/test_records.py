@@ -28,7 +28,7 @@ from twig.engine.records.stores import Query
 
 KILLS = 40
 RECORDS = Path(stores.__file__).parent
-WATCHED = {writing.__file__, *(str(RECORDS / f"{name}.py") for name in ("audit", "stores", "sql", "output"))}
+WATCHED = {writing.__file__, *(str(RECORDS / f"{name}.py") for name in ("audit", "stores", "sql", "output", "placing"))}
 """Files whose lines are counted: all that write."""
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from ...api.choices import Preset
 from ...api.event import Event
 from ...api.mechanisms import Avoidance
+from ...api.pixels import load_picture
 from ...api.presets import BUNDLES
 from ...api.reading import MAX_RULE, read_text
 from ...api.request import Gate, GenerationRequest, SimilarityPolicy
@@ -17,7 +18,7 @@ from ...api.result import GenerationResult, Verdict
 from ...api.settings import Stage
 from ...engine import Engine
 from ...models.checkpoint import Components
-from ...models.pictures import load_picture, to_pixels
+from ...models.pictures import to_pixels
 from ...models.vocabulary import unknown_text
 from ...records.audit import LOG_NAME, AuditLog
 from ...records.credentials import Signer

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...api.errors import InvalidRequestError
+from ...api.pixels import load_picture
 from ...engine import Engine
-from ...models.pictures import load_picture
 from ...records.inspection import differs, in_log, in_picture, lines, read_mask, saved_picture
 from ...records.manifest import InputRecord, Manifest, ModelRecord
 from ...replay import replay

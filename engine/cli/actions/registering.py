@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...api.metrics import SHARE
+from ...api.pixels import load_picture
 from ...judging.judge import PREFIX
 from ...judging.own_scores import OWN, missed, usual_limits
 from ...judging.registry import (
@@ -16,7 +17,6 @@ from ...judging.registry import (
     pictures_in,
 )
 from ...models.checkpoint import load
-from ...models.pictures import load_picture
 from ..options import EngineChoice
 from ..status import DONE
 from .engines import load_engine

@@ -21,7 +21,7 @@ from twig.engine.engine import Engine
 from twig.engine.judging.registry import Registry, index_works
 from twig.engine.judging.similarity import judge
 from twig.engine.models.checkpoint import load
-from twig.engine.models.segmentation import to_pixels
+from twig.engine.models.pictures import to_pixels
 
 README = (Path(__file__).parents[3] / "engine/README.md").read_text()
 (RULE,) = re.findall(r'--rule "(refuse if registry_[^"]*)"', README)

@@ -4,9 +4,12 @@ import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from twig.engine.api.errors import InvalidRequestError, RecordError
+from twig.engine.api.request import GenerationRequest
 from twig.engine.api.result import Verdict
 from twig.engine.records.audit import AuditLog, Event, parse_head
 from twig.engine.records.chain import linked, parsed, written
@@ -359,3 +362,21 @@ def test_an_altered_line_makes_nobody_remove_a_file_of_another_kind(log, tmp_pat
     log.write_text("".join(text + "\n" for text in texts))
     AuditLog(log).forget(Query(numbers=frozenset({2})))
     assert (tmp_path / "twig-precious.json").exists()
+
+
+def test_a_result_is_appended_with_its_manifest(tmp_path, make_result, model):
+    class Engine:
+        def manifest(self, result):
+            return Manifest.of(result, model)
+
+    request = GenerationRequest(prompt="a", source=Image.new("RGB", (16, 16)), mask=np.ones((16, 16), bool))
+    result, log = make_result(request=request), AuditLog(tmp_path / "audit.jsonl")
+    path = log.append(result, Engine())
+    assert log.append(result, Engine()) == path
+    made, repeated = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
+    assert (made["event"], repeated["event"]) == ("made", "repeated")
+    assert made["manifest"] == path.name
+    assert made["scores"]["ssim"] == {"value": 0.25, "limit": 0.5, "passed": True, "direction": "similarity"}
+    assert Manifest.load(path).source is not None
+    assert log.verify().findings == ()
+    assert [str(line.scores["ssim"]) for line in log.search(Query())] == ["ssim 0.25 <= 0.5"] * 2

@@ -1,14 +1,26 @@
 import hashlib
 import json
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from twig.engine.api.errors import InvalidRequestError
 from twig.engine.api.request import GenerationRequest
 from twig.engine.api.result import Verdict
 from twig.engine.records.manifest import DIGITAL_SOURCE_TYPE, InputRecord, Manifest, pixel_hash, request_hash
+
+
+class Engine:
+    """An engine as far as accounting goes."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def manifest(self, result):
+        return Manifest.of(result, self.model)
 
 
 def test_a_manifest_comes_back_from_its_file_as_it_was(tmp_path, make_result, model):
@@ -25,7 +37,8 @@ def test_a_manifest_accounts_for_the_image(tmp_path, make_result, model):
     assert written["request"]["seed"] == 7
     assert written["attempts"][0]["seed"] == 11
     assert written["attempts"][0]["avoidance"]["moved_control"]["scale"] == 2
-    assert written["attempts"][0]["scores"]["ssim"] == {"value": 0.25, "limit": 0.5, "passed": True}
+    score = {"value": 0.25, "limit": 0.5, "passed": True, "direction": "similarity"}
+    assert written["attempts"][0]["scores"]["ssim"] == score
     assert written["calibration"] == "test-1"
     assert written["rows"] == 76
     assert written["hashes"]["image"] == pixel_hash(result.image)
@@ -68,6 +81,47 @@ def test_pixel_hash_is_what_its_description_says():
     assert pixel_hash(pixels) == hashlib.sha256(b"|u1(2, 2, 3)" + bytes(range(12))).hexdigest()
     assert pixel_hash(pixels[::-1]) != pixel_hash(pixels)
     assert pixel_hash(pixels.reshape(2, 6)) != pixel_hash(pixels)
+
+
+def test_a_manifest_travels_and_can_be_hashed(make_result, model):
+    manifest = make_result(request=GenerationRequest(prompt="a", mask=np.ones((16, 16), bool))).manifest(Engine(model))
+    again = Manifest.from_json(manifest.to_json())
+    assert again == manifest
+    assert hash(again) == hash(manifest)
+    assert Manifest.from_json(json.loads(manifest.to_json())) == manifest
+    for mode in ("validation", "serialization"):
+        assert Manifest.model_json_schema(mode=mode)["title"] == "Manifest"
+
+
+def test_a_manifest_from_before_scores_had_directions_is_read_as_it_was(tmp_path):
+    """Written by the version before requests' pictures went to JSON, of a source and a mask, with two attempts."""
+    path = Path(__file__).with_name("manifest-of-before.json")
+    manifest, written = Manifest.load(path), json.loads(path.read_text())
+    assert request_hash(manifest.request) == manifest.request_sha256
+    assert json.loads(manifest.to_json())["request"] == written["request"]
+    first = manifest.attempts[0].scores
+    assert str(first["hausdorff"]) == "hausdorff 0.224 <= 3"
+    assert first["hausdorff"].crossed
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_request_hash_does_not_know_the_pictures(make_result):
+    bare = GenerationRequest(prompt="a")
+    brought = bare.model_copy(update={"source": Image.new("RGB", (8, 8)), "mask": np.ones((8, 8), bool)})
+    assert request_hash(brought) == request_hash(bare)
+
+
+def test_what_the_user_brought_is_recorded_and_not_kept(tmp_path, make_result, model):
+    source, mask = Image.new("RGB", (16, 16), "teal"), np.eye(16, dtype=bool)
+    source.save(tmp_path / "s.png")
+    request = GenerationRequest(prompt="a", source=source, mask=mask)
+    manifest = make_result(request=request).manifest(Engine(model))
+    assert manifest.source == InputRecord(path=None, sha256=pixel_hash(source))
+    assert manifest.mask == InputRecord(path=None, sha256=pixel_hash(mask))
+    assert manifest.request == GenerationRequest(prompt="a")
+    assert {"source", "mask"}.isdisjoint(json.loads(manifest.to_json())["request"])
+    lying = request.model_copy(update={"source": tmp_path / "s.png"})
+    assert Manifest.of(make_result(request=lying), model).source == InputRecord.of(tmp_path / "s.png", source)
 
 
 def test_request_hash_tells_requests_apart():
