@@ -1,24 +1,38 @@
-"""Ctrl-C that waits for a step to end."""
+"""Ctrl-C and SIGTERM that wait for a step to end."""
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from .status import DONE, INTERRUPTED, TERMINATED
+
+_STATUSES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+
+
+class Stop:
+    """Whether a run was asked to stop, to be looked at between steps. status: the exit code that follows from it."""
+
+    status = DONE
+
+    def is_set(self) -> bool:
+        """Whether a signal came."""
+        return self.status != DONE
+
 
 @contextmanager
-def interrupted_between_steps() -> Iterator[threading.Event]:
-    """Make the first Ctrl-C set the flag that is yielded, to be looked at between steps; the second stops at once."""
-    stop = threading.Event()
+def interrupted_between_steps() -> Iterator[Stop]:
+    """Make the first Ctrl-C or SIGTERM set the flag that is yielded; a second one stops at once."""
+    stop = Stop()
 
-    def note(_signal: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
+    def note(number: int, _frame: FrameType | None) -> None:
+        again, stop.status = stop.is_set(), _STATUSES[signal.Signals(number)]
+        if again:
             raise KeyboardInterrupt
-        stop.set()
 
-    previous = signal.signal(signal.SIGINT, note)
+    previous = {number: signal.signal(number, note) for number in _STATUSES}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
