@@ -50,8 +50,10 @@ def run(arguments: Sequence[str]) -> int:
         return command_line()(words or ["--help"], prog_name="twig", standalone_mode=False) or DONE
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        return BROKEN_PIPE
+    except SystemExit as stopped:  # so end completions; and Typer, where nobody reads what it writes
+        if isinstance(stopped.__context__, BrokenPipeError):
+            return BROKEN_PIPE
+        raise
     except ValidationError as error:
         message = "; ".join(_problem(problem) for problem in error.errors())
     except typer.TyperException as error:
