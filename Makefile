@@ -15,7 +15,8 @@ DEMO_PROMPT ?= a pink heart and a yellow star in a blue sea
 DEMO_OUT ?= out/demo
 
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Not compiled on arrival: Python compiles what is imported, a small part of what is installed.
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
 .PHONY: demo test lint format types dist clean
 

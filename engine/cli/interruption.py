@@ -5,32 +5,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from .status import DONE, INTERRUPTED, TERMINATED
+from .status import INTERRUPTED, TERMINATED
 
 _STATUSES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 
 class Stop:
-    """Whether a run was asked to stop, to be looked at between steps. status: the exit code that follows from it."""
+    """Whether a run was asked to stop, to be looked at between steps. status: the exit code of a run that stops so."""
 
-    status = DONE
+    def __init__(self) -> None:
+        self.status = INTERRUPTED
+        self._came = False
 
     def is_set(self) -> bool:
         """Whether a signal came."""
-        return self.status != DONE
+        return self._came
+
+    def note(self, number: int, _frame: FrameType | None) -> None:
+        """Keep the signal that came; raise KeyboardInterrupt at the second."""
+        again, self._came = self._came, True
+        self.status = _STATUSES[signal.Signals(number)]
+        if again:
+            raise KeyboardInterrupt
 
 
 @contextmanager
 def interrupted_between_steps() -> Iterator[Stop]:
     """Make the first Ctrl-C or SIGTERM set the flag that is yielded; a second one stops at once."""
     stop = Stop()
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        again, stop.status = stop.is_set(), _STATUSES[signal.Signals(number)]
-        if again:
-            raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, note) for number in _STATUSES}
+    previous = {number: signal.signal(number, stop.note) for number in _STATUSES}
     try:
         yield stop
     finally:

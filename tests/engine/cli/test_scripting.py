@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from twig.engine.cli import actions
 from twig.engine.cli.actions import engines
 from twig.engine.cli.main import run
 from twig.engine.cli.progress import StageBars
-from twig.engine.cli.status import BROKEN_PIPE, DIFFERS, DONE, REFUSED, TERMINATED, UNEXPECTED, USER_ERROR
+from twig.engine.cli.status import BROKEN_PIPE, DIFFERS, DONE, MEANINGS, REFUSED, TERMINATED, UNEXPECTED, USER_ERROR
 
 REFUSE = "refuse if ssim > -1"
 
@@ -252,3 +254,11 @@ def test_shells_complete_commands_and_options():
     assert "_TWIG_COMPLETE" in twig("--show-completion", "bash", capture_output=True).stdout
     asked = {**os.environ, "_TWIG_COMPLETE": "complete_bash", "COMP_WORDS": "twig gen", "COMP_CWORD": "1"}
     assert twig(env=asked, capture_output=True).stdout.strip() == "generate"
+
+
+def test_the_readme_lists_every_exit_status_as_help_does():
+    readme = (Path(__file__).parents[3] / "engine" / "README.md").read_text()
+    table = dict(re.findall(r"^\| (\d+) \| (.+) \|$", readme, re.MULTILINE))
+    assert {int(status) for status in table} == MEANINGS.keys()
+    for status, meaning in MEANINGS.items():
+        assert table[str(status)].replace("`", "").split(";")[0].split(",")[0] == meaning.split(";")[0].split(",")[0]
