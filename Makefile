@@ -18,7 +18,8 @@ DEMO_OUT ?= out/demo
 BIN = $(VENV)/bin
 # An idle worker takes over what another still has before it; each is one thread and up to 2 GiB.
 PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
-PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Not compiled on arrival: Python compiles what is imported, a small part of what is installed.
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
 .PHONY: demo test test-slow lint format types dist clean
 

@@ -11,6 +11,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
 
 from .errors import RecordError
@@ -44,6 +45,13 @@ def check_folder(folder: Path) -> None:
             pass
     except OSError as error:  # it would name the passing file
         raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def check_file(path: Path) -> None:
+    """Raise OSError unless a file can be written at `path`; makes its folder, and leaves what is there as it is."""
+    check_folder(path.parent)
+    if path.is_dir():
+        raise IsADirectoryError(EISDIR, os.strerror(EISDIR), str(path))
 
 
 def sweep(folder: Path) -> None:

@@ -29,7 +29,9 @@ VerdictOption = Annotated[str | None, typer.Option(help="Lines with this verdict
 NearestOption = Annotated[str | None, typer.Option(help="Lines of pictures nearest to the registered work of this id.")]
 SinceOption = Annotated[datetime | None, typer.Option(help="Lines from this time on, as of this machine's zone.")]
 UntilOption = Annotated[datetime | None, typer.Option(help="Lines before this time.")]
-LineOption = Annotated[list[int] | None, typer.Option(help="The line of this number; may be repeated.")]
+LineOption = Annotated[
+    list[int] | None, typer.Option(metavar="NUMBER", help="The line of this number; may be repeated.")
+]
 
 DEFAULT_LOG = "out/audit.jsonl"
 

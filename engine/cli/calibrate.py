@@ -13,7 +13,10 @@ from .options import (
     DeviceOption,
     DtypeOption,
     EngineChoice,
+    JsonOption,
+    Manner,
     ModelOption,
+    QuietOption,
     RegistryOption,
     SegmenterOption,
     given,
@@ -32,7 +35,8 @@ def calibrate(
     pairs: Annotated[int, typer.Option(min=1, help="Most pairs compared of the folder's pictures.")] = 2000,
     quantile: Annotated[float, typer.Option(help="Share of the clean pairs that keeps each limit.")] = 0.999,
     metric: Annotated[
-        list[str] | None, typer.Option(help="Measure to find a limit of; may be repeated. Else the usual four.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Measure to find a limit of; may be repeated. Else the usual four."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Steps of each picture; those you will generate with.")] = None,
@@ -44,6 +48,8 @@ def calibrate(
     segmenter: SegmenterOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Find the limits that clean pictures keep, and the gate's thresholds, on captions or pictures of yours.
 
@@ -65,4 +71,5 @@ def calibrate(
         metrics=metric,
         quantile=quantile,
         seed=seed,
+        manner=Manner(json, quiet),
     )

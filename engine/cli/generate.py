@@ -7,14 +7,23 @@ import typer
 
 from ..api.choices import PURPOSES, Preset, Solver
 from . import actions
+from .asking import check_number, gathered_prompts, seeds_of
 from .options import (
+    AVOIDING,
+    DRAWING,
+    JUDGING,
+    MODEL,
+    OUTPUT,
     CalibrationOption,
     ControlNetOption,
     DeviceOption,
     DtypeOption,
     EngineChoice,
+    JsonOption,
+    Manner,
     MaskOption,
     ModelOption,
+    QuietOption,
     RegistryOption,
     RuleOption,
     SegmenterOption,
@@ -26,24 +35,56 @@ _PRESETS = "; ".join(f"{preset}: {purpose}" for preset, purpose in PURPOSES.item
 
 
 def generate(
-    prompts: Annotated[list[str], typer.Argument(help="What to draw; several prompts share the engine's batches.")],
-    num_images: Annotated[int, typer.Option("--num-images", "-n", help="Pictures for each prompt.")] = 1,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("out"),
-    seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Steps of the draft and of the final.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale of both.")] = None,
-    solver: Annotated[Solver | None, typer.Option(help="Solver of both.")] = None,
-    negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
-    width: Annotated[int | None, typer.Option(help="Pixels; else the model's own size.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels; else the model's own size.")] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT...",
+            help="What to draw; several prompts share the engine's batches. - reads prompts from stdin, one a line.",
+        ),
+    ] = None,
+    prompt_file: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts", metavar="FILE", help="File of prompts, one a line; - is stdin.", rich_help_panel=DRAWING
+        ),
+    ] = None,
+    num_images: Annotated[
+        int, typer.Option("--num-images", "-n", help="Pictures for each prompt and seed.", rich_help_panel=DRAWING)
+    ] = 1,
+    seed: Annotated[
+        str,
+        typer.Option(
+            metavar="SEEDS",
+            help="Everything random derives from it; 1..8 or 1-8,12 draws each prompt from each of these.",
+            rich_help_panel=DRAWING,
+        ),
+    ] = "0",
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the draft and of the final.", rich_help_panel=DRAWING)
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale of both.", rich_help_panel=DRAWING)] = None,
+    solver: Annotated[Solver | None, typer.Option(help="Solver of both.", rich_help_panel=DRAWING)] = None,
+    negative: Annotated[str, typer.Option(help="What not to draw.", rich_help_panel=DRAWING)] = "",
+    width: Annotated[
+        int | None, typer.Option(help="Pixels; else the model's own size.", rich_help_panel=DRAWING)
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(help="Pixels; else the model's own size.", rich_help_panel=DRAWING)
+    ] = None,
     source: SourceOption = None,
     mask: MaskOption = None,
-    preset: Annotated[Preset, typer.Option(help=_PRESETS)] = Preset.DEFAULT,
+    preset: Annotated[Preset, typer.Option(help=_PRESETS, rich_help_panel=AVOIDING)] = Preset.DEFAULT,
     gate: Annotated[
         bool | None,
-        typer.Option("--gate/--always", help="Avoid only where a draft looks recalled, or always; else as preset."),
+        typer.Option(
+            "--gate/--always",
+            help="Avoid only where a draft looks recalled, or always; else as preset.",
+            rich_help_panel=AVOIDING,
+        ),
     ] = None,
-    retries: Annotated[int | None, typer.Option(help="Stronger attempts after a picture that is too similar.")] = None,
+    retries: Annotated[
+        int | None, typer.Option(help="Stronger attempts after a picture that is too similar.", rich_help_panel=JUDGING)
+    ] = None,
     rule: RuleOption = None,
     calibration: CalibrationOption = None,
     registry: RegistryOption = None,
@@ -52,27 +93,49 @@ def generate(
     segmenter: SegmenterOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Also draw what each mechanism did.")] = False,
-    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the audit log too.")] = False,
+    limit_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most pixels of a picture, width times height; else 1048576.", rich_help_panel=MODEL),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.", rich_help_panel=OUTPUT)] = Path("out"),
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also draw what each mechanism did.", rich_help_panel=OUTPUT)
+    ] = False,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write prompts into the audit log too.", rich_help_panel=OUTPUT)
+    ] = False,
     sign: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="CERT KEY", help="Give pictures content credentials (C2PA), signed with these PEM files."),
+        typer.Option(
+            metavar="CERT KEY",
+            help="Give pictures content credentials (C2PA), signed with these PEM files.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    fail_on_refused: Annotated[
+        bool, typer.Option("--fail-on-refused", help="Exit with status 3 if any is refused.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> int:
     """Draw pictures, each with a draft, the mask of its shape, a final that avoids it, and a verdict."""
+    seeds = seeds_of(seed)
+    wanted = gathered_prompts(prompts or [], prompt_file)
+    check_number(wanted, seeds)
     return actions.generate(
-        prompts,
+        wanted,
+        seeds,
         out,
-        EngineChoice(model, controlnet, segmenter, device, dtype, calibration, registry),
+        EngineChoice(model, controlnet, segmenter, device, dtype, calibration, registry, limit_pixels),
         preset=preset,
         gate=gate,
         source=source,
         mask=mask,
-        settings=given(
-            negative_prompt=negative, seed=seed, width=width, height=height, num_images=num_images, explain=explain
-        ),
+        settings=given(negative_prompt=negative, width=width, height=height, num_images=num_images, explain=explain),
         stage=given(steps=steps, guidance_scale=guidance, solver=solver),
         judged=given(retries=retries, rule=rule),
         log_prompts=log_prompts,
         sign=sign,
+        manner=Manner(json, quiet),
+        fail_on_refused=fail_on_refused,
     )

@@ -10,6 +10,8 @@ from .options import (
     ControlNetOption,
     DeviceOption,
     EngineChoice,
+    JsonOption,
+    Manner,
     MaskOption,
     ModelOption,
     RegistryOption,
@@ -19,7 +21,7 @@ from .options import (
 
 
 def inspect(
-    manifest: Annotated[Path, typer.Argument(help="JSON file beside a picture.")],
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="JSON file beside a picture.")],
     again: Annotated[bool, typer.Option("--replay", help="Generate the picture again and compare.")] = False,
     source: SourceOption = None,
     mask: MaskOption = None,
@@ -28,6 +30,7 @@ def inspect(
     controlnet: ControlNetOption = None,
     segmenter: SegmenterOption = None,
     device: DeviceOption = None,
+    json: JsonOption = False,
 ) -> int:
     """Print a picture's manifest and check picture, log and credentials; with --replay make it again and compare.
 
@@ -36,4 +39,4 @@ def inspect(
     A replay takes model, source and mask from where the manifest says, unless you name them here; a registry you name.
     """
     choice = EngineChoice(model, controlnet, segmenter, device, registry=registry)
-    return actions.inspect(manifest, choice, again=again, source=source, mask=mask)
+    return actions.inspect(manifest, choice, again=again, source=source, mask=mask, manner=Manner(json))

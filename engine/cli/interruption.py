@@ -1,24 +1,41 @@
-"""Ctrl-C that waits for a step to end."""
+"""Ctrl-C and SIGTERM that wait for a step to end."""
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from .status import INTERRUPTED, TERMINATED
+
+_STATUSES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+
+
+class Stop:
+    """Whether a run was asked to stop, to be looked at between steps. status: the exit code of a run that stops so."""
+
+    def __init__(self) -> None:
+        self.status = INTERRUPTED
+        self._came = False
+
+    def is_set(self) -> bool:
+        """Whether a signal came."""
+        return self._came
+
+    def note(self, number: int, _frame: FrameType | None) -> None:
+        """Keep the signal that came; raise KeyboardInterrupt at the second."""
+        again, self._came = self._came, True
+        self.status = _STATUSES[signal.Signals(number)]
+        if again:
+            raise KeyboardInterrupt
+
 
 @contextmanager
-def interrupted_between_steps() -> Iterator[threading.Event]:
-    """Make the first Ctrl-C set the flag that is yielded, to be looked at between steps; the second stops at once."""
-    stop = threading.Event()
-
-    def note(_signal: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    previous = signal.signal(signal.SIGINT, note)
+def interrupted_between_steps() -> Iterator[Stop]:
+    """Make the first Ctrl-C or SIGTERM set the flag that is yielded; a second one stops at once."""
+    stop = Stop()
+    previous = {number: signal.signal(number, stop.note) for number in _STATUSES}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

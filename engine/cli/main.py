@@ -1,6 +1,8 @@
 """The command `twig`. Other parts of the package, and other packages, add commands by entry points."""
 
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -15,24 +17,43 @@ from .audit import audit_app
 from .calibrate import calibrate
 from .generate import generate
 from .inspect import inspect
+from .plain import PlainCommand
 from .registry import registry_app
-from .status import DONE, INTERRUPTED, USER_ERROR
+from .status import BROKEN_PIPE, DONE, EPILOG, INTERRUPTED, UNEXPECTED, USER_ERROR
 
 COMMANDS = "twig.commands"
 """Entry point group of further commands: each names a `typer.Typer`, which becomes the command of the entry's name."""
 
+DEBUG = "--debug"
+"""Word that may stand anywhere in a command line: show the traceback of what nobody thought of."""
+
 
 def main() -> None:
     """Run the command line; the console script's entry."""
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = status or BROKEN_PIPE
+    if status == BROKEN_PIPE:  # what is left in the buffer has nowhere to go, and Python would say so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command line with `arguments`; return its exit code. What a user got wrong is one line on stderr."""
+    """Run the command line with `arguments`; return its exit code.
+
+    What a user got wrong is one line on stderr, and so is what nobody thought of, unless `--debug` asks for more.
+    """
+    words = [word for word in arguments if word != DEBUG]
     try:
-        return command_line()(list(arguments) or ["--help"], prog_name="twig", standalone_mode=False) or DONE
+        return command_line()(words or ["--help"], prog_name="twig", standalone_mode=False) or DONE
     except KeyboardInterrupt:
         return INTERRUPTED
+    except SystemExit as stopped:  # so end completions; and Typer, where nobody reads what it writes
+        if isinstance(stopped.__context__, BrokenPipeError):
+            return BROKEN_PIPE
+        raise
     except ValidationError as error:
         message = "; ".join(_problem(problem) for problem in error.errors())
     except typer.TyperException as error:
@@ -41,22 +62,36 @@ def run(arguments: Sequence[str]) -> int:
         message = str(error)
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except Exception as error:
+        return _unexpected(error, shown=len(words) < len(arguments))
     if message:  # a command that was shown its help has no more to say
-        print(f"twig: {' '.join(message.split())}", file=sys.stderr)
+        _complain(message)
     return USER_ERROR
+
+
+def _unexpected(error: Exception, *, shown: bool) -> int:
+    """Say that something went wrong that nobody thought of, where it did if `shown`; return the exit code."""
+    if shown:
+        traceback.print_exception(error)
+    _complain(f"an error of Twig's own, {type(error).__name__}: {error}{'' if shown else f'; {DEBUG} shows where'}")
+    return UNEXPECTED
+
+
+def _complain(message: str) -> None:
+    print(f"twig: {' '.join(message.split())}", file=sys.stderr)
 
 
 @cache
 def command_line() -> typer.Typer:
     """All commands: this package's own, and those that entry points add."""
     app = typer.Typer(
-        add_completion=False,
+        epilog=EPILOG,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(twig)
-    app.command()(generate)
-    app.command()(inspect)
+    app.command(cls=PlainCommand, epilog=EPILOG)(generate)
+    app.command(cls=PlainCommand)(inspect)
     app.command()(calibrate)
     app.add_typer(registry_app, name="registry")
     app.add_typer(audit_app, name="audit")
@@ -75,6 +110,9 @@ def twig(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which.")
     ] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show where an error of Twig's own arose; anywhere in a line.")] = (
+        False
+    ),
 ) -> None:
     """Two-step image generation that keeps a picture's meaning and leaves its source's shape."""
 

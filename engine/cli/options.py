@@ -8,35 +8,74 @@ import typer
 
 from ..api.choices import Precision
 
-ModelOption = Annotated[str | None, typer.Option(help="Folder in diffusers' layout or hub id; else the package's own.")]
-ControlNetOption = Annotated[str | None, typer.Option(help="Folder or hub id of a ControlNet; else the model's own.")]
-SegmenterOption = Annotated[str | None, typer.Option(help="Folder or hub id of a segmenter; else the model's own.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; else a GPU if there is one.")]
-DtypeOption = Annotated[Precision | None, typer.Option(help="Number type of the networks; else float32.")]
+DRAWING, AVOIDING, JUDGING, MODEL, OUTPUT = "Drawing", "Avoiding", "Judging", "Model", "Output"
+"""What options are grouped under in a command's help."""
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="Folder in diffusers' layout or hub id; else the package's own.", rich_help_panel=MODEL),
+]
+ControlNetOption = Annotated[
+    str | None, typer.Option(help="Folder or hub id of a ControlNet; else the model's own.", rich_help_panel=MODEL)
+]
+SegmenterOption = Annotated[
+    str | None, typer.Option(help="Folder or hub id of a segmenter; else the model's own.", rich_help_panel=MODEL)
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:N; else a GPU if there is one.", rich_help_panel=MODEL)
+]
+DtypeOption = Annotated[
+    Precision | None, typer.Option(help="Number type of the networks; else float32.", rich_help_panel=MODEL)
+]
 CalibrationOption = Annotated[
-    Path | None, typer.Option(help="Limits that `twig calibrate` found; else those in the model's folder.")
+    Path | None,
+    typer.Option(help="Limits that `twig calibrate` found; else those in the model's folder.", rich_help_panel=JUDGING),
 ]
 RegistryOption = Annotated[
     Path | None,
-    typer.Option(help="File of protected works that `twig registry` made; pictures are compared with them."),
+    typer.Option(
+        help="File of protected works that `twig registry` made; pictures are compared with them.",
+        rich_help_panel=JUDGING,
+    ),
 ]
 RuleOption = Annotated[
     str | None,
     typer.Option(
         help="When a picture is refused or left to a person, e.g. 'refuse if ssim_masked > 0.45 or tile_l2 < 0.1; "
-        "review if ms_ssim > 0.4; retry 2; then review'; or @FILE of such clauses, one a line."
+        "review if ms_ssim > 0.4; retry 2; then review'; or @FILE of such clauses, one a line.",
+        rich_help_panel=JUDGING,
     ),
 ]
-SourceOption = Annotated[Path | None, typer.Option(help="Picture that takes the draft's place; only its mask goes on.")]
-MaskOption = Annotated[Path | None, typer.Option(help="Picture of the final's size, white where its shape is avoided.")]
+SourceOption = Annotated[
+    Path | None,
+    typer.Option(help="Picture that takes the draft's place; only its mask goes on.", rich_help_panel=AVOIDING),
+]
+MaskOption = Annotated[
+    Path | None,
+    typer.Option(help="Picture of the final's size, white where its shape is avoided.", rich_help_panel=AVOIDING),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Say it as JSON on stdout, all else on stderr.", rich_help_panel=OUTPUT)
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Say nothing but errors, and what --json says.", rich_help_panel=OUTPUT)
+]
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a command speaks. json: for programs, on stdout. quiet: neither progress nor words, errors apart."""
+
+    json: bool = False
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """The engine that a user asks for: parts of the model, machine, limits and protected works.
+    """The engine that a user asks for: parts of the model, machine, limits, protected works and the largest picture.
 
     What is None is left to the package: its own model, that model's parts and limits, a GPU if there is one, float32,
-    and no protected works.
+    no protected works, and the engine's own limit of pixels.
     """
 
     model: str | None = None
@@ -46,6 +85,7 @@ class EngineChoice:
     dtype: Precision | None = None
     calibration: Path | None = None
     registry: Path | None = None
+    limit_pixels: int | None = None
 
     @property
     def parts(self) -> dict[str, str]:

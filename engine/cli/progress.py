@@ -1,6 +1,7 @@
-"""A progress bar for each stage of a run, fed by the engine's events."""
+"""How far a run is, fed by the engine's events: a bar for each stage on a terminal, a line now and then elsewhere."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from rich.console import Console
@@ -9,19 +10,69 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ..api.event import Event, State
 from ..api.request import GenerationRequest
 
+PERIOD = 30.0
+"""Seconds between two lines of a heartbeat."""
+
+
+class Heartbeat:
+    """Says how far a run is where nobody watches bars: a line on `console` every `PERIOD` seconds.
+
+    drafts, images: how many there will be. rate: rows of the UNet a second.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        drafts: int,
+        images: int,
+        rate: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console, self._rate, self._clock = console, rate, clock
+        self._totals, self._drafts, self._images = (drafts, images), 0, 0
+        self._began = self._said = clock()
+
+    def hear(self, event: Event) -> None:
+        """Count `event`, and say how far it all is if it is time to."""
+        self._drafts += event.state is State.SEGMENTED and event.step == 0
+        self._images += event.result is not None
+        if (now := self._clock()) - self._said >= PERIOD:
+            self._said = now
+            drafts, images = self._totals
+            print(
+                f"twig: drafts {self._drafts} of {drafts}, finals {self._images} of {images}, "
+                f"{self._rate():.1f} rows/s, {now - self._began:.0f} s",
+                file=self._console.file,
+                flush=True,
+            )
+
 
 class StageBars:
     """Bars for drafts and finals (in denoising steps) and for segmenting and judging (in pictures).
 
-    Shown on a terminal only, and never in the way of what goes to stdout. A retry adds its steps to the total.
+    Shown on a terminal only, and never in the way of what goes to stdout; elsewhere a `Heartbeat`, given the engine's
+    `rate`. quiet: neither. A retry adds its steps to the total.
     """
 
-    def __init__(self, requests: Sequence[GenerationRequest], console: Console) -> None:
+    def __init__(
+        self,
+        requests: Sequence[GenerationRequest],
+        console: Console,
+        rate: Callable[[], float] | None = None,
+        *,
+        quiet: bool = False,
+    ) -> None:
         columns = TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         self._progress = Progress(
-            *columns, console=console, disable=not console.is_terminal, redirect_stdout=False, redirect_stderr=False
+            *columns,
+            console=console,
+            disable=quiet or not console.is_terminal,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         images = sum(request.num_images for request in requests)
+        unwatched = not (quiet or console.is_terminal)
+        self._heartbeat = Heartbeat(console, len(requests), images, rate) if unwatched and rate is not None else None
         finals = sum(request.final.steps * request.num_images for request in requests)
         drafts = sum(request.draft.steps for request in requests if request.source is None)
         self._bars: dict[State, TaskID] = {
@@ -43,6 +94,8 @@ class StageBars:
 
     def show(self, event: Event) -> None:
         """Move the bar that `event` belongs to."""
+        if self._heartbeat is not None:
+            self._heartbeat.hear(event)
         if event.result is not None:
             self._progress.advance(self._bars[State.JUDGING])
         elif event.state is State.SEGMENTED or event.step > 0:

@@ -6,7 +6,7 @@ file can be read and written by its owner alone.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -188,14 +188,23 @@ def changing(path: Path) -> Iterator[None]:
         yield
 
 
-def index_works(components: Components, paths: Sequence[Path], *, keep_pictures: bool = False) -> Registry:
+def index_works(
+    components: Components,
+    paths: Sequence[Path],
+    *,
+    keep_pictures: bool = False,
+    passed_over: Callable[[InvalidRequestError], None] | None = None,
+) -> Registry:
     """Index pictures, cropped and scaled to the model's own size; one with the pixels of another is taken once.
 
-    Raises InvalidRequestError for a file that is no picture, or where there is none.
+    Raises InvalidRequestError for a file that is no picture, or where there is none. passed_over: told why, in place of
+    the error, of each file that is no picture, as long as there is one that is.
     """
     if not paths:
         raise InvalidRequestError(f"no pictures to index; files ending in {', '.join(sorted(_SUFFIXES))} are taken")
-    found = {work.id: (work, pixels) for work, pixels in _read(paths, components.size)}
+    found = {work.id: (work, pixels) for work, pixels in _read(paths, components.size, passed_over)}
+    if not found:
+        raise InvalidRequestError(f"none of {len(paths)} files is a picture that can be read")
     pixels = torch.cat([pixels for _, pixels in found.values()])
     pictures = {work.id: (one[0] * 255).round().to(torch.uint8) for work, one in found.values() if keep_pictures}
     latents = torch.cat([encode(components, chunk) for chunk in pixels.split(_CHUNK)])
@@ -213,10 +222,18 @@ def pictures_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
 
 
-def _read(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[tuple[Work, Tensor]]:
+def _read(
+    paths: Sequence[Path], size: tuple[int, int], passed_over: Callable[[InvalidRequestError], None] | None
+) -> Iterator[tuple[Work, Tensor]]:
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
     for path in paths:
-        picture = load_picture(path)
+        try:
+            picture = load_picture(path)
+        except InvalidRequestError as error:
+            if passed_over is None:
+                raise
+            passed_over(error)
+            continue
         digest = pixel_hash(picture)
         yield Work(digest[:12], shown(path.name), digest, now), cropped_pixels(picture, size)
 

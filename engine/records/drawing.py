@@ -6,6 +6,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 CELL, COLUMNS, GAP, LINE = 192, 4, 8, 16
+WIDTH = GAP + COLUMNS * (CELL + GAP)
+"""Pixels across a row of cells."""
+
 FONT = ImageFont.load_default(12)
 INK, FAINT, PAPER = "#1a1a1a", "#8a8a8a", "#ffffff"
 _MISSING = (224, 224, 224)
@@ -48,29 +51,42 @@ def row_of_cells(cells: Sequence[Image.Image | str]) -> Image.Image:
             draw.rectangle((left, 0, left + CELL - 1, CELL - 1), "#f0f0f0")
             draw.text((left + CELL // 2, CELL // 2), cell, FAINT, FONT, anchor="mm")
         else:
-            picture.paste(_fitted(cell), (left, 0))
+            picture.paste(fitted(cell), (left, 0))
     return picture
 
 
-def _fitted(picture: Image.Image) -> Image.Image:
-    """Scale to a cell: small pictures to hard squares, so that each pixel can be seen, large ones smoothly."""
-    factor = CELL / max(picture.size)
+def fitted(picture: Image.Image, side: int = CELL) -> Image.Image:
+    """Scale to a square cell: small pictures to hard squares, so that each pixel can be seen, large ones smoothly."""
+    factor = side / max(picture.size)
     sampling = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    cell = Image.new("RGB", (CELL, CELL), "#f0f0f0")
-    cell.paste(picture.convert("RGB").resize(size, sampling), ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
+    cell = Image.new("RGB", (side, side), "#f0f0f0")
+    cell.paste(picture.convert("RGB").resize(size, sampling), ((side - size[0]) // 2, (side - size[1]) // 2))
     return cell
 
 
-def canvas(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """A blank band as wide as a row of cells, and the pen to draw on it."""
-    picture = Image.new("RGB", (GAP + COLUMNS * (CELL + GAP), height), PAPER)
+def canvas(height: int, width: int = WIDTH) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """A blank band, as wide as a row of cells unless said, and the pen to draw on it."""
+    picture = Image.new("RGB", (width, height), PAPER)
     return picture, ImageDraw.Draw(picture)
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most `width` pixels; a word that is wider is broken."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and FONT.getlength(f"{lines[-1]} {word}") > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+        while FONT.getlength(lines[-1]) > width:
+            kept = next(n for n in range(len(lines[-1]) - 1, 0, -1) if n == 1 or FONT.getlength(lines[-1][:n]) <= width)
+            lines[-1:] = [lines[-1][:kept], lines[-1][kept:]]
+    return lines
 
 
 def stacked(rows: Sequence[Image.Image]) -> Image.Image:
     """Bands below one another."""
-    picture, _ = canvas(sum(row.height for row in rows) + GAP)
+    picture, _ = canvas(sum(row.height for row in rows) + GAP, max(row.width for row in rows))
     top = GAP
     for row in rows:
         picture.paste(row, (0, top))

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from ..api.errors import InvalidRequestError
 from ..api.result import Explanation, GateDecision, GenerationResult
 from .drawing import CELL, FAINT, FONT, GAP, INK, LINE, canvas, heat, label_picture, mask_picture, row_of_cells, stacked
-from .pictures import verdict_text
+from .wording import ending_text
 
 ALIKE = 0.5
 """Structural similarity of a pixel's surroundings from which on they are called alike."""
@@ -99,8 +99,7 @@ def _explanation(result: GenerationResult) -> Explanation:
 def _story(result: GenerationResult) -> Iterator[str]:
     """Sentences that need no engineer."""
     explanation = _explanation(result)
-    reasons = result.attempts[-1].reasons
-    yield f"Verdict: {verdict_text(result)}" + (f", for it crossed {'; '.join(reasons)}." if reasons else ".")
+    yield f"Verdict: {ending_text(result, brought=result.request.source is not None)}."
     yield _gate_sentence(result.gate)
     yield from _done(result, explanation)
     reference = "its draft" if result.request.source is None else "your picture"

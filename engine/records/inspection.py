@@ -15,7 +15,7 @@ from .audit import LOG_NAME, file_hash
 from .chain import parsed
 from .credentials import credentials_of
 from .manifest import Manifest, pixel_hash
-from .pictures import gate_text, score_text
+from .wording import gate_text, scores_in_words, verdict_text, why_text
 
 
 def saved_picture(record: Manifest, folder: Path) -> Image.Image | None:
@@ -77,13 +77,14 @@ def differs(record: Manifest, saved: Image.Image | None) -> bool:
     return saved is not None and pixel_hash(saved) != record.hashes.image
 
 
-def lines(record: Manifest, saved: Image.Image | None) -> Iterator[tuple[str, str]]:
+def lines(record: Manifest) -> Iterator[tuple[str, str]]:
     """What a manifest says, as label and text; prompts quoted, so that no control character reaches the terminal."""
     request, model = record.request, record.model
-    yield "verdict", f"{record.verdict} in attempt {len(record.attempts)}" if record.attempts else record.verdict
+    yield "verdict", verdict_text(record)
+    if why := why_text(record, brought=record.source is not None):
+        yield "why", why
     if record.error:
         yield "error", json.dumps(record.error, ensure_ascii=False)
-    yield "picture", f"{record.image}: {_integrity(record, saved)}"
     yield "prompt", json.dumps(request.prompt, ensure_ascii=False)
     if request.negative_prompt:
         yield "negative", json.dumps(request.negative_prompt, ensure_ascii=False)
@@ -94,11 +95,9 @@ def lines(record: Manifest, saved: Image.Image | None) -> Iterator[tuple[str, st
     if record.gate is not None:
         yield "gate", gate_text(record.gate)
     for number, attempt in enumerate(record.attempts, start=1):
-        scores = ", ".join(score_text(name, score) for name, score in attempt.scores.items())
+        scores = ", ".join(scores_in_words(attempt.scores, record.rule))
         mechanisms = ", ".join(name for name, on in attempt.avoidance.model_dump().items() if on) or "no avoidance"
         yield f"attempt {number}", f"seed {attempt.seed}, {attempt.rows} UNet rows, {mechanisms}: {scores}"
-    for reason in record.attempts[-1].reasons if record.attempts else ():
-        yield "crossed", reason
     yield "rule", record.rule
     yield "limits", f"calibration {record.calibration}" if record.calibration else "not calibrated"
     if record.registry is not None:
@@ -109,9 +108,10 @@ def lines(record: Manifest, saved: Image.Image | None) -> Iterator[tuple[str, st
     yield "made", f"{record.created:%Y-%m-%d %H:%M:%S} UTC, {', '.join(map(' '.join, record.libraries.items()))}"
 
 
-def _integrity(record: Manifest, saved: Image.Image | None) -> str:
+def integrity(record: Manifest, saved: Image.Image | None) -> str:
+    """Whether the picture beside a manifest is the one it speaks of, in words."""
     if saved is None:
-        return "there is none" if record.image is None else "not beside the manifest"
+        return f"{record.image}: {'there is none' if record.image is None else 'not beside the manifest'}"
     if differs(record, saved):
-        return "its pixels are NOT those of the manifest"
-    return "its pixels are those of the manifest"
+        return f"{record.image}: its pixels are NOT those of the manifest"
+    return f"{record.image}: its pixels are those of the manifest"

@@ -20,9 +20,10 @@ from .audit import LOG_NAME, AuditLog, Event, file_hash
 from .credentials import Signer
 from .explaining import explanation_arrays, explanation_json, explanation_picture
 from .manifest import InputRecord, Manifest, Modelled, ModelRecord, pixel_hash
-from .naming import run_name
-from .pictures import contact_sheet, png
+from .naming import SUFFIXES, run_name
+from .pictures import png
 from .placing import Place, place
+from .sheets import contact_sheet
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,8 @@ class OutputFolder:
 
         Raises RecordError or OSError naming the file that is in the way.
         """
-        check_folder(self.path)
+        check_writable(self.path, self.log)
         sweep(self.path)
-        self.log.check()
 
     def save(self, result: GenerationResult) -> Path:
         """Write the manifest, its line in the audit log, explanations and the picture; return the picture's path.
@@ -74,11 +74,15 @@ class OutputFolder:
             self._show(png(result.image), found)
         return found.picture
 
+    def sheet_path(self, result: GenerationResult) -> Path:
+        """Where the contact sheet of a result's request lies, or will."""
+        manifest = Manifest.of(result, self.model, source=self.source, mask=self.mask)
+        return self.path / f"{run_name(manifest, self.log.secret)}-sheet.png"
+
     def save_sheet(self, results: Sequence[GenerationResult]) -> Path:
-        """Write the contact sheet of one request's results; return its path."""
-        manifest = Manifest.of(results[0], self.model, source=self.source, mask=self.mask)
-        path = self.path / f"{run_name(manifest, self.log.secret)}-sheet.png"
-        write_whole(path, png(contact_sheet(results)))
+        """Write one request's contact sheet, for its owner alone, since it shows the prompt; return its path."""
+        path = self.sheet_path(results[0])
+        write_whole(path, png(contact_sheet(results)), private=True)
         return path
 
     def _show(self, data: bytes, found: Place) -> None:
@@ -102,6 +106,28 @@ class OutputFolder:
         ):
             with suppress(FileExistsError):
                 write_new(stem.with_name(f"{stem.name}-explain.{kind}"), data, private=True)
+
+
+def check_writable(folder: Path, log: AuditLog) -> None:
+    """Make `folder` and find out whether records can be written into it and into the log.
+
+    Raises RecordError or OSError naming the file that is in the way.
+    """
+    check_folder(folder)
+    log.check()
+
+
+def manifest_beside(picture: Path) -> Path:
+    """Path of the manifest of what `OutputFolder.save` returned."""
+    stem = picture.stem
+    for suffix in SUFFIXES.values():
+        stem = stem.removesuffix(suffix)
+    return picture.with_name(f"{stem}.json")
+
+
+def explanation_beside(picture: Path) -> Path:
+    """Path of the explanation of what `OutputFolder.save` returned, the one for people."""
+    return picture.with_name(f"{manifest_beside(picture).stem}-explain.png")
 
 
 def _may_take(wanted: Manifest, picture: Path) -> bool:

@@ -11,7 +11,7 @@ from rich.console import Console
 from ...api.choices import Preset
 from ...api.event import Event
 from ...api.presets import BUNDLES
-from ...api.writing import append_line, write_whole
+from ...api.writing import append_line, check_folder, write_whole
 from ...judging.works import Works
 from ...study.assessment import Assessment, Picture, Plan, read_prompts
 from ...study.limits import PAIRS_NEEDED
@@ -19,7 +19,7 @@ from ...study.report import recommendation, render, summaries
 from ..interruption import interrupted_between_steps
 from ..options import EngineChoice
 from ..progress import StageBars
-from ..status import DONE, INTERRUPTED
+from ..status import DONE
 from .engines import load_engine
 
 ROWS, REPORT = "rows.jsonl", "report.html"
@@ -42,14 +42,14 @@ def assess(
     what an hour of this machine costs.
     """
     plan = Plan(read_prompts(prompts), {preset.value: BUNDLES[preset] for preset in presets}, seeds, steps)
+    check_folder(out)
     engine = load_engine(choice)
     works = Works.load(sources, engine.components.size, engine.components.segmenter)
     study = Assessment(engine, works, plan)
     _announce(study)
-    out.mkdir(parents=True, exist_ok=True)
-    finished = _run(study, out / ROWS)
-    _report(study, out / REPORT, hourly_price, finished)
-    return DONE if finished else INTERRUPTED
+    status = _run(study, out / ROWS)
+    _report(study, out / REPORT, hourly_price, status == DONE)
+    return status
 
 
 def _announce(study: Assessment) -> None:
@@ -66,11 +66,12 @@ def _announce(study: Assessment) -> None:
         )
 
 
-def _run(study: Assessment, path: Path) -> bool:
-    """Draw everything, a row for each picture; return whether Ctrl-C left it whole."""
+def _run(study: Assessment, path: Path) -> int:
+    """Draw everything, a row for each picture; return the exit code, which says whether a signal ended it."""
     path.unlink(missing_ok=True)
     requests = [request for policy in study.plan.policies for request in study.plan.requests(policy)]
-    with StageBars(requests, Console(stderr=True)) as bars, interrupted_between_steps() as stop:
+    bars = StageBars(requests, Console(stderr=True), lambda: study.engine.rows_per_second)
+    with bars, interrupted_between_steps() as stop:
 
         def on_event(event: Event) -> None:
             bars.show(event)
@@ -83,8 +84,8 @@ def _run(study: Assessment, path: Path) -> bool:
         try:
             study.run(on_event, keep)
         except KeyboardInterrupt:
-            return False
-    return True
+            return stop.status
+    return DONE
 
 
 def _report(study: Assessment, path: Path, hourly_price: float | None, finished: bool) -> None:

@@ -11,10 +11,12 @@ from ...api.calibration import Calibration
 from ...api.event import Event
 from ...api.reading import read_lines
 from ...api.settings import Stage
+from ...api.writing import check_file
 from ...study.population import calibrated, generated, unrelated
-from ..options import EngineChoice
+from ..options import EngineChoice, Manner
 from ..status import DONE
 from .engines import load_engine
+from .speaking import write_json
 
 
 def calibrate(
@@ -29,6 +31,7 @@ def calibrate(
     metrics: Sequence[str] | None,
     quantile: float,
     seed: int,
+    manner: Manner,
 ) -> int:
     """Write the limits found on clean pairs into the file `out`; return the exit code.
 
@@ -36,11 +39,12 @@ def calibrate(
     in at most `pairs` pairs. metrics: what limits are found of, the usual if None; `quantile` of the pairs keeps each.
     """
     settings = Stage(**stage)
+    check_file(out)
     engine = load_engine(choice)
     populations = []
     if captions is not None:
         lines = read_lines(captions)
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        with Progress(console=Console(stderr=True), transient=True, disable=manner.quiet) as bar:
             task = bar.add_task("drawing", total=len(lines) * per_caption)
 
             def advance(event: Event) -> None:
@@ -51,8 +55,17 @@ def calibrate(
         populations.append(unrelated(engine, pictures, pairs, seed))
     found = calibrated(engine, populations, metrics, quantile)
     found.save(out)
-    _report(found, out)
+    if manner.json:
+        write_json(_values(found, out))
+    elif not manner.quiet:
+        _report(found, out)
     return DONE
+
+
+def _values(found: Calibration, out: Path) -> dict[str, Any]:
+    """What a program is told."""
+    told = {name: getattr(found, name) for name in ("limits", "gate", "version", "population", "count", "quantile")}
+    return {"written": str(out), **told}
 
 
 def _report(found: Calibration, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `twig generate` does: requests out of options, pictures into a folder, a line on how each ended."""
+"""What `twig generate` does: requests out of options, pictures into a folder."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from ...api.pixels import load_picture
 from ...api.presets import BUNDLES
 from ...api.reading import MAX_RULE, read_text
 from ...api.request import Gate, GenerationRequest, SimilarityPolicy
-from ...api.result import GenerationResult, Verdict
+from ...api.result import Verdict
 from ...api.settings import Stage
 from ...engine import Engine
 from ...models.checkpoint import Components
@@ -24,19 +24,20 @@ from ...records.audit import LOG_NAME, AuditLog
 from ...records.credentials import Signer
 from ...records.inspection import read_mask
 from ...records.manifest import InputRecord, ModelRecord
-from ...records.output import OutputFolder
-from ...records.pictures import gate_text, score_text, verdict_text
+from ...records.output import OutputFolder, check_writable
 from ..interruption import interrupted_between_steps
-from ..options import EngineChoice
+from ..options import EngineChoice, Manner
 from ..progress import StageBars
-from ..status import DONE, INTERRUPTED, USER_ERROR
+from ..status import DONE, REFUSED, USER_ERROR
 from .engines import load_engine
+from .reporting import Report
 
 _NAMED = 12
 
 
 def generate(
     prompts: Sequence[str],
+    seeds: Sequence[int],
     out: Path,
     choice: EngineChoice,
     *,
@@ -49,12 +50,14 @@ def generate(
     judged: Mapping[str, Any],
     log_prompts: bool,
     sign: tuple[Path, Path] | None,
+    manner: Manner,
+    fail_on_refused: bool,
 ) -> int:
-    """Draw `prompts` into the folder `out`; return the exit code.
+    """Draw each of `prompts` from each of `seeds` into the folder `out`; return the exit code.
 
     settings, stage, judged: fields that were given of the request, of both its stages and of its similarity policy,
     whose rule may be @FILE. gate: avoid only where a draft looks recalled, or always; None as `preset` says. sign:
-    certificate and key of content credentials.
+    certificate and key of content credentials. fail_on_refused: a refused picture has an exit code of its own.
     """
     photo = None if source is None else load_picture(source)
     avoided = None if mask is None else read_mask(mask)
@@ -69,21 +72,23 @@ def generate(
         "source": photo,
         "mask": avoided,
     }
-    requests = [GenerationRequest(prompt=prompt, **fields) for prompt in prompts]
+    requests = [GenerationRequest(prompt=prompt, seed=seed, **fields) for prompt in prompts for seed in seeds]
+    log = AuditLog(out / LOG_NAME, prompts=log_prompts)
+    check_writable(out, log)
     signer = None if sign is None else Signer.load(*sign)
     engine = load_engine(choice)
-    for doubt in _doubts(engine.components, requests):
+    for doubt in () if manner.quiet else _doubts(engine.components, requests):
         print(f"twig: {doubt}", file=sys.stderr)
     folder = OutputFolder(
         path=out,
         model=_record(engine, choice),
-        log=AuditLog(out / LOG_NAME, prompts=log_prompts),
+        log=log,
         source=None if photo is None else InputRecord.of(source, photo),
         mask=None if avoided is None else InputRecord.of(mask, avoided),
         signer=signer,
     )
     folder.prepare()
-    return _run(engine, requests, folder)
+    return _run(engine, requests, Report(folder, preset, manner), fail_on_refused)
 
 
 def _doubts(components: Components, requests: Sequence[GenerationRequest]) -> Iterator[str]:
@@ -123,16 +128,18 @@ def _record(engine: Engine, choice: EngineChoice) -> ModelRecord:
     )
 
 
-def _run(engine: Engine, requests: Sequence[GenerationRequest], folder: OutputFolder) -> int:
-    """Run the requests, writing each picture when it is done; what was done stays when Ctrl-C ends the run."""
-    saved: list[tuple[GenerationResult, Path]] = []
+def _run(engine: Engine, requests: Sequence[GenerationRequest], report: Report, fail_on_refused: bool) -> int:
+    """Run the requests, writing each picture when it is done; what was done stays when a signal ends the run."""
+    verdicts: set[Verdict] = set()
     interrupted = False
-    with StageBars(requests, Console(stderr=True)) as bars, interrupted_between_steps() as stop:
+    bars = StageBars(requests, Console(stderr=True), lambda: engine.rows_per_second, quiet=report.manner.quiet)
+    with bars, interrupted_between_steps() as stop:
 
         def on_event(event: Event) -> None:
             bars.show(event)
             if event.result is not None:
-                saved.append((event.result, folder.save(event.result)))
+                verdicts.add(event.result.verdict)
+                report.keep(event.result)
             if stop.is_set() and event.step:  # after a denoising step, when no other image's result is on its way
                 raise KeyboardInterrupt
 
@@ -140,25 +147,11 @@ def _run(engine: Engine, requests: Sequence[GenerationRequest], folder: OutputFo
             engine.generate(requests, on_event)
         except KeyboardInterrupt:
             interrupted = True
-    for request in requests:
-        _report([pair for pair in saved if pair[0].request is request], folder)
-    if saved:
-        print(f"{'audit log':14}{folder.log}")
-    failed = any(result.verdict is Verdict.FAILED for result, _ in saved)
-    return INTERRUPTED if interrupted else USER_ERROR if failed else DONE
+    report.close(requests)
+    if interrupted:
+        return stop.status
+    return USER_ERROR if Verdict.FAILED in verdicts else REFUSED if _lost(verdicts, fail_on_refused) else DONE
 
 
-def _report(saved: list[tuple[GenerationResult, Path]], folder: OutputFolder) -> None:
-    """Say how each image of one request ended and where it is, and write their contact sheet."""
-    saved.sort(key=lambda pair: pair[0].index)
-    if saved and saved[0][0].request.gate is not None and saved[0][0].gate is not None:
-        print(f"{'gate':14}{gate_text(saved[0][0].gate)}")
-    for result, path in saved:
-        if result.error is not None:
-            print(f"twig: {path}: {result.error}", file=sys.stderr)
-        judged = ", ".join(score_text(name, score) for name, score in result.scores.items() if score.limit is not None)
-        file = "manifest" if result.image is None else "picture"
-        known = ", recorded already" if path in folder.repeats else ""
-        print(f"{file:14}{path}  {verdict_text(result)}{known}{': ' if judged else ''}{judged}")
-    if saved:
-        print(f"{'contact sheet':14}{folder.save_sheet([result for result, _ in saved])}")
+def _lost(verdicts: set[Verdict], fail_on_refused: bool) -> bool:
+    return fail_on_refused and Verdict.REFUSED in verdicts

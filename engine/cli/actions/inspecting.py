@@ -1,35 +1,67 @@
 """What `twig inspect` does: a manifest in words, and its picture again."""
 
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from ...api.errors import InvalidRequestError
 from ...api.pixels import load_picture
 from ...engine import Engine
-from ...records.inspection import differs, in_log, in_picture, lines, read_mask, saved_picture
+from ...records.inspection import Beside, differs, in_log, in_picture, integrity, lines, read_mask, saved_picture
 from ...records.manifest import InputRecord, Manifest, ModelRecord
+from ...records.wording import why_text
 from ...replay import replay
-from ..options import EngineChoice, given
+from ..options import EngineChoice, Manner, given
 from ..status import DIFFERS, DONE
 from .engines import load_engine
+from .speaking import write_json
 
 
-def inspect(manifest: Path, choice: EngineChoice, *, again: bool, source: Path | None, mask: Path | None) -> int:
+def inspect(
+    manifest: Path, choice: EngineChoice, *, again: bool, source: Path | None, mask: Path | None, manner: Manner
+) -> int:
     """Print the manifest and check picture, log and credentials; `again` replays it and compares. Return the exit code.
 
     choice, source, mask: what takes the place of what the manifest says.
     """
     record = Manifest.load(manifest)
     saved = saved_picture(record, manifest.parent)
-    for label, text in lines(record, saved):
-        print(f"{label:14}{text}")
-    wrong = differs(record, saved)
-    for label, beside in (("audit log", in_log(manifest)), ("credentials", in_picture(manifest, record))):
-        if beside is not None:
-            print(f"{label:14}{beside.text}")
-            wrong |= beside.wrong
-    if not again:
-        return DIFFERS if wrong else DONE
+    checks = {"picture": Beside(integrity(record, saved), differs(record, saved)), "audit log": in_log(manifest)}
+    if (credentials := in_picture(manifest, record)) is not None:
+        checks["credentials"] = credentials
+    if not manner.json:
+        _tell([*lines(record), *((label, check.text) for label, check in checks.items())])
+    if again:
+        checks["replay"] = _replayed(record, choice, saved, source, mask)
+        if not manner.json:
+            _tell([("replay", checks["replay"].text)])
+    if manner.json:
+        write_json(_values(record, checks))
+    return DIFFERS if any(check.wrong for check in checks.values()) else DONE
+
+
+def _tell(said: Iterable[tuple[str, str]]) -> None:
+    for label, text in said:
+        print(f"{label:14}{text}", flush=True)
+
+
+def _values(record: Manifest, checks: Mapping[str, Beside]) -> dict[str, Any]:
+    """What a program is told: the manifest, why it ended so, and what each check found."""
+    return {
+        "why": why_text(record, brought=record.source is not None) or None,
+        "checks": {label.replace(" ", "_"): check._asdict() for label, check in checks.items()},
+        "manifest": json.loads(record.model_dump_json()),
+    }
+
+
+def _replayed(
+    record: Manifest, choice: EngineChoice, saved: Image.Image | None, source: Path | None, mask: Path | None
+) -> Beside:
+    """The manifest's picture made again, and what came of it."""
     engine = _engine_of_then(record.model, choice)
     photo, avoided = source or _path(record.source), mask or _path(record.mask)
     outcome = replay(
@@ -39,8 +71,7 @@ def inspect(manifest: Path, choice: EngineChoice, *, again: bool, source: Path |
         source=None if photo is None else load_picture(photo),
         mask=None if avoided is None else read_mask(avoided),
     )
-    print(f"{'replay':14}{outcome}")
-    return DONE if outcome.identical and not wrong else DIFFERS
+    return Beside(str(outcome), not outcome.identical)
 
 
 def _engine_of_then(then: ModelRecord, choice: EngineChoice) -> Engine:

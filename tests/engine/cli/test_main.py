@@ -213,7 +213,9 @@ def test_a_replay_with_another_model_is_refused(copied, tiny_checkpoint, tmp_pat
         ("--width 4", "width: Input should be greater than or equal to 8, got 4"),
         ("--steps 0", "steps: Input should be greater than or equal to 1, got 0"),
         ("--steps 9999", "steps"),
-        ("--seed -1", "seed"),
+        ("--seed -1", "--seed takes numbers and ranges like 7, 1..8 or 1-8,12, got '-1'"),
+        ("--limit-pixels 4095", "64 x 64 pixels exceed"),
+        ("--prompts {tmp}/none.txt", "none.txt"),
         ("-n 0", "num_images"),
         ("--guidance much", "--guidance"),
         ("--solver magic", "'ddim', 'euler', 'euler_ancestral', 'dpmpp_2m'"),
@@ -251,7 +253,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(tiny_checkpoint, tmp_path, 
 
 def test_a_missing_prompt_and_a_missing_manifest_are_mistakes_too(tmp_path, capsys):
     assert run(["generate"]) == USER_ERROR
-    assert "Missing argument" in capsys.readouterr().err
+    assert "nothing to draw; name a prompt" in capsys.readouterr().err
     assert run(["inspect", str(tmp_path / "none.json")]) == USER_ERROR
     assert "none.json" in capsys.readouterr().err
 

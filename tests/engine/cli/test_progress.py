@@ -6,7 +6,7 @@ from rich.console import Console
 from twig.engine.api.event import Event, State
 from twig.engine.api.request import GenerationRequest
 from twig.engine.api.settings import Stage
-from twig.engine.cli.progress import StageBars
+from twig.engine.cli.progress import PERIOD, Heartbeat, StageBars
 
 
 @pytest.fixture
@@ -38,6 +38,28 @@ def test_a_retry_lengthens_the_final_bar(console):
         bars.show(Event(0, 0, State.FINALISING, 0, 3, attempt=1))
         bars.show(Event(0, 0, State.FINALISING, 1, 3, attempt=1))
     assert "1/6" in text(console)
+
+
+def test_a_heartbeat_says_now_and_then_how_far_it_is(make_result):
+    console, now = Console(file=io.StringIO()), [0.0]
+    beat = Heartbeat(console, drafts=2, images=4, rate=lambda: 41.26, clock=lambda: now[0])
+    beat.hear(Event(0, 0, State.SEGMENTED))
+    beat.hear(Event(0, 0, State.ACCEPTED, result=make_result()))
+    assert text(console) == "", "not before it is time"
+    now[0] = PERIOD
+    beat.hear(Event(0, 0, State.FINALISING, 1, 3))
+    beat.hear(Event(0, 0, State.FINALISING, 2, 3))
+    assert text(console) == "twig: drafts 1 of 2, finals 1 of 4, 41.3 rows/s, 30 s\n"
+
+
+@pytest.mark.parametrize(("quiet", "terminal", "lines"), [(False, False, 1), (True, False, 0), (False, True, 0)])
+def test_a_heartbeat_is_for_who_sees_no_bars_and_wants_to_hear(monkeypatch, quiet, terminal, lines):
+    monkeypatch.setattr("twig.engine.cli.progress.PERIOD", 0.0)
+    console = Console(file=io.StringIO(), force_terminal=terminal, color_system=None)
+    with StageBars([GenerationRequest(prompt="a")], console, lambda: 1.0, quiet=quiet) as bars:
+        bars.show(Event(0, 0, State.DRAFTING, 1, 20))
+    assert text(console).count("twig: drafts 0 of 1") == lines
+    assert (text(console) == "") is (quiet or (not terminal and not lines))
 
 
 def test_nothing_is_drawn_into_a_file():

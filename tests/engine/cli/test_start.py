@@ -22,13 +22,18 @@ def paths(command, words):
     for name, below in getattr(command, "commands", {}).items():
         yield from paths(below, [*words, name])
 
+from contextlib import redirect_stdout
+from io import StringIO
+
 heavy, mistakes = json.load(sys.stdin)
 every = list(paths(typer.main.get_command(command_line()), []))
 lines = [["--version"], *mistakes, *([*words, option] for words in every for option in ("--help", "--no-such-option"))]
 print(file=sys.stderr)
 for line in lines:
-    status = run(line)
-    print(json.dumps([line, status, [name for name in heavy if name in sys.modules]]), file=sys.stderr)
+    with redirect_stdout(StringIO()) as said:
+        status = run(line)
+    loaded = [name for name in heavy if name in sys.modules]
+    print(json.dumps([line, status, loaded, said.getvalue()]), file=sys.stderr)
 """
 
 MISTAKES = (
@@ -36,6 +41,7 @@ MISTAKES = (
     "generate star --dtype int8", "inspect", "calibrate", "calibrate --captions none.txt --quantile 2", "registry",
     "registry nothing", "registry add", "registry remove", "registry check", "assess",
     "assess --prompts none.txt --sources .", "assess --prompts THIS --sources . --presets severe",
+    "generate --prompts none.txt", "generate star --seed 8..1",
     "export --to caffe", "export --precision int4", "export --attention none",
     "artifacts", "artifacts prune --max-mib much",
 )  # fmt: skip
@@ -55,15 +61,28 @@ def tried():
 
 
 def test_help_and_mistakes_import_nothing_heavy(tried):
-    assert {(" ".join(line), *heavy) for line, _, heavy in tried if heavy} == set()
+    assert {(" ".join(line), *heavy) for line, _, heavy, _ in tried if heavy} == set()
 
 
 def test_every_command_was_asked(tried):
-    asked = {tuple(line[:-1]): status for line, status, _ in tried if line[-1:] == ["--help"]}
+    asked = {tuple(line[:-1]): status for line, status, *_ in tried if line[-1:] == ["--help"]}
     assert {(), ("generate",), ("registry", "check"), ("assess",), ("export",), ("artifacts", "prune")} <= asked.keys()
     assert set(asked.values()) == {0}
-    mistakes = [status for line, status, _ in tried if line and line[-1] not in ("--help", "--version")]
+    mistakes = [status for line, status, *_ in tried if line and line[-1] not in ("--help", "--version")]
     assert set(mistakes) == {2}
+
+
+def test_help_speaks_no_python(tried):
+    said = {" ".join(line): text for line, _, _, text in tried if line[-1:] == ["--help"]}
+    assert {line for line, text in said.items() if "<list[" in text or "}..." in text} == set()
+    assert "Usage: twig registry add [OPTIONS] PICTURE..." in said["registry add --help"]
+
+
+def test_the_options_of_generate_are_grouped_and_exit_statuses_told(tried):
+    (said,) = (text for line, _, _, text in tried if line == ["generate", "--help"])
+    assert [name for name in ("Drawing", "Avoiding", "Judging", "Model", "Output") if f"─ {name} ─" not in said] == []
+    for status in (0, 1, 2, 3, 70, 130, 141, 143):
+        assert f" {status}: " in said
 
 
 def test_the_package_itself_costs_nothing():
