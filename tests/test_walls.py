@@ -19,7 +19,10 @@ ROOMS = {
     "kernels": set(),
 }
 
-LOOP = ("aio", "door", "engine", "estimates", "exposition", "lifecycle", "loop", "results", "routing", "stats")
+LOOP = (
+    "aio", "core", "door", "engine", "estimates", "exposition", "lifecycle", "loading", "loop", "results", "routing",
+    "stats",
+)  # fmt: skip
 """Modules of `engine/` itself that make up the loop and its faces; they count as one wing."""
 
 WINGS = {

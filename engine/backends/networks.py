@@ -2,24 +2,19 @@
 
 import importlib
 import importlib.util
-import json
-import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from ..api.errors import BackendError, InvalidRequestError
-from ..api.reading import read_json
 from ..models.checkpoint import Components
 from ..models.networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
 from ..models.tensors import Network, Sizes, flatten, network_specs, zero_residuals
+from .measuring import machine, remember, remembered, seconds_of
 from .options import TorchOptions, reorder
 from .protocol import Artifact, ArtifactSource, Backend, Precision, Runnable, Wanted
 from .torch import TorchNetwork, flat_network
@@ -38,9 +33,6 @@ SERVED = (
     Network.SEGMENTER,
 )
 """Networks that the runtime calls."""
-
-_ROUNDS = 3
-_MEASURED = TypeAdapter(dict[str, dict[str, float]])
 
 
 @dataclass(frozen=True)
@@ -232,17 +224,14 @@ class Networks:
     def _fastest(self, network: Network, inputs: Sequence[Tensor]) -> tuple[Backend, str, dict[str, float]]:
         """Measure the candidates on a call that is to be made, or remember what was measured on this machine."""
         memory = self._artifacts().memory
-        remembered = _remembered(memory)
-        key = " ".join([network, self._weights(network), self.precision_of(network), *_machine(self.device)])
-        if key in remembered:
-            seconds = remembered[key]
+        known = remembered(memory)
+        key = " ".join([network, self._weights(network), self.precision_of(network), *machine(self.device)])
+        if key in known:
+            seconds = known[key]
             reason = "fastest when measured here before"
         else:
-            seconds = {b.value: _seconds(self._runnable(b, network), inputs) for b in self._candidates()}
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            replacement = memory.with_suffix(".new")
-            replacement.write_text(json.dumps({**remembered, key: seconds}, indent=1))
-            replacement.replace(memory)
+            seconds = {b.value: seconds_of(self._runnable(b, network), inputs) for b in self._candidates()}
+            remember(memory, {**known, key: seconds})
             reason = f"fastest of {len(seconds)} at {len(inputs[0])} rows"
         return Backend(min(seconds, key=lambda name: seconds[name])), reason, seconds
 
@@ -277,37 +266,8 @@ def installed_source() -> ArtifactSource:
     raise BackendError("no artifact builder is installed; pip install 'twig-engine[export]', or pass artifacts=...")
 
 
-def _remembered(memory: Path) -> dict[str, dict[str, float]]:
-    """Seconds by backend, for each key that was measured; nothing where `memory` is missing or torn."""
-    try:
-        found = _MEASURED.validate_python(read_json(memory), strict=True) if memory.exists() else {}
-    except ValueError:  # what was measured can be measured again
-        return {}
-    return {key: seconds for key, seconds in found.items() if seconds and seconds.keys() <= set(Backend)}
-
-
 def _installed(backend: Backend) -> bool:
     return importlib.util.find_spec(backend.value) is not None
-
-
-def _machine(device: torch.device) -> list[str]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return [name.replace(" ", "-"), str(torch.get_num_threads()), torch.__version__]
-
-
-def _seconds(run: Runnable, inputs: Sequence[Tensor]) -> float:
-    """Median of a few calls after one that compiles."""
-    run(inputs)
-    taken = []
-    for _ in range(_ROUNDS):
-        if inputs[0].is_cuda:
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        run(inputs)
-        if inputs[0].is_cuda:
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return sorted(taken)[_ROUNDS // 2]
 
 
 def _named(kind: Any, name: str, what: str) -> Any:

@@ -1,0 +1,177 @@
+"""The parts of an engine on one device, put together; what they tell of themselves, and whose turn it is to step."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from .api.request import GenerationRequest, as_requests
+from .backends.networks import BackendChoice, BackendSettings, Networks
+from .backends.options import TorchOptions
+from .backends.protocol import ArtifactSource
+from .batching.arenas import Arenas
+from .batching.graphs import GraphPool
+from .batching.scheduler import Limits, Policy, Scheduler
+from .door import Door, check_dtypes
+from .estimates import rows_due, rows_of
+from .judging.judge import Judge
+from .judging.registry import Registry
+from .judging.similarity import ExtraMetric
+from .lifecycle import Lifecycle
+from .loop import Loop
+from .models.checkpoint import Components
+from .models.networks import Denoiser
+from .results import Results
+from .routing import Outbox, Turns
+from .sampling.buckets import buckets_up_to
+from .stages.assembly import assembled
+from .stages.decoding import Decoder
+from .stats import Stats, StatsRecorder
+
+
+class Core:
+    """Networks, arenas, stages and loop of one model.
+
+    backend: what runs the networks: `torch`, `onnxruntime`, `openvino`, `tensorrt` or `auto`, for all or by network
+    name. precision: what compiled networks compute in. artifacts: where their artifacts come from, the package's own
+    store and builder if None. torch_options: how PyTorch runs the networks it runs. arena_budget: bytes that what is
+    kept on the device for each size of picture may take together; `Arenas`. graph_reserve: bytes of a GPU that graphs
+    leave free. registry: protected works that drafts and finals are compared with.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        backend: BackendChoice = "torch",
+        precision: str = "fp32",
+        artifacts: ArtifactSource | None = None,
+        torch_options: TorchOptions | None = None,
+        limits: Limits | None = None,
+        policy: Policy | None = None,
+        max_steps: int = 150,
+        max_pixels: int = 2**20,
+        arena_budget: int = 2 * 2**30,
+        graph_reserve: int = 4 * 2**30,
+        extra_metrics: Mapping[str, ExtraMetric] | None = None,
+        registry: Registry | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if registry is not None:
+            registry.check(components)
+        check_dtypes(components, dtype)
+        self.components = components
+        self.registry = registry
+        self.limits = limits or Limits()
+        self.scheduler = Scheduler(self.limits, policy) if policy is not None else Scheduler(self.limits)
+        self.torch_options = torch_options or TorchOptions()
+        self.graphs = GraphPool(
+            torch.device(device), reserve=graph_reserve, rehearse=self.torch_options.compile is not None
+        )
+        prepared = self.graphs.enabled or self.torch_options.compile is not None or backend != "torch"
+        self.networks = Networks(
+            components,
+            Denoiser(components.unet, components.controlnet),
+            BackendSettings(backend, precision, artifacts, self.torch_options),
+            buckets=buckets_up_to(self.limits.rows, prepared),
+            device=torch.device(device),
+            dtype=dtype,
+        )
+        self.arenas = Arenas(
+            self.networks,
+            self.graphs,
+            num_slots=self.limits.slots,
+            max_steps=max_steps,
+            num_tokens=components.max_tokens,
+            budget=arena_budget,
+            protected=registry.latents if registry is not None else None,
+        )
+        decoder = Decoder(components, self.networks)
+        self.judge = Judge(components, extra_metrics or {}, registry, decoder.decode, decoder.labels)
+        self.stages = assembled(components, self.arenas, decoder, self.judge)
+        self._door = Door(components, max_steps, max_pixels, self.judge, self.networks.check_size)
+        self._recorder = StatsRecorder(clock)
+        self._turns, self._outbox = Turns(), Outbox()
+        results = Results(components, registry, self.judge, self.stages.judging)
+        self._lifecycle = Lifecycle(self.scheduler, self.arenas, results, self._outbox, self._recorder, clock)
+        self._loop = Loop(self.stages, self._lifecycle, self._recorder)
+        self._broken = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken and served: false after `close`, and once an error broke a step."""
+        return not (self._lifecycle.closed or self._broken)
+
+    def estimate(self, request: GenerationRequest | str) -> int:
+        """Rows of the UNet that a request costs up to its first verdicts; `estimates.rows_of`.
+
+        Raises InvalidRequestError for one that this model cannot serve.
+        """
+        (wanted,) = as_requests(request)
+        self._door.admit(wanted)
+        return rows_of(wanted, self.judge.most_witnesses(wanted))
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows of the UNet that everything unfinished will spend at least, what is cancelled left out."""
+        live = self._lifecycle.live()
+        return sum(rows_due(job, self.judge.most_witnesses(job.request)) for job in live)
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows of the UNet a second of work, of the latest batches of every kind; 0 before the first."""
+        return self._recorder.recent_rate()
+
+    @property
+    def pending(self) -> int:
+        """Images that are not finished, a request that has not drafted yet counting as one."""
+        return len(self.scheduler.jobs)
+
+    def warmup(self, sizes: Sequence[tuple[int, int]] | None = None) -> dict[str, object]:
+        """Allocate arenas, capture graphs and compile networks for pictures of `sizes` (height, width).
+
+        The model's own size if None. Return the latent shapes that are ready, those of `sizes` that fit the arena
+        budget together, what was captured and how long it took.
+        """
+        began = time.perf_counter()
+        factor = self.components.vae_scale_factor
+        with self._turns, self.torch_options.in_force():
+            for height, width in sizes or [self.components.size]:
+                self.arenas.loop((height // factor, width // factor)).capture()
+        stats = self.graphs.stats
+        return {
+            "shapes": self.arenas.shapes,
+            "captured": stats.captured,
+            "dropped": list(stats.dropped),
+            "seconds": time.perf_counter() - began,
+        }
+
+    def stats(self) -> Stats:
+        """Return a snapshot of what the engine did."""
+        waiting, resident = self._lifecycle.counts()
+        return self._recorder.snapshot(
+            waiting=waiting,
+            resident=resident,
+            graphs=self.graphs.stats,
+            memory=self.graphs.memory() | {"arenas": self.arenas.nbytes},
+            backends=self.networks.report(),
+        )
+
+    def _await(self, done: Callable[[], bool]) -> None:
+        """Step, or wait while another thread does, until `done()`."""
+        while self._turns.take(needless=done):
+            try:
+                self._step()
+            finally:
+                self._turns.leave()
+
+    def _step(self) -> None:
+        try:
+            with self.torch_options.in_force():
+                self._loop.step()
+        except Exception:
+            self._broken = True
+            raise
+        self._broken = False
