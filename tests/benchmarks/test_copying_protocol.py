@@ -83,14 +83,15 @@ def test_methods_are_billed_what_they_run(bed, source, method, rows):
 def test_descent_makes_first_step_guidance_small_and_is_billed(bed, source):
     engine = bed.engine(wen(6).kind, descent_steps=6)
     sizes = []
-    predict = engine._predict
+    encoding = engine.stages.encoding
+    predict = encoding._predict
 
     def watched(noise, states):
         found = predict(noise, states)
         sizes.append(found.detach())
         return found
 
-    engine._predict = watched
+    encoding._predict = watched
     drawing = draw(bed, wen(6), source, seeds=1)
     nothing, first, *_, last = sizes
     assert (last - nothing).square().mean() < (first - nothing).square().mean()

@@ -13,6 +13,7 @@ def store(builder):
     return builder.store.root
 
 
+@pytest.mark.slow
 def test_export_builds_compares_and_reports(tiny_checkpoint, store, capsys):
     options = ["--to", "onnx", "--model", str(tiny_checkpoint), "--store", str(store), "--buckets", "1,3"]
     assert run(["export", *options]) == 0

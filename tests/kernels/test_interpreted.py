@@ -14,7 +14,9 @@ LONG = "test_masked_attention"
 """Takes as long as the others together, which share one start of a process."""
 
 
-@pytest.mark.parametrize("names", [[LONG], sorted(FILES.keys() - {LONG})], ids=" ".join)
+@pytest.mark.parametrize(
+    "names", [pytest.param([LONG], marks=pytest.mark.slow), sorted(FILES.keys() - {LONG})], ids=" ".join
+)
 def test_kernels_under_the_interpreter(names):
     command = [sys.executable, "-m", "pytest", *(str(FILES[name]) for name in names), "-p", "no:cacheprovider", "-q"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}

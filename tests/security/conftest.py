@@ -4,6 +4,7 @@ import importlib.util
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -31,8 +32,9 @@ Trap = Callable[[Path], object]
 
 
 def _socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as server, tempfile.TemporaryDirectory() as short:
+        server.bind(f"{short}/socket")  # a socket's name has to be short; it may be moved
+        Path(short, "socket").rename(path)
 
 
 def _sparse(path: Path) -> None:

@@ -17,6 +17,8 @@ from twig.engine.models import layout
 from twig.engine.models.checkpoint import load
 from twig.engine.models.configs import CODE
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = {"unet": "UNet2DConditionModel", "controlnet": "ControlNetModel", "vae": "AutoencoderTiny"}
 CONFIGS = {
     "text_encoder": "config.json", "segmenter": "config.json", "unet": "config.json", "controlnet": "config.json",

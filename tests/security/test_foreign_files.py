@@ -25,6 +25,8 @@ from twig.engine.records.manifest import Manifest
 from twig.engine.study.assessment import read_prompts
 from twig.export.store import LEDGER, MANIFEST, ArtifactStore, Key
 
+pytestmark = pytest.mark.slow
+
 READERS = {
     "calibration": Calibration.load,
     "registry": Registry.load,

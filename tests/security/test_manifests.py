@@ -12,6 +12,8 @@ from twig.engine.api.result import Attempt, GateDecision, GenerationResult, Scor
 from twig.engine.cli.main import run
 from twig.engine.records.manifest import Manifest, ModelRecord, Precision
 
+pytestmark = pytest.mark.slow
+
 VALUES = [
     None, True, False, 0, -1, 7, 10**90, 1.5, -1e300, "", "text", "\x1b[2J", "a\nverdict accepted", "..", "/", "a\0b",
     "Infinity", [], [[]], [1], {}, {"a": 1}, {"": None},

@@ -12,6 +12,8 @@ from PIL import Image
 from twig.engine.api.errors import InvalidRequestError
 from twig.engine.api.pixels import load_picture
 
+pytestmark = pytest.mark.slow
+
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 ORIENTATION = 0x0112
 

@@ -17,6 +17,8 @@ from twig.engine.door import check_dtypes
 from twig.engine.engine import Engine
 from twig.engine.models.checkpoint import load
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = [
     (Stage, "steps"), (Stage, "guidance_scale"), (GenerationRequest, "seed"), (GenerationRequest, "width"),
     (GenerationRequest, "height"), (GenerationRequest, "num_images"), (GenerationRequest, "priority"),

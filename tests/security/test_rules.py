@@ -10,6 +10,8 @@ from twig.engine.api.metrics import ALL_METRICS
 from twig.engine.api.rules import MAX_NESTING, Rule
 from twig.engine.cli.main import USER_ERROR, run
 
+pytestmark = pytest.mark.slow
+
 DIRECTIONS = {name: metric.direction for name, metric in ALL_METRICS.items()}
 PIECES = [
     "refuse", "review", "if", "retry", "then", "accept", "everything", "any", "calibrated", "limit", "is", "crossed",

@@ -73,9 +73,9 @@ def generate(
         "mask": avoided,
     }
     requests = [GenerationRequest(prompt=prompt, seed=seed, **fields) for prompt in prompts for seed in seeds]
+    signer = None if sign is None else Signer.load(*sign)
     log = AuditLog(out / LOG_NAME, prompts=log_prompts)
     check_writable(out, log)
-    signer = None if sign is None else Signer.load(*sign)
     engine = load_engine(choice)
     for doubt in () if manner.quiet else _doubts(engine.components, requests):
         print(f"twig: {doubt}", file=sys.stderr)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from pydantic import ValidationError
 
 from twig.engine.api.errors import InvalidRequestError
 from twig.engine.api.mechanisms import MaskedAttention, MaskedNoise
@@ -83,10 +84,15 @@ def test_every_chunk_of_a_long_prompt_keeps_its_start_token():
     assert touched(MaskedAttention(tokens="words"), ids) == [1, 2, 5]
 
 
-@pytest.mark.parametrize(("position", "message"), [(0, "start token"), (8, "positions 1 to 7"), (-1, "positions 1")])
+@pytest.mark.parametrize(("position", "message"), [(0, "start token"), (8, "positions 1 to 7")])
 def test_impossible_positions_are_refused(position, message):
     with pytest.raises(InvalidRequestError, match=message):
         token_vectors(MaskedAttention(tokens=(position,)), PROMPT, TOKENIZER)
+
+
+def test_a_position_before_the_first_is_refused_where_it_is_set():
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        MaskedAttention(tokens=(-1,))
 
 
 # --- schedule ---

@@ -178,7 +178,7 @@ def test_the_terminal_says_what_it_will_take_and_whose_limits_judge(study_folder
     assert re.search(r"rows a second, about \d+:\d\d:\d\d to draw", err)
     assert "11 clean pairs of works and prompts, 2,995 are needed" in err
     assert "the model's own, calibrated before: this study has 11 clean pairs and needs 2,995" in out
-    assert "none: too few prompts to tell presets apart at 95 % confidence: 2 of at least 6" in out
+    assert "none: too few prompts to tell presets apart with 95 % confidence: 2 of at least 6" in out
 
 
 def test_without_any_limits_no_picture_is_called_too_close(works, tiny_checkpoint):
