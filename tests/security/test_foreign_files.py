@@ -14,7 +14,7 @@ from twig.engine.api.errors import TwigError
 from twig.engine.api.pixels import load_picture
 from twig.engine.api.reading import read_lines
 from twig.engine.backends.compile_cache import drop_unverified
-from twig.engine.backends.networks import _remembered
+from twig.engine.backends.measuring import remembered
 from twig.engine.cli.main import USER_ERROR, run
 from twig.engine.judging.registry import Registry, index_works, pictures_in
 from twig.engine.judging.works import Works
@@ -233,7 +233,7 @@ def test_an_artifact_with_a_manifest_of_other_values_is_built_again(tmp_path, ma
 def test_measurements_that_cannot_be_read_are_made_again(tmp_path, rubbish):
     for content in (rubbish, b'{"key": {"abacus": 1}}', b'{"key": {}}', b'{"key": {"torch": "1"}}'):
         (tmp_path / "memory.json").write_bytes(content)
-        assert _remembered(tmp_path / "memory.json") == {}
+        assert remembered(tmp_path / "memory.json") == {}
 
 
 def test_a_program_whose_checksum_is_rubbish_goes(tmp_path, rubbish):
