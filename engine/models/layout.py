@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from ..api.errors import CheckpointError
-from ..api.reading import MAX_TENSORS, check_regular, read_object, shown
+from ..api.reading import MAX_TENSORS, check_regular, open_regular, read_object, shown
 from . import configs
 from .tensor_files import check_names, check_tensors
 
@@ -64,7 +64,8 @@ def _download(name: str, files: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(files), ignore_patterns=["*non_ema*"]))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise CheckpointError(f"there is no folder {name}, and the hub gave no such model: {error}") from error
+        problem = f"there is no folder {name}, and the hub gave no such model: {shown(error, 600)}"
+        raise CheckpointError(problem) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -201,6 +202,6 @@ def digest(part: Path) -> str:
         files += weights(part)[1]
     total = hashlib.sha256()
     for file in sorted(files):
-        with file.open("rb") as stream:
+        with open_regular(file, MAX_TENSORS) as stream:
             total.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
