@@ -10,6 +10,7 @@ from PIL import Image
 
 from .api.errors import EngineBusyError, EngineClosedError
 from .api.event import Event, State
+from .api.reading import shown
 from .api.request import GenerationRequest
 from .batching.arenas import Arenas
 from .batching.carried import Shared
@@ -19,6 +20,8 @@ from .door import Admission
 from .results import Results, draft_of
 from .routing import Listener, Outbox
 from .stats import StatsRecorder
+
+_LONGEST_ERROR = 2000  # characters; compilers of kernels say more
 
 _log = logging.getLogger(__name__)
 
@@ -201,4 +204,4 @@ class Lifecycle:
 
 def reason_of(error: Exception) -> str:
     """Why something failed, in a line."""
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {shown(error, _LONGEST_ERROR)}"

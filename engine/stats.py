@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .api.portable import Value
+from .api.portable import Real, Value
 from .api.result import Attempt, Verdict
 from .batching.graphs import GraphStats
 from .exposition import exposition
@@ -43,18 +43,18 @@ class Stats(Value):
     rows: int
     padded_rows: int
     control_rows: int
-    occupancy: float
-    rows_per_second: float
-    images_per_second: float
-    latency: dict[str, float]
+    occupancy: Real
+    rows_per_second: Real
+    images_per_second: Real
+    latency: dict[str, Real]
     early: dict[str, int]
-    seconds: dict[str, float]
-    scheduling: float
+    seconds: dict[str, Real]
+    scheduling: Real
     graphs: GraphStats
     memory: dict[str, int]
     backends: Mapping[str, Any] = field(default_factory=dict)
     judged: int = 0
-    latency_sum: float = 0.0
+    latency_sum: Real = 0.0
 
     def as_dict(self) -> dict[str, object]:
         """Return the snapshot as plain values."""

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..engine.api.errors import BackendError
+from ..engine.api.reading import shown
 from ..engine.api.request import GenerationRequest
 from ..engine.backends.networks import SERVED, BackendSettings, Networks
 from ..engine.backends.protocol import Backend
@@ -81,7 +82,7 @@ def verify(root: Path | None) -> int:
     store = ArtifactStore(root)
     faults = store.verify()
     for digest, fault in faults.items():
-        print(f"{digest}  {fault}")
+        print(shown(f"{digest}  {fault}", 1000))
     print(f"{len(store.entries())} artifacts, {len(faults)} faulty")
     return FAULTY if faults else OK
 
@@ -140,7 +141,7 @@ def _entry_line(entry: Entry) -> str:
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
     key = entry.key
     what = f"{key.get('network', '?'):14}{key.get('format', '?'):10}{key.get('precision', '?'):6}"
-    return f"{entry.digest}  {what}{entry.size / 2**20:9.1f} MiB  used {used}"
+    return f"{entry.digest}  {shown(what)}{entry.size / 2**20:9.1f} MiB  used {used}"
 
 
 @contextmanager

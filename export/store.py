@@ -14,7 +14,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ..engine.api.errors import BackendError, ForeignFileError
-from ..engine.api.reading import read_model, read_text
+from ..engine.api.reading import MAX_TENSORS, open_regular, read_model, read_text
 from ..engine.api.writing import append_line
 
 MANIFEST = "artifact.json"
@@ -233,7 +233,7 @@ def check(folder: Path, key: Key | None = None) -> None:
 
 
 def _described(path: Path) -> _File:
-    with path.open("rb") as file:
+    with open_regular(path, MAX_TENSORS) as file:
         return _File(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=path.stat().st_size)
 
 

@@ -1,13 +1,18 @@
 """ONNX graphs to TensorRT plans, ahead of time: no GPU is needed where the module is `tensorrt_rtx`."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..engine.api.errors import BackendError
+from ..engine.api.reading import read_bytes
+from ..engine.api.writing import write_whole
 from ..engine.backends.tensorrt_api import TensorRt, TrtConfig
 from ..engine.models.tensors import NetworkSpec, Sizes
+
+_MAX_CACHE = 2**28  # bytes of a timing cache
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def build_plan(
         config.add_optimization_profile(_optimization_profile(builder.create_optimization_profile(), spec, profile))
     _configure(trt, config, options)
     if timing_cache is not None:
-        data = timing_cache.read_bytes() if timing_cache.exists() else b""
+        data = read_bytes(timing_cache, _MAX_CACHE) if os.path.lexists(timing_cache) else b""
         config.set_timing_cache(config.create_timing_cache(data), ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:  # it does not raise
@@ -68,7 +73,7 @@ def build_plan(
             f"TensorRT cannot build {spec.network.value}: {'; '.join(logger.messages) or 'no reason given'}"
         )
     if timing_cache is not None:
-        timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+        write_whole(timing_cache, bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
 
 

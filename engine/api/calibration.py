@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .metrics import ALL_METRICS, Direction
+from .metrics import ALL_METRICS, Direction, range_problem
 from .reading import read_json, reading
 from .writing import sweep, write_whole
 
@@ -57,6 +57,8 @@ class Calibration:
                 raise ValueError(f"unknown metric {name!r}; known: {', '.join(sorted(ALL_METRICS))}")
             if not math.isfinite(limit):
                 raise ValueError(f"the limit of {name} must be finite, got {limit}")
+            if problem := range_problem(name, limit):
+                raise ValueError(problem)
         for name, limit in self.gate.items():
             if not math.isfinite(limit):
                 raise ValueError(f"the gate's limit of {name} must be finite, got {limit}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from .errors import InvalidRequestError
-from .metrics import ALL_METRICS, SHARE, Direction
+from .metrics import Direction, range_problem
 from .reading import shown
 
 _LONGEST_NAME = 64
@@ -87,9 +87,11 @@ def any_of(limits: Mapping[str, float], directions: Mapping[str, Direction]) -> 
 
 
 def limit_of(name: str, limits: Mapping[str, float], directions: Mapping[str, Direction]) -> Comparison:
-    """Whatever crosses the limit of `name`."""
+    """Whatever crosses the limit of `name`. Raises InvalidRequestError for no measure, or no value that it can have."""
     if name not in directions:
         raise InvalidRequestError(_unknown(name, directions))
+    if problem := range_problem(name, limits[name]):
+        raise InvalidRequestError(f"limits: {problem}")
     return Comparison(name, ">" if directions[name] == "similarity" else "<", float(limits[name]))
 
 
@@ -106,13 +108,7 @@ def problem_of(comparison: Comparison, directions: Mapping[str, Direction]) -> s
         return (
             f"{name} is a {directions[name]}, a copy scores {grade} in it; write {name} {sign} {comparison.threshold!r}"
         )
-    if name.endswith(SHARE) and not 0 < comparison.threshold <= 1:
-        return f"{name} is 1 or more for an exact copy; write a share between 0 and 1, got {comparison.threshold!r}"
-    metric = ALL_METRICS.get(name.removeprefix("registry_"))
-    least = 0.0 if low else -1.0
-    if metric is not None and not least <= comparison.threshold <= metric.largest:
-        return f"{name} lies in {least:g}..{metric.largest:g}, got {comparison.threshold!r}"
-    return None
+    return range_problem(name, comparison.threshold)
 
 
 def _unknown(name: str, directions: Mapping[str, Direction]) -> str:

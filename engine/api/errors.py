@@ -1,8 +1,21 @@
 """What can go wrong, as a user meets it. Every message says what was wrong, which value, and what would be right."""
 
 
+def printable(text: str) -> str:
+    """`text` with every character escaped that is no printable one: it begins no line and moves no cursor."""
+    return "".join(each if each.isprintable() else _escaped(each) for each in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
 class TwigError(Exception):
-    """Base of every error the engine raises on purpose."""
+    """Base of every error the engine raises on purpose. Its text is printable, whatever names and values it quotes."""
+
+    def __str__(self) -> str:
+        """One printable line."""
+        return printable(super().__str__())
 
 
 class InvalidRequestError(TwigError, ValueError):

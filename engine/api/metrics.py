@@ -70,6 +70,24 @@ ALL_METRICS: Mapping[str, Metric] = MappingProxyType(
 )
 
 
+_LEEWAY = 1e-5  # of measures in single precision at the ends of their ranges
+
+
+def range_problem(name: str, limit: float) -> str | None:
+    """What is wrong with a limit of a built-in measure, or of it against registered works: not in the measure's range.
+
+    None where nothing is, and for a measure that is not built in.
+    """
+    if name.endswith(SHARE):
+        fits = 0 < limit <= 1
+        return None if fits else f"{name} is 1 or more for an exact copy; write a share between 0 and 1, got {limit!r}"
+    metric = ALL_METRICS.get(name.removeprefix("registry_"))
+    least = 0.0 if metric is not None and metric.direction == "distance" else -1.0
+    if metric is None or (least - _LEEWAY <= limit <= metric.largest + _LEEWAY and not math.isinf(limit)):
+        return None
+    return f"{name} lies in {least:g}..{metric.largest:g}, got {limit!r}"
+
+
 def direction_named(name: str) -> Direction | None:
     """Which way a built-in measure points, or that measure against registered works; None for another."""
     metric = ALL_METRICS.get(name.removeprefix("registry_"))

@@ -4,16 +4,27 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from .errors import InvalidRequestError
 from .pixels import upright_rgb
 
+_NO_NUMBERS = ("NaN", "Infinity", "-Infinity")
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, str | bytes) and value not in _NO_NUMBERS):
+        raise ValueError("must be a number")
+    return value
+
+
+Real = Annotated[float, Field(strict=False), BeforeValidator(_number)]
+"""A number that need not be finite, for fields of what is strict: JSON has texts for what is no number in it."""
 
 
 class Portable:
@@ -59,11 +70,12 @@ class Portable:
 class Value(Portable):
     """A dataclass that is portable, and shows its JSON schema as pydantic's models do.
 
-    It is declared with `eq=False`, for it is compared and hashed as it says here.
+    In JSON no text and no switch stands for a number, and no number for a switch. It is declared with `eq=False`, for
+    it is compared and hashed as it says here.
     """
 
     # Distances to an empty mask are infinite, which JSON has no number for.
-    __pydantic_config__ = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="strings")
 
     @classmethod
     def model_json_schema(cls, *, mode: Literal["validation", "serialization"] = "validation") -> dict[str, Any]:

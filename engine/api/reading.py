@@ -11,6 +11,7 @@ import math
 import os
 import re
 import stat
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from .errors import ForeignFileError
+from .errors import ForeignFileError, printable
 
 MEBIBYTE = 2**20
 MAX_TEXT = 16 * MEBIBYTE
@@ -58,12 +59,12 @@ def shown(value: object, most: int = _SHOWN) -> str:
     So a file's or a name's content can neither begin a line of its own nor move the cursor.
     """
     text = str(value)
-    cut = text if len(text) <= most else text[:most] + "..."
-    return "".join(each if each.isprintable() else _escaped(each) for each in cut)
+    return printable(text if len(text) <= most else text[:most] + "...")
 
 
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+def quoted(text: object) -> str:
+    """`text` as it is shown, uncut, between quotation marks that tell it from the words around it."""
+    return f'"{printable(str(text))}"'
 
 
 def fail(path: Place, problem: str) -> NoReturn:
@@ -120,7 +121,18 @@ def read_bytes(path: Place, most: int) -> bytes:
 
 def read_text(path: Place, most: int = MAX_TEXT) -> str:
     """Text of the file at `path`: UTF-8, with or without a byte order mark, without NUL."""
-    data = read_bytes(path, most)
+    return _decoded(read_bytes(path, most), path)
+
+
+def read_stdin(most: int = MAX_TEXT) -> str:
+    """Text of standard input, read to its end, by the rules of `read_text`."""
+    data = sys.stdin.buffer.read(most + 1)
+    if len(data) > most:
+        fail("stdin", f"more than {most} bytes, which is the most that is read of it")
+    return _decoded(data, "stdin")
+
+
+def _decoded(data: bytes, path: Place) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from .json_fields import Brought, Mask
 from .mechanisms import Avoidance
 from .portable import Portable
+from .reading import shown
 from .rules import MAX_RETRIES, Rule
 from .settings import Settings, Stage
 
@@ -38,8 +39,10 @@ class SimilarityPolicy(Portable, Settings):
         rule = Rule.parse(data["rule"])
         if data.get("limits") is not None:
             raise ValueError("both a rule and limits are given; write the limits into the rule")
-        if data.get("retries", rule.retries) != rule.retries:
-            raise ValueError(f"retries is {data['retries']} and the rule says {rule.retries}; write 'retry N' into it")
+        retries = data.get("retries", rule.retries)
+        if isinstance(retries, bool) or retries != rule.retries:
+            said = shown(repr(retries), 80)
+            raise ValueError(f"retries is {said} and the rule says {rule.retries}; write 'retry N' into it")
         return data | {"rule": str(rule), "retries": rule.retries}
 
     def early_steps(self, num_steps: int) -> frozenset[int]:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from .json_fields import Labels, Mask, Numbers, Pixels
 from .mechanisms import Avoidance
 from .metrics import Direction, direction_named
-from .portable import Value
+from .portable import Real, Value
 from .request import GenerationRequest
 from .rules import Decision
 
@@ -45,8 +45,8 @@ class Score(Value):
     close scores high ("similarity") or low ("distance"); None where nothing is known of it.
     """
 
-    value: float
-    limit: float | None
+    value: Real
+    limit: Real | None
     passed: bool
     name: Annotated[str, Field(exclude=True)] = field(default="", compare=False)
     direction: Direction | None = None
@@ -149,7 +149,7 @@ class Explanation(Value):
     negative: Numbers
     repulsion: Numbers
     rows: Numbers
-    noise_moved: float = 0.0
+    noise_moved: Real = 0.0
     similarity: Mapping[str, Numbers] = field(default_factory=dict)
 
     @property
@@ -184,7 +184,7 @@ class GenerationResult(Value):
     rule: str = ""
     calibration: str | None = None
     registry: str | None = None
-    timings: dict[str, float] = field(default_factory=dict)
+    timings: dict[str, Real] = field(default_factory=dict)
     draft_rows: int = 0
     explanation: Explanation | None = None
     error: str | None = None

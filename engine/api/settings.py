@@ -1,18 +1,26 @@
 """Settings of a denoising stage, and what all settings have in common."""
 
-from typing import Annotated, Any, Self, get_args, get_origin
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from .choices import Solver
+from .reading import shown
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 _ROUNDING = 1e-9
+_SEVERAL = (list, tuple, set, frozenset, deque)
 
 
 class Settings(BaseModel):
-    """Base of what a user sets: frozen, unknown keys refused, numbers finite, switches and numbers never mixed up."""
+    """Base of what a user sets: frozen, unknown keys refused, numbers finite; switches, numbers and texts never mixed.
+
+    A whole number does for a field of floats, and 20.0 for one of whole numbers, as JSON has one kind of them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -21,23 +29,56 @@ class Settings(BaseModel):
     def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name is not None
         annotation = cls.model_fields[info.field_name].annotation
-        switch = annotation is bool
-        if switch and not isinstance(value, bool):
-            raise ValueError(f"must be true or false, got {value!r}")
-        numbers_by_name = any(get_origin(kind) is dict for kind in (annotation, *get_args(annotation)))
-        within = list(value.values()) if isinstance(value, dict) and numbers_by_name else value
-        if not switch and _holds_switch(within):
-            raise ValueError(f"true and false are no values here, got {value!r}")
+        if annotation is bool:
+            if not isinstance(value, bool):
+                raise ValueError(f"must be true or false, got {shown(repr(value), 80)}")
+            return value
+        kinds, within = _taken_apart(value, annotation)
+        if any(map(_is_switch, within)):
+            raise ValueError(f"true and false are no values here, got {shown(repr(value), 80)}")
+        if any(map(_is_text, within)) and _are_numbers(kinds):
+            raise ValueError(f"must be a number, not a text, got {shown(repr(value), 80)}")
         return value
 
 
-def _holds_switch(value: Any) -> bool:
-    """Whether a value is true or false, or a list that holds one; what a mapping holds, its own class checks."""
-    return any(map(_is_switch, value)) if isinstance(value, list | tuple) else _is_switch(value)
+def _taken_apart(value: Any, annotation: Any) -> tuple[Sequence[Any], Collection[Any]]:
+    """What of an annotation a value may be meant as, and what it consists of: items, numbers by name, else itself.
+
+    What a mapping holds for a class of its own, that class checks.
+    """
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if isinstance(value, _SEVERAL):
+        return [kind for kind in kinds if get_origin(kind) is tuple], value
+    if isinstance(value, Mapping):
+        by_name = [kind for kind in kinds if get_origin(kind) is dict]
+        return by_name, list(value.values()) if by_name else ()
+    return kinds, (value,)
+
+
+def _are_numbers(kinds: Sequence[Any]) -> bool:
+    """Whether kinds come down to numbers alone."""
+    leaves = {leaf for kind in kinds for leaf in _leaves(kind)}
+    return bool(leaves & {int, float}) and leaves <= {int, float, type(None), Ellipsis}
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation comes down to; of a mapping, those of its values."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        yield from map(type, arguments)
+    elif not arguments:
+        yield annotation
+    else:
+        inner = arguments[:1] if origin is Annotated else arguments[1:] if origin is dict else arguments
+        yield from (leaf for each in inner for leaf in _leaves(each))
 
 
 def _is_switch(value: Any) -> bool:
     return isinstance(value, bool | np.bool_)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | bytes | bytearray)
 
 
 class Stage(Settings):

@@ -13,11 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EISDIR
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import RecordError
 
 PART = re.compile(r"\.twig-[0-9a-f]{16}\.part")
 """Names of files that are being written."""
+
+MAX_LINE = 2**26
+"""Longest line of a log, in bytes."""
 
 _PRIVATE, _PUBLIC = 0o600, 0o666
 
@@ -118,13 +122,56 @@ def read_own(path: Path, most: int) -> bytes:
         os.close(file)
 
 
-def read_regular(path: Path) -> bytes:
-    """Read a whole file. Raises RecordError for a link or for what is no file, without waiting for it."""
+def read_regular(path: Path, most: int) -> bytes:
+    """Read a whole file of at most `most` bytes.
+
+    Raises RecordError for a link, for what is no file, without waiting for it, or for more.
+    """
+    with _reading(path) as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise RecordError(f"{path} has more than {most} bytes, which is the most that is read of such a file")
+    return data
+
+
+def read_log(path: Path) -> Iterator[bytes]:
+    """Lines of a file of any length, without their newlines, the last also where it has none.
+
+    Raises RecordError as `read_regular` does, and for a line longer than any that is written.
+    """
+    with _reading(path) as stream:
+        while line := stream.readline(MAX_LINE + 1):
+            check_line(path, line)
+            yield line.removesuffix(b"\n")
+
+
+def check_line(path: Path, line: bytes) -> None:
+    """Raise RecordError for a line, or as much of it as was read, that is longer than any that is written."""
+    if len(line) > MAX_LINE:
+        raise RecordError(f"{path} holds a line of more than {MAX_LINE} bytes; nothing writes such a line")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[BinaryIO]:
     file = _opened(path, os.O_RDONLY)
     try:
         _check_regular(path, os.fstat(file))
         with os.fdopen(file, "rb", closefd=False) as stream:
-            return stream.read()
+            yield stream
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def held(folder: Path, *, alone: bool = False) -> Iterator[None]:
+    """Hold `folder` while files in it belong together: beside others who write records, or `alone` to take them away.
+
+    Waits for whoever holds it otherwise. Nothing is left behind, and what a killed process held is free.
+    """
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
     finally:
         os.close(file)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..api.errors import BackendError
+from ..api.reading import MAX_TENSORS, read_bytes
 from ..models.tensors import NetworkSpec, Sizes
 from .protocol import Artifact, Precision
 from .tensorrt_api import TensorRt, TrtContext, TrtEngine
@@ -74,7 +75,7 @@ class TensorRtNetwork:
 
     def _deserialized(self, artifact: Artifact) -> TrtEngine:
         runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.WARNING))
-        engine = runtime.deserialize_cuda_engine(artifact.path.read_bytes())
+        engine = runtime.deserialize_cuda_engine(read_bytes(artifact.path, MAX_TENSORS))
         if engine is None:
             raise BackendError(
                 f"TensorRT {self._trt.__version__} takes the plan at {artifact.path} for no engine of its own"

@@ -1,10 +1,10 @@
 """What is to be drawn, as scripts ask for it: prompts from a file or stdin, ranges of seeds."""
 
 import re
-import sys
 from collections.abc import Sequence
 
 from ..api.errors import InvalidRequestError
+from ..api.reading import read_stdin, read_text
 
 MOST_REQUESTS = 4096
 """Prompts times seeds of one command: all their pictures are held until their contact sheets are drawn."""
@@ -18,8 +18,8 @@ _RANGE = re.compile(r"\s*(\d+)(?:\s*(?:\.\.|-)\s*(\d+))?\s*")
 def gathered_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
     """The prompts of a command line, then those of a file; "-" in either place stands for the lines of stdin.
 
-    A line is a prompt, blank ones are passed over. Raises InvalidRequestError where there is none, OSError for a file
-    that cannot be opened.
+    A line is a prompt, blank ones are passed over. Raises InvalidRequestError where there is none, or for a file that
+    cannot be read.
     """
     if [*prompts, file].count(STDIN) > 1:
         raise InvalidRequestError("stdin can be read once; write - in one place")
@@ -60,14 +60,7 @@ def check_number(prompts: Sequence[str], seeds: Sequence[int]) -> None:
 def _lines(place: str) -> list[str]:
     """Lines of a file, or of stdin, without blank ones."""
     name = "stdin" if place == STDIN else place
-    try:
-        if place == STDIN:
-            text = sys.stdin.buffer.read().decode("utf-8-sig")
-        else:
-            with open(place, encoding="utf-8-sig") as file:
-                text = file.read()
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"{name} is no text in UTF-8: {error.reason} at byte {error.start}") from error
+    text = read_stdin() if place == STDIN else read_text(place)
     found = [line.strip() for line in text.splitlines() if line.strip()]
     if not found:
         raise InvalidRequestError(f"{name} holds no prompts; write one a line")

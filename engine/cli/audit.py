@@ -1,6 +1,5 @@
 """The commands of `twig audit`."""
 
-import sys
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -9,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..api.reading import read_stdin
 from . import actions
 
 audit_app = typer.Typer(no_args_is_help=True, help="The log of what was generated: verify, search, export, forget.")
@@ -134,5 +134,5 @@ def _wanted(
 ) -> Wanted:
     """What the options ask for; a prompt of - is read from stdin."""
     if prompt == "-":
-        prompt = sys.stdin.read().removesuffix("\n")
+        prompt = read_stdin().removesuffix("\n")
     return Wanted(prompt, model, verdict, nearest, since, until, frozenset(lines) if lines else None)

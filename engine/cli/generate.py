@@ -101,6 +101,14 @@ def generate(
     explain: Annotated[
         bool, typer.Option("--explain", help="Also draw what each mechanism did.", rich_help_panel=OUTPUT)
     ] = False,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOG",
+            help="Where the audit log is kept: a file, or the URL of a database; else audit.jsonl in the folder.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts into the audit log too.", rich_help_panel=OUTPUT)
     ] = False,
@@ -134,6 +142,7 @@ def generate(
         settings=given(negative_prompt=negative, width=width, height=height, num_images=num_images, explain=explain),
         stage=given(steps=steps, guidance_scale=guidance, solver=solver),
         judged=given(retries=retries, rule=rule),
+        log=log,
         log_prompts=log_prompts,
         sign=sign,
         manner=Manner(json, quiet),

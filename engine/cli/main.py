@@ -12,7 +12,8 @@ import typer
 from pydantic import ValidationError
 
 from ..._version import __version__
-from ..api.errors import TwigError
+from ..api.errors import TwigError, printable
+from ..api.reading import shown
 from .audit import audit_app
 from .calibrate import calibrate
 from .generate import generate
@@ -23,6 +24,8 @@ from .status import BROKEN_PIPE, DONE, EPILOG, INTERRUPTED, UNEXPECTED, USER_ERR
 
 COMMANDS = "twig.commands"
 """Entry point group of further commands: each names a `typer.Typer`, which becomes the command of the entry's name."""
+
+_LONGEST = 4000
 
 DEBUG = "--debug"
 """Word that may stand anywhere in a command line: show the traceback of what nobody thought of."""
@@ -63,22 +66,24 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except Exception as error:
-        return _unexpected(error, shown=len(words) < len(arguments))
+        return _unexpected(error, traced=len(words) < len(arguments))
     if message:  # a command that was shown its help has no more to say
         _complain(message)
     return USER_ERROR
 
 
-def _unexpected(error: Exception, *, shown: bool) -> int:
-    """Say that something went wrong that nobody thought of, where it did if `shown`; return the exit code."""
-    if shown:
-        traceback.print_exception(error)
-    _complain(f"an error of Twig's own, {type(error).__name__}: {error}{'' if shown else f'; {DEBUG} shows where'}")
+def _unexpected(error: Exception, *, traced: bool) -> int:
+    """Say that something went wrong that nobody thought of, where it did if `traced`; return the exit code."""
+    if traced:
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            print(printable(line), file=sys.stderr)
+    _complain(f"an error of Twig's own, {type(error).__name__}: {error}{'' if traced else f'; {DEBUG} shows where'}")
     return UNEXPECTED
 
 
 def _complain(message: str) -> None:
-    print(f"twig: {' '.join(message.split())}", file=sys.stderr)
+    """Say in one printable line, whatever files and callers it quotes, what stands in the way."""
+    print(f"twig: {shown(' '.join(message.split()), _LONGEST)}", file=sys.stderr)
 
 
 @cache
@@ -141,4 +146,4 @@ def _refusing(reason: str) -> Callable[[], None]:
 def _problem(problem: Any) -> str:
     """One of pydantic's findings: where, what, and the value."""
     place = ".".join(map(str, problem["loc"]))
-    return f"{place}: {problem['msg']}, got {problem['input']!r}"
+    return f"{place}: {problem['msg']}, got {shown(repr(problem['input']))}"

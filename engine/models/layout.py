@@ -13,18 +13,20 @@ import transformers
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from ..api.errors import CheckpointError
-from ..api.reading import MAX_TENSORS, check_regular, read_object, shown
+from ..api.reading import MAX_TENSORS, check_regular, open_regular, read_object, shown
 from . import configs
+from .tensor_files import check_names, check_tensors
 
 Source = str | Path
 
 BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
 """What the libraries raise at a part whose files contradict each other."""
 
+_LOGGINGS = (diffusers_logging, transformers_logging)
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl"})
 _MAX_CONFIG = 2**26
@@ -62,7 +64,8 @@ def _download(name: str, files: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(files), ignore_patterns=["*non_ema*"]))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise CheckpointError(f"there is no folder {name}, and the hub gave no such model: {error}") from error
+        problem = f"there is no folder {name}, and the hub gave no such model: {shown(error, 600)}"
+        raise CheckpointError(problem) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -95,8 +98,7 @@ def weights(part: Path) -> tuple[str | None, list[Path]]:
         raise CheckpointError(_without_weights(part))
     variant = min(found, key=lambda name: name or "")
     _check_shards(part, found[variant], variant)
-    for file in found[variant]:
-        _check_safetensors(file)
+    check_tensors(found[variant])
     return variant, found[variant]
 
 
@@ -154,50 +156,42 @@ def _without_weights(part: Path) -> str:
     return f"{part} has no safetensors weights{_neighbours(part)}"
 
 
-def _check_safetensors(file: Path) -> None:
-    try:
-        with safe_open(file, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is corrupt or cut short: {error}") from error
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars, and remarks on keys they ignore, off the user's terminal."""
-    bars, verbosity = transformers_logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
+    """Keep the libraries' progress bars, and tables of keys as files name them, off the user's terminal."""
+    bars, verbosities = transformers_logging.is_progress_bar_enabled(), [each.get_verbosity() for each in _LOGGINGS]
     transformers_logging.disable_progress_bar()
-    diffusers_logging.set_verbosity_error()
+    for logging in _LOGGINGS:
+        logging.set_verbosity_error()
     try:
         yield
     finally:
-        diffusers_logging.set_verbosity(verbosity)
+        for logging, verbosity in zip(_LOGGINGS, verbosities, strict=True):
+            logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
 
 
 def load_module(cls: Any, part: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """Load a network of diffusers or transformers, frozen; a tensor its file lacks is an error, never a random one."""
+    """Load a network of diffusers or transformers, frozen; what its files lack, or hold besides, is an error."""
     transformer = issubclass(cls, transformers.PreTrainedModel)
     config = read_json(part / "config.json")
     named = config.get("_class_name", cls.__name__)
     if named != cls.__name__:
-        raise CheckpointError(f"{part} holds a {shown(named)}, which is not served as a {cls.__name__}")
+        raise CheckpointError(f"{shown(part)} holds a {shown(named)}, which is not served as a {cls.__name__}")
     if transformer:
         configs.check_transformer(part, config, cls.config_class.model_type)
     else:
         configs.check_network(part, {**config, "_class_name": named})
-    variant, _ = weights(part)
+    variant, files = weights(part)
     dtype_name = "dtype" if transformer else "torch_dtype"
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, dtype_name: dtype}
     try:
         with _quiet():
             module, info = cls.from_pretrained(part, variant=variant, **options)
     except BROKEN as error:
-        raise CheckpointError(f"{part} cannot be loaded as a {cls.__name__}: {error}") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise CheckpointError(f"{part} lacks {len(missing)} tensors of a {cls.__name__}, among them {missing[0]}")
+        raise CheckpointError(f"{shown(part)} cannot be loaded as a {cls.__name__}: {shown(error, 600)}") from error
+    check_names(part, files, module, info)
     return module.to(device).eval().requires_grad_(False)
 
 
@@ -208,6 +202,6 @@ def digest(part: Path) -> str:
         files += weights(part)[1]
     total = hashlib.sha256()
     for file in sorted(files):
-        with file.open("rb") as stream:
+        with open_regular(file, MAX_TENSORS) as stream:
             total.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()

@@ -32,7 +32,7 @@ def tokenizer(part: Path) -> CLIPTokenizer:
     try:
         return CLIPTokenizer.from_pretrained(part, local_files_only=True)
     except layout.BROKEN as error:
-        raise CheckpointError(f"{part} cannot be loaded as a CLIPTokenizer: {error}") from error
+        raise CheckpointError(f"{part} cannot be loaded as a CLIPTokenizer: {shown(error, 600)}") from error
 
 
 def vae_class(part: Path) -> type[Vae]:
@@ -72,7 +72,7 @@ def scheduler(part: Path, forced: dict[str, Any]) -> DDIMScheduler:
     try:
         return DDIMScheduler(**kept | {"clip_sample": False} | forced)
     except layout.BROKEN as error:
-        raise CheckpointError(f"{part} cannot be loaded as a noise schedule: {error}") from error
+        raise CheckpointError(f"{part} cannot be loaded as a noise schedule: {shown(error, 600)}") from error
 
 
 def _distilled(config: dict[str, Any]) -> bool:
@@ -93,5 +93,5 @@ def segmenter(part: Path, dtype: torch.dtype, device: torch.device | str) -> Seg
     try:
         preprocessing = Preprocessing.from_config(preprocessor, SEGMENTERS[named])
     except layout.BROKEN as error:
-        raise CheckpointError(f"{part / 'preprocessor_config.json'} says {error}") from error
+        raise CheckpointError(f"{part / 'preprocessor_config.json'} says {shown(error, 600)}") from error
     return Segmenter(layout.load_module(getattr(transformers, named), part, dtype, device), preprocessing)

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import chain
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 from pydantic import ValidationError
 
 from ..api.errors import InvalidRequestError, RecordError
+from ..api.reading import MAX_JSON, quoted, shown
 from ..api.result import Accountant, GateDecision, GenerationResult, Scores, Verdict
-from ..api.writing import read_regular
+from ..api.writing import held, read_regular
 from .chain import Head, erasable_is_true, is_erased, written
 from .placing import Place, place
 from .record import Record
@@ -124,8 +126,10 @@ class AuditLog:
         """
         if isinstance(record, GenerationResult):
             assert not isinstance(at, Path)
-            found = place(at.manifest(record), self.root, self.secret)
-            self.tell(found)
+            manifest = at.manifest(record)
+            with held(self.root):
+                found = place(manifest, self.root, self.secret)
+                self.tell(found)
             return found.path
         assert isinstance(at, Path)
         self._append(record, at, event)
@@ -194,20 +198,47 @@ class AuditLog:
         """Erase what leads back to the requests of the lines that `query` matches, and say so in a line of its own.
 
         Manifests, pictures and explanations of those records are removed, with the contact sheets that show them. What
-        is left of a line is its time, verdict, scores, rule and model.
+        is left of a line is its time, verdict, scores, rule and model. Who is just writing such a record is waited for;
+        whoever draws it from then on makes a new one. What a line names that was altered is left where it is.
         """
+        if reason is not None and not reason.isprintable():
+            raise InvalidRequestError(f"a reason is one line of printable text, got {quoted(shown(reason))}")
         self.check()
-        lines: list[Mapping[str, Any]]
-        lines = [line for line in self.store.find(query) if line.get("event") != FORGOTTEN and not is_erased(line)]
-        if not lines:
-            return Forgotten((), (), 0)
-        lines = _with_their_repeats(lines, self.store)
-        files = [path for line in lines for path in self._files(line)]
-        for path in files:
-            path.unlink(missing_ok=True)
-        numbers = tuple(line["number"] for line in lines)
-        told = AuditRecord(time=datetime.now(UTC), event=Event.FORGOTTEN, forgotten=numbers, reason=reason)
-        return Forgotten(numbers, tuple(dict.fromkeys(files)), self.store.forget(numbers, _body(told))["number"])
+        doubted = {finding.line for finding in self.verify(manifests=False).findings}
+        with self._alone_with(query) as lines:
+            if not lines:
+                return Forgotten((), (), 0)
+            files = [path for line in lines if line["number"] not in doubted for path in self._files(line)]
+            for path in files:
+                path.unlink(missing_ok=True)
+            numbers = tuple(line["number"] for line in lines)
+            told = AuditRecord(time=datetime.now(UTC), event=Event.FORGOTTEN, forgotten=numbers, reason=reason)
+            line = self.store.forget(numbers, _body(told))
+        return Forgotten(numbers, tuple(dict.fromkeys(files)), line["number"])
+
+    @contextmanager
+    def _alone_with(self, query: Query) -> Iterator[list[Mapping[str, Any]]]:
+        """Lines that are to be forgotten, while nobody else writes into the folders of their manifests."""
+        folders: set[Path] = set()
+        while True:
+            with ExitStack() as stack:
+                for folder in sorted(folders):
+                    stack.enter_context(held(folder, alone=True))
+                lines = self._forgettable(query)
+                manifests = (self.root / line["manifest"] for line in lines if isinstance(line.get("manifest"), str))
+                if (found := {path.parent for path in manifests if path.parent.is_dir()}) <= folders:
+                    yield lines
+                    return
+                folders |= found
+
+    def _forgettable(self, query: Query) -> list[Mapping[str, Any]]:
+        """Lines that `query` matches and that can be erased, with every other that names one of their manifests."""
+        found = [line for line in self.store.find(query) if line.get("event") != FORGOTTEN and not is_erased(line)]
+        if not found:
+            return []
+        names = {line["manifest"] for line in found if "manifest" in line}
+        numbers = {line["number"] for line in found}
+        return [line for line in self.store.find(Query()) if line["number"] in numbers or line.get("manifest") in names]
 
     def head(self) -> Head | None:
         """Where the log ends, to be kept elsewhere."""
@@ -219,10 +250,10 @@ class AuditLog:
                 try:
                     same = file_hash(self.root / name) == line.get("manifest_sha256")
                 except (OSError, ValueError, RecordError):
-                    yield Finding(line["number"], f"names a manifest that is not there: {name!r}")
+                    yield Finding(line["number"], f"names a manifest that is not there: {quoted(shown(name))}")
                     continue
                 if not same:
-                    yield Finding(line["number"], f"names a manifest that was altered since: {name!r}")
+                    yield Finding(line["number"], f"names a manifest that was altered since: {quoted(shown(name))}")
 
     def _files(self, line: Mapping[str, Any]) -> list[Path]:
         """Everything that was written of a record. Only what bears a record's name, in the folder of its manifest."""
@@ -236,16 +267,9 @@ class AuditLog:
         return [path for name in (*own, *explained, sheet) if os.path.lexists(path := manifest.parent / name)]
 
 
-def _with_their_repeats(lines: Collection[Mapping[str, Any]], store: AuditStore) -> list[Mapping[str, Any]]:
-    """Those lines and every other that names one of their manifests, for these are removed."""
-    names = {line["manifest"] for line in lines if "manifest" in line}
-    numbers = {line["number"] for line in lines}
-    return [line for line in store.find(Query()) if line["number"] in numbers or line.get("manifest") in names]
-
-
 def file_hash(path: Path) -> str:
-    """SHA-256 of a regular file."""
-    return hashlib.sha256(read_regular(path)).hexdigest()
+    """SHA-256 of a manifest's file."""
+    return hashlib.sha256(read_regular(path, MAX_JSON)).hexdigest()
 
 
 def parse_head(text: str) -> Head:
@@ -253,7 +277,7 @@ def parse_head(text: str) -> Head:
     number, _, digest = text.strip().partition(":")
     if not number.isdecimal() or len(digest) != 64:
         raise InvalidRequestError(
-            f"a head is a line's number and its digest, as `twig audit head` prints, got {text!r}"
+            f"a head is a line's number and its digest, as `twig audit head` prints, got {quoted(shown(text))}"
         )
     return Head(number=int(number), digest=digest, secret="", seal="")
 

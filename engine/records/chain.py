@@ -8,6 +8,7 @@ is salted, so that nobody can find it again from its digest.
 
 import hashlib
 import json
+import math
 import secrets
 from collections.abc import Mapping
 from typing import Any, Self
@@ -71,13 +72,22 @@ def written(line: Mapping[str, Any]) -> str:
 def parsed(text: bytes | str) -> Line | None:
     """The line that `text` is, None for what is no line of a chain. Whether it is a true one, `digest_of` says."""
     try:
-        line = json.loads(text)
+        line = json.loads(text, parse_constant=_refused, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
     if not isinstance(line, dict):
         return None
     wanted = {"number": int, "previous": str, "digest": str}
     return line if all(type(line.get(name)) is kind for name, kind in wanted.items()) else None
+
+
+def _refused(name: str) -> float:
+    raise ValueError(f"{name} is in no line")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    return value if math.isfinite(value) else _refused(digits)
 
 
 def digest_of(line: Mapping[str, Any]) -> str:

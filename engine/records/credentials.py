@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..._version import __version__
 from ..api.errors import InvalidRequestError, RecordError
-from ..api.writing import read_regular
+from ..api.reading import MEBIBYTE, read_bytes
 from .manifest import DIGITAL_SOURCE_TYPE
 
 LABEL = "twig.record"
@@ -24,6 +24,7 @@ LABEL = "twig.record"
 
 _ALGORITHMS = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512", "ed25519": "ED25519", "rsa": "PS256"}
 _OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
+_MOST = MEBIBYTE  # bytes of a certificate with its chain, or of a key
 _CHUNK = b"caBX"  # of a PNG, which holds its credentials
 
 
@@ -167,7 +168,7 @@ def _algorithm(path: Path, pem: bytes) -> str:
 
 def _read(path: Path) -> bytes:
     """A certificate or key, which systems like to keep behind links."""
-    return read_regular(path.resolve())
+    return read_bytes(path, _MOST)
 
 
 def _c2pa() -> ModuleType:

@@ -1,6 +1,5 @@
 """A manifest in words, beside the picture it speaks of."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -8,14 +7,17 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..api.errors import RecordError
+from ..api.errors import TwigError
 from ..api.pixels import load_picture
-from ..api.writing import read_regular
+from ..api.reading import MAX_PICTURE, quoted, read_bytes, shown
+from ..api.writing import read_log
 from .audit import LOG_NAME, file_hash
 from .chain import parsed
 from .credentials import credentials_of
 from .manifest import Manifest, pixel_hash
 from .wording import gate_text, scores_in_words, verdict_text, why_text
+
+_LONGEST = 4000
 
 
 def saved_picture(record: Manifest, folder: Path) -> Image.Image | None:
@@ -42,7 +44,7 @@ def in_log(manifest: Path) -> Beside:
     if not path.exists():
         return Beside("there is none beside the manifest")
     digest, numbers = file_hash(manifest), []
-    for text in read_regular(path).splitlines():
+    for text in read_log(path):
         line = parsed(text)
         if line is not None and line.get("manifest") == manifest.name:
             if line.get("manifest_sha256") != digest:
@@ -59,14 +61,14 @@ def in_picture(manifest: Path, record: Manifest) -> Beside | None:
     if not record.image or not path.is_file():
         return None
     try:
-        found = credentials_of(path.read_bytes())
-    except RecordError as error:
+        found = credentials_of(read_bytes(path, MAX_PICTURE))
+    except TwigError as error:
         return Beside(f"there, and NOT verified: {error}", wrong=True)
     if found is None:
         return None
-    signer = f"signed by {json.dumps(found.signer)} of {json.dumps(found.issuer)}"
+    signer = f"signed by {quoted(found.signer)} of {quoted(found.issuer)}"
     if not found.valid:
-        return Beside(f"NOT valid: {', '.join(map(json.dumps, found.problems))}, {signer}", wrong=True)
+        return Beside(f"NOT valid: {', '.join(map(quoted, found.problems))}, {signer}", wrong=True)
     if found.manifest_sha256 != file_hash(manifest):
         return Beside(f"valid, {signer}, and of ANOTHER manifest", wrong=True)
     return Beside(f"valid, {signer}{'' if found.trusted else ', whom no list here vouches for'}, of this manifest")
@@ -78,16 +80,21 @@ def differs(record: Manifest, saved: Image.Image | None) -> bool:
 
 
 def lines(record: Manifest) -> Iterator[tuple[str, str]]:
-    """What a manifest says, as label and text; prompts quoted, so that no control character reaches the terminal."""
+    """What a manifest says, as label and text; each text is one printable line."""
+    for label, text in _lines(record):
+        yield label, shown(text, _LONGEST)
+
+
+def _lines(record: Manifest) -> Iterator[tuple[str, str]]:
     request, model = record.request, record.model
     yield "verdict", verdict_text(record)
     if why := why_text(record, brought=record.source is not None):
         yield "why", why
     if record.error:
-        yield "error", json.dumps(record.error, ensure_ascii=False)
-    yield "prompt", json.dumps(request.prompt, ensure_ascii=False)
+        yield "error", quoted(record.error)
+    yield "prompt", quoted(request.prompt)
     if request.negative_prompt:
-        yield "negative", json.dumps(request.negative_prompt, ensure_ascii=False)
+        yield "negative", quoted(request.negative_prompt)
     yield (
         "request",
         f"seed {request.seed}, image {record.index + 1} of {request.num_images}, {record.request_sha256[:16]}",

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ..api.choices import Precision
 from ..api.pixels import Picture, load_picture
+from ..api.portable import Real
 from ..api.reading import read_model, reading
 from ..api.request import GenerationRequest
 from ..api.result import Attempt, GateDecision, GenerationResult, Verdict
@@ -144,7 +145,7 @@ class Manifest(Record):
     calibration: str | None
     draft_rows: int
     rows: int
-    timings: dict[str, float]
+    timings: dict[str, Real]
     machine: Machine
     libraries: dict[str, str]
     python: str

@@ -15,7 +15,7 @@ from typing import Self
 from ..api.errors import TwigError
 from ..api.pixels import load_picture
 from ..api.result import GenerationResult
-from ..api.writing import check_folder, sweep, write_new, write_whole
+from ..api.writing import check_folder, held, sweep, write_new, write_whole
 from .audit import LOG_NAME, AuditLog, Event, file_hash
 from .credentials import Signer
 from .explaining import explanation_arrays, explanation_json, explanation_picture
@@ -66,12 +66,13 @@ class OutputFolder:
         """
         unnamed = Manifest.of(result, self.model, source=self.source, mask=self.mask)
         may_take = None if result.image is None else partial(_may_take, unnamed)
-        found = place(unnamed, self.path, self.log.secret, may_take)
-        if self.log.tell(found) is Event.REPEATED:
-            self.repeats.add(found.picture)
-        self._explain(result, found.path)
-        if result.image is not None:
-            self._show(png(result.image), found)
+        with held(self.path):
+            found = place(unnamed, self.path, self.log.secret, may_take)
+            if self.log.tell(found) is Event.REPEATED:
+                self.repeats.add(found.picture)
+            self._explain(result, found.path)
+            if result.image is not None:
+                self._show(png(result.image), found)
         return found.picture
 
     def sheet_path(self, result: GenerationResult) -> Path:

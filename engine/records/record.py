@@ -9,10 +9,10 @@ from ..api.portable import Portable
 
 
 class Record(Portable, BaseModel):
-    """Base of what is written as JSON: frozen, unknown keys refused."""
+    """Base of what is written as JSON: frozen, unknown keys refused, no text or switch for a number."""
 
     # Distances to an empty mask are infinite, which JSON has no number for.
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_inf_nan="strings")
 
 
 def canonical(value: object) -> str:

@@ -1,18 +1,22 @@
 """The audit log in a database, by SQLAlchemy: SQLite for one machine, PostgreSQL for several.
 
 A row is a line as `chain.written` writes it. Whoever appends holds the database's own lock from reading the last line
-until its own is committed, and two lines after one are refused by the table, so that the chain cannot fork.
+until its own is committed, and two lines after one are refused by the table, so that the chain cannot fork. What lines
+are searched by is indexed where it stands in their text: it is kept once, and no copy of it can differ.
 """
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Connection,
     Engine,
     Integer,
@@ -25,13 +29,16 @@ from sqlalchemy import (
     event,
     func,
     insert,
+    literal_column,
     select,
     update,
 )
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from ..api.errors import RecordError
+from ..api.reading import quoted, shown
 from ..api.writing import check_folder, open_own
 from .chain import BEGINNING, Head, Line, digest_of, linked, parsed, without_erasable, written
 from .secret import Secret
@@ -54,6 +61,20 @@ _HEAD = Table(
     Column("seal", String(64), nullable=False),
 )
 
+_SEARCHED = ("prompt_hmac", "manifest_sha256", "verdict", "nearest", "model_sha256", "time")
+_FOUND = {
+    "sqlite": "CASE WHEN json_valid(text) THEN json_extract(text, '$.{}') END",
+    "postgresql": """((text::json ->> '{}') COLLATE "C")""",
+}
+"""How a database finds a value in a line's text. PostgreSQL lets nobody write one that is no JSON."""
+_SERVED = tuple(_FOUND)
+_SECOND = timedelta(seconds=1)
+_WHOLE = "%Y-%m-%dT%H:%M:%S"
+
+_FEW = 1000  # values that a statement names at once
+_LARGEST = 2**63 - 1
+_HIDDEN = ("pass", "secret", "token", "key")
+
 _LOCK = 0x54574947  # names our lock among a PostgreSQL database's advisory locks
 _PATIENCE = 60.0  # seconds that SQLite waits for another process's transaction
 
@@ -63,12 +84,13 @@ class SqlStore:
 
     def __init__(self, url: str, secret: Secret) -> None:
         self._secret = secret
+        self._url = _served(url)
+        self.place = _without_secrets(self._url)
+        self._prepared = False
         try:
-            self._url = _served(make_url(url))
-            self.place = self._url.render_as_string()
             self._engine = _engine(self._url)
-        except (ArgumentError, ImportError) as error:
-            raise RecordError(f"no audit log can be kept at {url!r}: {error}") from error
+        except (ArgumentError, ImportError, TypeError, ValueError) as error:
+            raise RecordError(f"no audit log can be kept at {self.place}: {shown(error)}") from error
 
     def check(self) -> None:
         """See `AuditStore`: a line is written and taken back."""
@@ -87,11 +109,12 @@ class SqlStore:
     def forget(self, numbers: Collection[int], body: Mapping[str, Any]) -> Line:
         """See `AuditStore`."""
         with self._transaction() as connection:
-            rows = connection.execute(select(_LINES.c.number, _LINES.c.text).where(_LINES.c.number.in_(numbers)))
-            for number, text in rows.all():
-                if (line := parsed(text)) is not None:
-                    change = update(_LINES).where(_LINES.c.number == number)
-                    connection.execute(change.values(text=written(without_erasable(line))))
+            for some in _batches(numbers):
+                rows = connection.execute(select(_LINES.c.number, _LINES.c.text).where(_LINES.c.number.in_(some)))
+                for number, text in rows.all():
+                    if (line := parsed(text)) is not None:
+                        change = update(_LINES).where(_LINES.c.number == number)
+                        connection.execute(change.values(text=written(without_erasable(line))))
             return self._append(connection, body)
 
     def texts(self) -> Iterator[bytes]:
@@ -99,21 +122,48 @@ class SqlStore:
         with self._reading() as connection:
             rows = connection.execution_options(yield_per=1000).execute(select(_LINES.c.text).order_by(_LINES.c.number))
             for (text,) in rows:
-                yield text.encode()
+                yield text.encode() if isinstance(text, str) else bytes(text or b"")
 
     def find(self, query: Query) -> Iterator[Line]:
-        """See `AuditStore`. The database finds the rows that hold the words of the query."""
-        chosen = select(_LINES.c.text).order_by(_LINES.c.number)
+        """See `AuditStore`. The database finds by its indices the rows that may match."""
+        wanted = select(_LINES.c.text).order_by(_LINES.c.number)
+        if conditions := list(self._narrowed(query)):
+            wanted = wanted.where(_LINES.c.number.in_(select(_LINES.c.number).where(*conditions)))
+        some = [None] if query.numbers is None else _batches(query.numbers)
+        with self._reading() as connection:
+            for numbers in some:
+                chosen = wanted if numbers is None else wanted.where(_LINES.c.number.in_(numbers))
+                for (text,) in connection.execution_options(yield_per=1000).execute(chosen):
+                    line = parsed(text)
+                    if line is not None and query.matches(line):
+                        yield line
+
+    def _narrowed(self, query: Query) -> Iterator[ColumnElement[bool]]:
+        """Conditions that whatever `query` matches fulfils; times are told to the second, `Query.matches` says more."""
+        found = {name: literal_column(self._found(name)) for name in _SEARCHED}
         for name in ("prompt_hmac", "manifest_sha256", "verdict", "nearest"):
             if (value := getattr(query, name)) is not None:
-                chosen = chosen.where(_LINES.c.text.contains(f'"{name}":{json.dumps(str(value))}', autoescape=True))
-        if query.numbers is not None:
-            chosen = chosen.where(_LINES.c.number.in_(query.numbers))
-        with self._reading() as connection:
-            for (text,) in connection.execution_options(yield_per=1000).execute(chosen):
-                line = parsed(text)
-                if line is not None and query.matches(line):
-                    yield line
+                yield found[name] == str(value)
+        if query.model is not None:
+            yield found["model_sha256"] >= query.model
+            yield found["model_sha256"] < query.model + "g"  # what follows is hexadecimal
+        if query.since is not None:
+            yield found["time"] >= query.since.astimezone(UTC).strftime(_WHOLE)
+        if query.until is not None:
+            yield found["time"] < (query.until.astimezone(UTC) + _SECOND).strftime(_WHOLE)
+
+    def _found(self, name: str) -> str:
+        return _FOUND[self._url.get_backend_name()].format(name)
+
+    def _prepare(self, connection: Connection) -> None:
+        """Make the tables and their indices where there are none."""
+        if self._prepared:
+            return
+        _TABLES.create_all(connection)
+        for name in _SEARCHED:
+            index = f"CREATE INDEX IF NOT EXISTS twig_audit_{name} ON {_LINES.name} (({self._found(name)}), number)"
+            connection.exec_driver_sql(index)
+        self._prepared = True
 
     def head(self) -> Head | None:
         """See `AuditStore`."""
@@ -135,7 +185,7 @@ class SqlStore:
         with self._connected(writes=True) as connection, connection.begin():
             if connection.dialect.name == "postgresql":
                 connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
-            _TABLES.create_all(connection)
+            self._prepare(connection)
             yield connection
 
     @contextmanager
@@ -154,8 +204,9 @@ class SqlStore:
             with self._engine.connect() as connection:
                 yield connection.execution_options(writes=writes)
         except SQLAlchemyError as error:
-            problem = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            raise RecordError(f"the audit log at {self.place} cannot be used: {problem}") from error
+            self._prepared = False  # a table may be gone
+            problem = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+            raise RecordError(f"the audit log at {self.place} cannot be used: {shown(problem)}") from error
 
     def _append(self, connection: Connection, body: Mapping[str, Any]) -> Line:
         line = linked(body, *self._end(connection))
@@ -186,18 +237,45 @@ class SqlStore:
 
 def _head(connection: Connection) -> Head | None:
     row = connection.execute(select(_HEAD)).mappings().first()
-    return None if row is None else Head(**row)
+    try:
+        return None if row is None else Head(**row)
+    except ValidationError as error:
+        raise RecordError("what the database holds is no head of an audit log; it was altered") from error
 
 
-def _served(url: URL) -> URL:
-    """The URL with the driver that the extra installs."""
-    return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
+def _batches(numbers: Collection[int]) -> Iterator[list[int]]:
+    """Numbers that lines can have, in order, as many at a time as a statement takes."""
+    rows = iter(sorted(number for number in numbers if 0 < number <= _LARGEST))
+    while some := list(islice(rows, _FEW)):
+        yield some
+
+
+def _served(url: str) -> URL:
+    """The URL with the driver that the extra installs. What is wrong may be in its password: it is not told."""
+    try:
+        found = make_url(url)
+        name = found.get_backend_name()
+    except (ArgumentError, ValueError):
+        name = ""
+    if name not in _SERVED:
+        raise RecordError(
+            f"no audit log can be kept at {quoted(shown(url.partition('://')[0], 40))}://...: write "
+            "sqlite:///FILE or postgresql://USER@HOST/DATABASE, special characters in a password as %40"
+        )
+    return found.set(drivername="postgresql+psycopg") if found.drivername == "postgresql" else found
+
+
+def _without_secrets(url: URL) -> str:
+    """The URL as it may be shown: without its password, and without what stands for one behind the question mark."""
+    hidden = {name: "***" for name in url.query if any(word in name.lower() for word in _HIDDEN)}
+    return url.update_query_dict(hidden).render_as_string()
 
 
 def _engine(url: URL) -> Engine:
+    """An engine that keeps no connection: a server that began anew, or a process that was forked, finds none broken."""
     if url.get_backend_name() != "sqlite":
-        return create_engine(url)
-    engine = create_engine(url, connect_args={"timeout": _PATIENCE})
+        return create_engine(url, poolclass=NullPool)
+    engine = create_engine(url, connect_args={"timeout": _PATIENCE}, poolclass=NullPool)
     event.listen(engine, "connect", _leave_transactions_to_us)
     event.listen(engine, "begin", _begin)
     return engine

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from ..api.errors import RecordError
-from ..api.writing import append, check_folder, open_own, read_regular, write_whole
+from ..api.writing import append, check_folder, check_line, open_own, read_log, read_regular, write_whole
 from .chain import BEGINNING, Head, Line, digest_of, linked, parsed, without_erasable, written
 from .secret import Secret
 
 _CHUNK = 1 << 16
+_MAX_HEAD = 1 << 12
 _OPENING = b'{"number":'  # of every line of a chain
 
 
@@ -139,10 +140,7 @@ class JsonlStore:
 
     def texts(self) -> Iterator[bytes]:
         """See `AuditStore`. What follows the last newline is a line too, which a crash cut short."""
-        *whole, rest = read_regular(self.path).split(b"\n")
-        yield from whole
-        if rest:
-            yield rest
+        return read_log(self.path)
 
     def find(self, query: Query) -> Iterator[Line]:
         """See `AuditStore`."""
@@ -154,7 +152,7 @@ class JsonlStore:
     def head(self) -> Head | None:
         """See `AuditStore`."""
         try:
-            return Head.model_validate_json(read_regular(self.head_path))
+            return Head.model_validate_json(read_regular(self.head_path, _MAX_HEAD))
         except FileNotFoundError:
             return None
         except ValidationError as error:
@@ -181,16 +179,27 @@ class JsonlStore:
         head = self.head()
         if head is not None and not head.sealed_by(self._secret):
             raise self._foreign(head)
-        lines = _from_the_end(file)
+        lines = self._from_the_end(file)
         if rest := next(lines, b""):
             self._mend(file, rest, chained=head is not None)
-            lines = _from_the_end(file)
+            lines = self._from_the_end(file)
             next(lines, b"")
         last = parsed(next(lines, b""))
         if last is None:
             return self._begin(file, head)
         self._check(last, lines, head)
         return last["number"] + 1, last["digest"]
+
+    def _from_the_end(self, file: int) -> Iterator[bytes]:
+        """What follows the last newline, then the lines before it, the last first."""
+        place, rest = os.fstat(file).st_size, b""
+        while place:
+            place, end = max(0, place - max(_CHUNK, len(rest))), place  # so that a long line costs no more than twice
+            first, *others = (os.pread(file, end - place, place) + rest).split(b"\n")
+            yield from reversed(others)
+            rest = first
+            check_line(self.path, rest)
+        yield rest
 
     def _mend(self, file: int, rest: bytes, chained: bool) -> None:
         """Take half a line away, or, where it is of a log that has no chain yet, let it be a line."""
@@ -201,13 +210,16 @@ class JsonlStore:
 
     def _begin(self, file: int, head: Head | None) -> tuple[int, str]:
         """The beginning of the chain: after nothing, or after lines of a log that had none."""
-        before = os.pread(file, os.fstat(file).st_size, 0)
         if head is not None:
-            raise self._cut_off(0) if not before else self._altered("does not end in a line of its chain")
-        texts = before.split(b"\n")[:-1]
-        if any(parsed(text) is not None for text in texts):
-            raise self._altered("does not end in a line of its chain")
-        return len(texts) + 1, hashlib.sha256(before).hexdigest() if before else BEGINNING
+            empty = not os.fstat(file).st_size
+            raise self._cut_off(0) if empty else self._altered("does not end in a line of its chain")
+        count, digest = 0, hashlib.sha256()
+        for text in self.texts():
+            if parsed(text) is not None:
+                raise self._altered("does not end in a line of its chain")
+            count += 1
+            digest.update(text + b"\n")
+        return count + 1, digest.hexdigest() if count else BEGINNING
 
     def _check(self, last: Line, before: Iterator[bytes], head: Head | None) -> None:
         """Follow the chain from its last line back to its head, which a crash may have left a line behind."""
@@ -254,14 +266,3 @@ def _time(line: Mapping[str, Any]) -> datetime | None:
 def _erased(text: bytes, numbers: Collection[int]) -> bytes:
     line = parsed(text)
     return text if line is None or line["number"] not in numbers else written(without_erasable(line)).encode()
-
-
-def _from_the_end(file: int) -> Iterator[bytes]:
-    """What follows the last newline, then the lines before it, the last first."""
-    place, rest = os.fstat(file).st_size, b""
-    while place:
-        place, end = max(0, place - _CHUNK), place
-        first, *others = (os.pread(file, end - place, place) + rest).split(b"\n")
-        yield from reversed(others)
-        rest = first
-    yield rest

@@ -8,10 +8,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from twig.engine.api.calibration import Calibration
 from twig.engine.api.errors import CheckpointError, InvalidRequestError
+from twig.engine.api.event import Event
 from twig.engine.api.mechanisms import Avoidance, DelayedGuidance, MaskedAttention, MovedControl, Repulsion
 from twig.engine.api.request import Framing, Gate, GenerationRequest, SimilarityPolicy
-from twig.engine.api.result import Verdict
+from twig.engine.api.result import Attempt, Score, Verdict
 from twig.engine.api.settings import Solver, Stage
 from twig.engine.door import check_dtypes
 from twig.engine.engine import Engine
@@ -35,7 +37,7 @@ SWITCHES = [
     (GenerationRequest, "explain"), (SimilarityPolicy, "early_stops"), (Gate, "deliver_draft"),
     (DelayedGuidance, "detect"),
 ]  # fmt: skip
-STRANGE = [True, False, math.nan, math.inf, -math.inf, 10**400, "many", None, [], {}]
+STRANGE = [True, False, math.nan, math.inf, -math.inf, 10**400, "many", "20", "0.5", b"1", None, [], {}]
 
 
 def made(kind, **values):
@@ -71,6 +73,42 @@ def test_a_switch_is_on_or_off(kind, field, value):
 def test_a_prompt_is_text(field, text):
     with pytest.raises(ValidationError):
         GenerationRequest(**{"prompt": "a star", field: text})
+
+
+def test_numbers_are_as_json_and_numpy_have_them():
+    """One kind of number, whole or not; no text of one, wherever it comes from."""
+    assert Stage(steps=20.0, guidance_scale=5) == Stage(steps=np.int64(20), guidance_scale=np.float32(5))
+    assert GenerationRequest.from_json('{"prompt": "a", "draft": {"steps": 20.0, "solver": "euler"}}').draft.steps == 20
+    for field in ("seed", "timeout", "width"):
+        with pytest.raises(InvalidRequestError, match=f"{field}: .*must be a number, not a text"):
+            GenerationRequest.from_json({"prompt": "a", field: "64"})
+    with pytest.raises(ValidationError, match="retries is True and the rule says 1"):
+        SimilarityPolicy(rule="refuse if ssim > 0.4; retry 1", retries=True)
+
+
+TRAVELLERS = [
+    (Score, {"value": 0.5, "limit": None, "passed": True}, {"value": ["0.5", True], "passed": [1, "true"]}),
+    (Attempt, {"seed": 1, "avoidance": {}, "scores": {}, "rows": 2, "steps": 3},
+     {"seed": ["1", True, 1.5], "rows": ["2"], "early": [[["1", True]], [[1, "yes"]]]}),
+    (Event, {"id": 1, "index": 0, "state": "queued"}, {"id": ["1", True], "step": ["0"], "state": [0]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "whole", "wrong"), TRAVELLERS)
+def test_nor_does_a_text_or_a_switch_stand_for_a_number_in_what_else_travels(kind, whole, wrong):
+    assert kind.from_json(kind.from_json(whole).to_json()) == kind.from_json(whole)
+    for field, values in wrong.items():
+        for value in values:
+            with pytest.raises(InvalidRequestError, match=rf"this is no {kind.__name__}: {field}"):
+                kind.from_json(whole | {field: value})
+
+
+def test_what_is_no_number_in_json_has_its_three_texts():
+    for text in ("NaN", "Infinity", "-Infinity"):
+        assert repr(Score.from_json({"value": text, "limit": None, "passed": True}).value) == repr(float(text))
+    for text in ("nan", "inf", "1e999", " 1", ""):
+        with pytest.raises(InvalidRequestError):
+            Score.from_json({"value": text, "limit": None, "passed": True})
 
 
 # --- against a model ---
@@ -134,6 +172,26 @@ def test_positions_beyond_the_text_are_refused_at_the_door(components):
         with pytest.raises(InvalidRequestError, match=f"position {position} is no word's"):
             engine.submit(request(avoidance=rule))
     assert engine.pending == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "fits"),
+    [
+        ("ssim", -1.0, True), ("ssim", 1.0, True), ("ssim", 1.01, False), ("ssim_masked_aligned", -1.5, False),
+        ("tile_l2", -0.1, False), ("tile_l2", 1.1, False), ("phash", 64, True), ("phash", 64.5, False),
+        ("mask_iou", 2, False), ("hausdorff", 1e300, False), ("classes_kept", -1, False),
+    ],
+)  # fmt: skip
+def test_a_limit_lies_where_its_measure_can(components, name, limit, fits):
+    engine = Engine(components)
+    asked = request(similarity=SimilarityPolicy(limits={name: limit}))
+    if fits:
+        engine._door.admit(asked)
+        return
+    with pytest.raises(InvalidRequestError, match=f"{name} lies in"):
+        engine.submit(asked)
+    with pytest.raises(ValueError, match=f"{name} lies in"):
+        Calibration({name: limit}, "any", 0.9, 1)
 
 
 # --- a user's own measures ---

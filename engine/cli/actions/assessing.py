@@ -1,7 +1,6 @@
 """What `twig assess` does: a study drawn picture by picture, and its report."""
 
 import json
-import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..options import EngineChoice
 from ..progress import StageBars
 from ..status import DONE
 from .engines import load_engine
+from .speaking import remark, say
 
 ROWS, REPORT = "rows.jsonl", "report.html"
 
@@ -55,14 +55,13 @@ def assess(
 def _announce(study: Assessment) -> None:
     """Say what the study will cost, by a short warm-up, and whether it can find limits of its own."""
     rows, pictures = study.rows(), sum(len(study.plan.requests(policy)) for policy in study.plan.policies)
-    print(f"twig: {pictures} pictures, at most {rows:,} rows of the UNet; measuring the speed", file=sys.stderr)
+    remark(f"{pictures} pictures, at most {rows:,} rows of the UNet; measuring the speed")
     speed = study.rows_per_second()
-    print(f"twig: {speed:.3g} rows a second, about {timedelta(seconds=round(rows / speed))} to draw", file=sys.stderr)
+    remark(f"{speed:.3g} rows a second, about {timedelta(seconds=round(rows / speed))} to draw")
     if (pairs := study.pairs_planned()) < PAIRS_NEEDED:
-        print(
-            f"twig: {pairs:,} clean pairs of works and prompts, {PAIRS_NEEDED:,} are needed to find limits: "
-            "the model's own are used if it has them",
-            file=sys.stderr,
+        remark(
+            f"{pairs:,} clean pairs of works and prompts, {PAIRS_NEEDED:,} are needed to find limits: "
+            "the model's own are used if it has them"
         )
 
 
@@ -94,10 +93,10 @@ def _report(study: Assessment, path: Path, hourly_price: float | None, finished:
     found = summaries(study.pictures, judged.limits, hourly_price)
     for one in found:
         close = f"{one.close:7.1%} too close, " if judged.limits else ""
-        print(f"{one.name:14}{close}{one.seconds:.2f} s a picture")
+        say(one.name, f"{close}{one.seconds:.2f} s a picture")
     best, undecided = recommendation(study, found)
-    print(f"{'limits':14}{judged.source}")
-    print(f"{'recommended':14}{f'none: {undecided}' if best is None else best.name}")
-    print(f"{'report':14}{path}")
+    say("limits", judged.source)
+    say("recommended", f"none: {undecided}" if best is None else best.name)
+    say("report", path)
     if not finished:
-        print("twig: interrupted; the report covers what was drawn", file=sys.stderr)
+        remark("interrupted; the report covers what was drawn")

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...api.errors import InvalidRequestError
+from ...api.errors import InvalidRequestError, printable
+from ...api.reading import quoted
 from ...api.writing import write_whole
 from ...records.audit import AuditLog, AuditRecord, parse_head
 from ...records.stores import Query
 from ..audit import Wanted
 from ..status import DIFFERS, DONE
+from .speaking import say, say_line
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -22,16 +24,14 @@ def verify_log(place: str, root: Path | None, kept: str | None, manifests: bool)
     log = AuditLog(place, root=root)
     found = log.verify(parse_head(kept) if kept else None, manifests)
     for finding in found.findings:
-        print(f"{'wrong':14}{finding}")
+        say("wrong", finding)
     if found.before:
-        print(
-            f"{'before':14}{found.before} lines from before the chain, held by the digest that its first line carries"
-        )
+        say("before", f"{found.before} lines from before the chain, held by the digest that its first line carries")
     if found.erased:
-        print(f"{'erased':14}line {', '.join(map(str, found.erased))}, as the log says")
+        say("erased", f"line {', '.join(map(str, found.erased))}, as the log says")
     state = f"NOT whole: {len(found.findings)} findings" if found.findings else "whole"
-    print(f"{'audit log':14}{log.path}, {found.lines} lines, {state}")
-    print(f"{'head':14}{log.head() or 'none'}")
+    say("audit log", f"{log.path}, {found.lines} lines, {state}")
+    say("head", log.head() or "none")
     return DIFFERS if found.findings else DONE
 
 
@@ -40,11 +40,11 @@ def search_log(place: str, wanted: Wanted) -> int:
     log = AuditLog(place)
     for record in log.search(_query(log, wanted)):
         said = [f"{record.number}", f"{record.time:%Y-%m-%dT%H:%M:%SZ}", record.event, record.verdict or "-"]
-        said.append(json.dumps(record.manifest) if record.manifest else "erased" if record.verdict else "-")
-        said += [f"nearest {json.dumps(record.nearest)}"] if record.nearest else []
+        said.append(quoted(record.manifest) if record.manifest else "erased" if record.verdict else "-")
+        said += [f"nearest {quoted(record.nearest)}"] if record.nearest else []
         said += [f"lines {', '.join(map(str, record.forgotten))}"] if record.forgotten else []
-        said += [json.dumps(record.reason)] if record.reason else []
-        print("  ".join(said))
+        said += [quoted(record.reason)] if record.reason else []
+        say_line("  ".join(said))
     return DONE
 
 
@@ -57,7 +57,7 @@ def export_log(place: str, wanted: Wanted, form: str, out: Path | None) -> int:
         sys.stdout.write(text)
     else:
         write_whole(out, text.encode(), private=True)
-        print(f"{'written':14}{out}")
+        say("written", out)
     return DONE
 
 
@@ -71,11 +71,11 @@ def forget_lines(place: str, root: Path | None, wanted: Wanted, reason: str | No
         return search_log(place, wanted)
     done = log.forget(query, reason)
     if not done.line:
-        print("nothing that could be erased was found")
+        say_line("nothing that could be erased was found")
         return DONE
     for path in done.files:
-        print(f"{'removed':14}{path}")
-    print(f"{'erased':14}line {', '.join(map(str, done.numbers))}, which line {done.line} says")
+        say("removed", path)
+    say("erased", f"line {', '.join(map(str, done.numbers))}, which line {done.line} says")
     return DONE
 
 
@@ -85,7 +85,7 @@ def print_head(place: str) -> int:
     found = log.head()
     if found is None:
         raise InvalidRequestError(f"{log.path} has no head: nothing was written to it yet")
-    print(found)
+    say_line(found)
     return DONE
 
 
@@ -108,7 +108,7 @@ def _values(record: AuditRecord) -> str:
 
 
 def _as_csv(records: Iterable[AuditRecord]) -> str:
-    """One row a line; what is no text or number is JSON, and what a spreadsheet would run is quoted."""
+    """One row a line; what is no text or number is JSON, what a spreadsheet would run is quoted, all is printable."""
     table = io.StringIO()
     writer = csv.DictWriter(table, list(AuditRecord.model_fields))
     writer.writeheader()
@@ -119,5 +119,5 @@ def _as_csv(records: Iterable[AuditRecord]) -> str:
 
 def _cell(value: object) -> object:
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA) else value
+        return printable(f"'{value}" if value.startswith(_FORMULA) else value)
     return json.dumps(value) if isinstance(value, list | dict) else value

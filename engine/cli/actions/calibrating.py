@@ -16,7 +16,7 @@ from ...study.population import calibrated, generated, unrelated
 from ..options import EngineChoice, Manner
 from ..status import DONE
 from .engines import load_engine
-from .speaking import write_json
+from .speaking import say, write_json
 
 
 def calibrate(
@@ -70,13 +70,15 @@ def _values(found: Calibration, out: Path) -> dict[str, Any]:
 
 def _report(found: Calibration, out: Path) -> None:
     for name, limit in found.limits.items():
-        print(f"{name:24}{limit:.4g}")
+        say(name, f"{limit:.4g}", width=24)
     for name, limit in found.gate.items():
-        print(f"{f'gate: {name}':24}{limit:.4g}")
-    print(f"{'calibration':24}{found.version}, {found.population}")
+        say(f"gate: {name}", f"{limit:.4g}", width=24)
+    say("calibration", f"{found.version}, {found.population}", width=24)
     if found.count * (1 - found.quantile) < 1:
-        print(
-            f"{'note':24}with {found.count} pairs each limit is the most similar pair's; "
-            f"{round(1 / (1 - found.quantile))} or more find the {found.quantile:.4g} quantile"
+        say(
+            "note",
+            f"with {found.count} pairs each limit is the most similar pair's; "
+            f"{round(1 / (1 - found.quantile))} or more find the {found.quantile:.4g} quantile",
+            width=24,
         )
-    print(f"{'written':24}{out}")
+    say("written", out, width=24)

@@ -1,6 +1,5 @@
 """What `twig generate` does: requests out of options, pictures into a folder."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from ..progress import StageBars
 from ..status import DONE, REFUSED, USER_ERROR
 from .engines import load_engine
 from .reporting import Report
+from .speaking import remark
 
 _NAMED = 12
 
@@ -48,6 +48,7 @@ def generate(
     settings: Mapping[str, Any],
     stage: Mapping[str, Any],
     judged: Mapping[str, Any],
+    log: str | None,
     log_prompts: bool,
     sign: tuple[Path, Path] | None,
     manner: Manner,
@@ -57,7 +58,9 @@ def generate(
 
     settings, stage, judged: fields that were given of the request, of both its stages and of its similarity policy,
     whose rule may be @FILE. gate: avoid only where a draft looks recalled, or always; None as `preset` says. sign:
-    certificate and key of content credentials. fail_on_refused: a refused picture has an exit code of its own.
+    certificate and key of content credentials. log: a file, or the URL of a database, whose lines name manifests
+    from the folder that this runs in; None for the file in `out`. fail_on_refused: a refused picture has an exit code
+    of its own.
     """
     photo = None if source is None else load_picture(source)
     avoided = None if mask is None else read_mask(mask)
@@ -74,15 +77,15 @@ def generate(
     }
     requests = [GenerationRequest(prompt=prompt, seed=seed, **fields) for prompt in prompts for seed in seeds]
     signer = None if sign is None else Signer.load(*sign)
-    log = AuditLog(out / LOG_NAME, prompts=log_prompts)
-    check_writable(out, log)
+    kept = AuditLog(log or out / LOG_NAME, prompts=log_prompts)
+    check_writable(out, kept)
     engine = load_engine(choice)
     for doubt in () if manner.quiet else _doubts(engine.components, requests):
-        print(f"twig: {doubt}", file=sys.stderr)
+        remark(doubt)
     folder = OutputFolder(
         path=out,
         model=_record(engine, choice),
-        log=log,
+        log=kept,
         source=None if photo is None else InputRecord.of(source, photo),
         mask=None if avoided is None else InputRecord.of(mask, avoided),
         signer=signer,

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ...api.errors import InvalidRequestError
 from ...api.pixels import load_picture
+from ...api.reading import quoted
 from ...engine import Engine
 from ...records.inspection import Beside, differs, in_log, in_picture, integrity, lines, read_mask, saved_picture
 from ...records.manifest import InputRecord, Manifest, ModelRecord
@@ -18,7 +19,7 @@ from ...replay import replay
 from ..options import EngineChoice, Manner, given
 from ..status import DIFFERS, DONE
 from .engines import load_engine
-from .speaking import write_json
+from .speaking import say, write_json
 
 
 def inspect(
@@ -46,7 +47,7 @@ def inspect(
 
 def _tell(said: Iterable[tuple[str, str]]) -> None:
     for label, text in said:
-        print(f"{label:14}{text}", flush=True)
+        say(label, text)
 
 
 def _values(record: Manifest, checks: Mapping[str, Beside]) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def _engine_of_then(then: ModelRecord, choice: EngineChoice) -> Engine:
     for part, source in recorded.items():
         if part not in named and not Path(source).exists():
             raise InvalidRequestError(
-                f"the manifest names {source!r}, which is not on this disk; name it with --{part}"
+                f"the manifest names {quoted(source)}, which is not on this disk; name it with --{part}"
             )
     return load_engine(replace(choice, **(recorded | named), device=choice.device or then.device, dtype=then.dtype))
 

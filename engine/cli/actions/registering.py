@@ -1,6 +1,5 @@
 """What `twig registry` does: protected works into a file, out of it, and pictures held against them."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from ...api.errors import InvalidRequestError
 from ...api.metrics import SHARE
 from ...api.pixels import load_picture
+from ...api.reading import quoted
 from ...api.writing import check_file
 from ...judging.judge import PREFIX
 from ...judging.own_scores import OWN, missed, usual_limits
@@ -23,7 +23,7 @@ from ...models.checkpoint import load
 from ..options import EngineChoice, Manner
 from ..status import DIFFERS, DONE
 from .engines import load_engine
-from .speaking import write_json
+from .speaking import remark, say, say_line, write_json
 
 
 def add_works(works: Sequence[Path], registry: Path, choice: EngineChoice, *, keep_pictures: bool) -> int:
@@ -38,14 +38,14 @@ def add_works(works: Sequence[Path], registry: Path, choice: EngineChoice, *, ke
     def passed_over(error: InvalidRequestError) -> None:
         nonlocal bad
         bad += 1
-        print(f"twig: passed over: {error}", file=sys.stderr)
+        remark(f"passed over: {error}")
 
     with changing(registry):
         before = Registry.load(registry) if registry.exists() else Registry(components.hashes["vae"])
         after = before.adding(index_works(components, paths, keep_pictures=keep_pictures, passed_over=passed_over))
         after.save(registry)
     _warn_of_faint(after.works, usual_limits(components.calibration))
-    print(f"{len(after) - len(before)} works added, {len(after)} in {registry}, version {after.version}")
+    say_line(f"{len(after) - len(before)} works added, {len(after)} in {registry}, version {after.version}")
     return DIFFERS if bad else DONE
 
 
@@ -53,12 +53,11 @@ def _warn_of_faint(works: Sequence[Work], limits: Mapping[str, float]) -> None:
     """Name the works whose exact copy may keep a usual limit, and say what catches it."""
     faint = {work: scores for work in works if (scores := missed(work.own, limits))}
     for work, scores in faint.items():
-        print(f"twig: an exact copy of {work.name!r} ({work.id}) may score only {', '.join(scores)}", file=sys.stderr)
+        remark(f"an exact copy of {quoted(work.name)} ({work.id}) may score only {', '.join(scores)}")
     if faint:
-        print(
-            f"twig: rules with such limits miss it: write them relative to each work, {PREFIX}{OWN}{SHARE} > 0.9, and "
-            "keep the pixels with --keep-pictures to have copies of the file itself compared with them",
-            file=sys.stderr,
+        remark(
+            f"rules with such limits miss it: write them relative to each work, {PREFIX}{OWN}{SHARE} > 0.9, and "
+            "keep the pixels with --keep-pictures to have copies of the file itself compared with them"
         )
 
 
@@ -70,12 +69,11 @@ def list_works(registry: Path, manner: Manner) -> int:
         return DONE
     for work in works.works:
         own = f"{work.own[OWN]:.3f}" if work.own else "?    "
-        print(f"{work.id}  {work.added}  {own}  {work.name!r}")
+        say_line(f"{work.id}  {work.added}  {own}  {quoted(work.name)}")
     if works.unmeasured:
-        print(
-            f"twig: what an exact copy scores is not known of {len(works.unmeasured)} works, added before it was kept; "
-            "add them again to have it",
-            file=sys.stderr,
+        remark(
+            f"what an exact copy scores is not known of {len(works.unmeasured)} works, added before it was kept; "
+            "add them again to have it"
         )
     return DONE
 
@@ -85,7 +83,7 @@ def remove_works(ids: Sequence[str], registry: Path) -> int:
     with changing(registry):
         after = Registry.load(registry).without(ids)
         after.save(registry)
-    print(f"{len(after)} works left in {registry}, version {after.version}")
+    say_line(f"{len(after)} works left in {registry}, version {after.version}")
     return DONE
 
 
@@ -112,11 +110,11 @@ def check_picture(picture: Path, choice: EngineChoice, manner: Manner) -> int:
         )
         return DONE
     for work, alike in near:
-        print(f"{work.id}  {alike:6.3f}  {work.name!r}")
+        say_line(f"{work.id}  {alike:6.3f}  {quoted(work.name)}")
     if nearest is not None:
-        print(f"nearest: {nearest}")
+        say_line(f"nearest: {nearest}")
         if works.unmeasured:
-            print("shares of what an exact copy scores are not known: some works were added before it was kept")
+            say_line("shares of what an exact copy scores are not known: some works were added before it was kept")
     for name, value in measures.items():
-        print(f"{name:30}{value:.4g}")
+        say(name, f"{value:.4g}", width=30)
     return DONE

@@ -12,7 +12,7 @@ from ...api.result import GateDecision, GenerationResult, Score
 from ...records.output import OutputFolder, explanation_beside, manifest_beside
 from ...records.wording import ending_text, gate_text, held_measures, why_text
 from ..options import Manner
-from .speaking import write_json
+from .speaking import remark, say, write_json
 
 
 class Report:
@@ -45,7 +45,7 @@ class Report:
             self._say("gate", gate_text(first.gate))
         for result, path in saved:
             if result.error is not None:
-                print(f"twig: {path}: {result.error}", file=sys.stderr)
+                remark(f"{path}: {result.error}")
             self._say("manifest" if result.image is None else "picture", f"{path}  {self._ending(result, path)}")
             if result.explanation is not None:
                 self._say("explanation", str(explanation_beside(path)))
@@ -60,7 +60,7 @@ class Report:
 
     def _say(self, label: str, text: str) -> None:
         if not self.manner.quiet:
-            print(f"{label:14}{text}", file=self._stream)
+            say(label, text, self._stream)
 
     @property
     def _stream(self) -> TextIO:

@@ -1,13 +1,34 @@
-"""JSON on stdout, for programs."""
+"""What commands say: lines for people, in which nothing moves a cursor or begins a line; JSON for programs."""
 
 import json
 import math
-from typing import Any
+import sys
+from typing import Any, TextIO
+
+from ...api.reading import shown
+
+LONGEST = 4000
+"""Most characters of a line."""
+
+
+def say(label: str, text: object, stream: TextIO | None = None, width: int = 14) -> None:
+    """Say `text` under a label, on stdout unless a stream is named."""
+    say_line(f"{label:{width}}{text}", stream)
+
+
+def say_line(text: object, stream: TextIO | None = None) -> None:
+    """Say a line, whatever files and callers it quotes."""
+    print(shown(text, LONGEST), file=stream, flush=True)
+
+
+def remark(text: object) -> None:
+    """Say on stderr what is beside the matter."""
+    say_line(f"twig: {text}", sys.stderr)
 
 
 def write_json(value: Any) -> None:
-    """Write one line of JSON and pass it on at once; infinity and what is no number become null."""
-    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False), flush=True)
+    """Write one line of JSON, in ASCII, and pass it on at once; infinity and what is no number become null."""
+    print(json.dumps(_finite(value), allow_nan=False), flush=True)
 
 
 def _finite(value: Any) -> Any:

@@ -85,6 +85,8 @@ def written(**changes):
         (written(limits={"sim": 0.4}), "unknown metric 'sim'; known: classes_kept"),
         (written(limits={"ssim": "low"}), "limit of ssim must be a number, got 'low'"),
         (written(limits={"ssim": float("nan")}), "limit of ssim must be finite"),
+        (written(limits={"ssim": 1.5}), r"ssim lies in -1..1, got 1.5"),
+        (written(limits={"tile_l2": -0.5}), r"tile_l2 lies in 0..1, got -0.5"),
         (written(limits={}), "at least one limit"),
         (written(quantile=1.5), "quantile must lie in 0..1"),
         (written(count=0), "count be positive"),

@@ -73,7 +73,7 @@ def test_lines_are_found(log, capsys, options, numbers):
 
 
 def test_a_prompt_is_read_from_stdin(log, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{HOUSE}\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{HOUSE}\n".encode())))
     assert audit(capsys, "search", log, "--prompt", "-")[1].startswith("2 ")
 
 

@@ -195,7 +195,7 @@ def test_a_replay_fetches_nothing_that_a_manifest_names(copied, capsys):
     manifest = manifests(copied)[0]
     edit(manifest, model=json.loads(manifest.read_text())["model"] | {"source": "somebody/model"})
     assert run(["inspect", str(manifest), "--replay"]) == USER_ERROR
-    assert "'somebody/model', which is not on this disk" in capsys.readouterr().err
+    assert '"somebody/model", which is not on this disk' in capsys.readouterr().err
 
 
 def test_a_replay_with_another_model_is_refused(copied, tiny_checkpoint, tmp_path, capsys):

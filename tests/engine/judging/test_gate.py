@@ -199,9 +199,10 @@ def test_the_registry_opens_the_gate(engine, components, tmp_path):
 def test_thresholds_come_from_the_calibration(components):
     rng = np.random.default_rng(0)
     signals = rng.normal(1.0, 0.1, 2000)
-    calibration = calibrate({"ssim": signals}, "clean", signals={"guidance": signals})
+    scores = {"ssim": signals / 2}
+    calibration = calibrate(scores, "clean", signals={"guidance": signals})
     assert 0.002 <= np.mean(signals > calibration.gate["guidance"]) <= 0.005
-    both = calibrate({"ssim": signals}, "clean", signals={"guidance": signals, "registry": rng.normal(0, 1, 2000)})
+    both = calibrate(scores, "clean", signals={"guidance": signals, "registry": rng.normal(0, 1, 2000)})
     assert np.mean(signals > both.gate["guidance"]) <= 0.0025
     engine = Engine(dataclasses.replace(components, calibration=calibration))
     (result,) = engine.generate(asked(gate=Gate()))

@@ -210,7 +210,7 @@ def test_a_head_kept_elsewhere_finds_a_log_cut_off_with_its_head(log, write):
     assert found(log, manifests=False) == []
     told = found(log, kept=parse_head(kept), manifests=False)
     assert told == ["line 10 was cut off: the head that was kept is line 10"]
-    with pytest.raises(InvalidRequestError, match="got 'ten'"):
+    with pytest.raises(InvalidRequestError, match='got "ten"'):
         parse_head("ten")
 
 
@@ -226,8 +226,8 @@ def test_an_altered_and_a_missing_manifest_are_named(log, tmp_path):
     (tmp_path / names[2]).unlink()
     (tmp_path / names[4]).write_text((tmp_path / names[4]).read_text().replace("accepted", "refused"))
     assert found(log) == [
-        f"line 3 names a manifest that is not there: {names[2]!r}",
-        f"line 5 names a manifest that was altered since: {names[4]!r}",
+        f'line 3 names a manifest that is not there: "{names[2]}"',
+        f'line 5 names a manifest that was altered since: "{names[4]}"',
     ]
 
 

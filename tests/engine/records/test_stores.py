@@ -146,7 +146,10 @@ def test_sqlites_file_is_its_owners_and_never_reached_through_a_link(tmp_path, s
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("nonsense://somewhere", "no audit log can be kept at"),
+        ("nonsense://twig:hush@somewhere", 'no audit log can be kept at "nonsense"://...: write sqlite:///FILE or'),
+        ("postgresql://twig:hu/sh@hush:hush/none", 'no audit log can be kept at "postgresql"'),
+        ("mysql://twig:hush@127.0.0.1/none", "no audit log can be kept at"),
+        ("postgresql://twig@127.0.0.1:1/none?password=hush&sslpassword=hush", "cannot be used"),
         ("postgresql://twig:hush@127.0.0.1:1/none", "cannot be used"),
     ],
 )
