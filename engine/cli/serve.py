@@ -1,11 +1,11 @@
 """The commands `twig serve` and `twig keys`."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..api.choices import Role
 from . import actions
 from .options import JsonOption, Manner
 from .plain import PlainCommand
@@ -15,14 +15,6 @@ DEFAULT_KEYS = Path("keys.json")
 keys_app = typer.Typer(no_args_is_help=True, help="Keys of those who may ask a server for pictures.")
 
 KeysOption = Annotated[Path, typer.Option("--keys", help="The file of keys.")]
-
-
-class Opens(StrEnum):
-    """What a key opens."""
-
-    GENERATE = "generate"
-    AUDIT = "audit"
-    METRICS = "metrics"
 
 
 def serve(
@@ -45,7 +37,7 @@ def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is.")],
     keys: KeysOption = DEFAULT_KEYS,
     role: Annotated[
-        list[Opens] | None,
+        list[Role] | None,
         typer.Option(metavar="ROLE", help="What it opens: generate (unless said), audit or metrics; may be repeated."),
     ] = None,
     priority: Annotated[int, typer.Option(help="Highest priority of its requests, -100 to 100.")] = 0,
@@ -53,7 +45,7 @@ def add(
     concurrent: Annotated[int | None, typer.Option(min=1, help="Requests at a time; else no limit.")] = None,
 ) -> int:
     """Make a key and print it, once: the file keeps only a digest of it."""
-    roles = [str(each) for each in role or [Opens.GENERATE]]
+    roles = tuple(role or [Role.GENERATE])
     return actions.add_key(keys, name, roles, priority=priority, rows_per_minute=rows_per_minute, concurrent=concurrent)
 
 

@@ -15,7 +15,7 @@ from . import health, images
 from .config import ServeConfig
 from .errors import SERVER, ApiError, told
 from .middleware import Around
-from .service import Service
+from .service import Service, note
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +82,5 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 
 
 def _answer(request: Request, error: ApiError) -> Response:
-    request.state.code = error.code
-    service: Service = request.app.state.service
-    service.metrics.errors.labels(error.code).inc()
+    note(request, error)
     return JSONResponse(error.body, status_code=error.status, headers=error.headers)

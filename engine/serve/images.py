@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
+from functools import partial
 
 from fastapi import APIRouter, Request
 from starlette.datastructures import UploadFile
@@ -14,7 +15,7 @@ from .bodies import ImageBody, from_form, from_json
 from .errors import ApiError
 from .keys import Key
 from .running import ClientLeftError, while_there
-from .service import Generating, Service, service_of
+from .service import Generating, Service, note, service_of
 from .streaming import Pictures, event_stream
 from .uploads import Uploads, decoded
 
@@ -55,7 +56,7 @@ async def _answered(request: Request, key: Key, body: ImageBody, brought: Upload
     try:
         if body.stream:
             first = await anext(told)  # so that a full queue is a status and not a broken stream
-            stream = event_stream(first, told, Pictures(answers, name))
+            stream = event_stream(first, told, Pictures(answers, name), partial(note, request))
             return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
         async with aclosing(told):
             finished = [heard.answer async for heard in told if heard.answer is not None]

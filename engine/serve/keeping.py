@@ -66,5 +66,5 @@ class Keeper:
             "object": "twig.record",
             "manifest_sha256": digest,
             "manifest": json.loads(path.read_bytes()),
-            "lines": [line.model_dump(mode="json", exclude_none=True) for line in lines],
+            "lines": [json.loads(line.model_dump_json(exclude_none=True)) for line in lines],
         }

@@ -7,27 +7,19 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from enum import StrEnum
 from hmac import compare_digest
 from pathlib import Path
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..api.choices import Role
 from ..api.errors import InvalidRequestError, RecordError
 from ..api.reading import first_problem, shown
 from ..api.writing import check_file, read_own, write_whole
 
 PREFIX = "twig"
 _MOST = 16 * 2**20
-
-
-class Role(StrEnum):
-    """What a key opens: pictures and jobs, records of everybody, or the page of metrics."""
-
-    GENERATE = "generate"
-    AUDIT = "audit"
-    METRICS = "metrics"
 
 
 class Key(BaseModel):

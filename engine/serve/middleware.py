@@ -35,7 +35,7 @@ class Around:
 
         self.metrics.open.inc()
         try:
-            with request_span(scope["method"], id) as span:
+            with request_span(scope["method"], id, Headers(scope=scope)) as span:
                 await self.app(scope, self._capped(scope, receive), tell)
                 span.set_attributes({"http.route": _route(scope), "http.response.status_code": status})
         finally:

@@ -1,9 +1,10 @@
 """What can be seen of a server from outside: metrics for Prometheus, spans for OpenTelemetry. Never a prompt."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from opentelemetry import trace
+from opentelemetry.propagate import extract
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ..api.event import Event, State
@@ -55,18 +56,17 @@ class Metrics:
 
 
 @contextmanager
-def admission_span() -> Iterator[None]:
-    """The span of the time until a request is let in."""
-    with _tracer.start_as_current_span("admission"):
-        yield
+def admission_span() -> Iterator[trace.Span]:
+    """The span of the time until a request is let in, which is told what it will cost."""
+    with _tracer.start_as_current_span("admission") as span:
+        yield span
 
 
 class Spans:
-    """Spans of one request under the one of its HTTP request, a row of them for each of its images."""
+    """Spans of one request within that of its HTTP request, a row of them for each of its images."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self) -> None:
         self._open: dict[int, tuple[str, trace.Span]] = {}
-        trace.get_current_span().set_attribute("twig.rows.estimated", rows)
 
     def hear(self, event: Event) -> None:
         """End and begin what an event ends and begins."""
@@ -91,8 +91,9 @@ class Spans:
 
 
 @contextmanager
-def request_span(method: str, request_id: str) -> Iterator[trace.Span]:
-    """The span of an HTTP request, under the one that its headers name is left to an ASGI instrumentation."""
+def request_span(method: str, request_id: str, headers: Mapping[str, str]) -> Iterator[trace.Span]:
+    """The span of an HTTP request, under the one that its headers name (W3C trace context), if they do."""
     attributes = {"http.request.method": method, "twig.request_id": request_id}
-    with _tracer.start_as_current_span("request", kind=trace.SpanKind.SERVER, attributes=attributes) as span:
+    kind, above = trace.SpanKind.SERVER, extract(headers)
+    with _tracer.start_as_current_span("request", above, kind, attributes) as span:
         yield span

@@ -41,10 +41,11 @@ class Runner:
 
         Raises ApiError and the engine's errors before the first event.
         """
-        with admission_span():
+        with admission_span() as span:
             placing = self.admission.place(key, request)
             place = await placing.__aenter__()
-        spans = Spans(place.rows)
+            span.set_attribute("twig.rows.estimated", place.rows)
+        spans = Spans()
         try:
             async with aclosing(self.engine.stream(request)) as events:
                 async for event in events:

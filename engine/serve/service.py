@@ -9,13 +9,14 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 
 from ..aio import AsyncEngine
+from ..api.choices import Role
 from ..engine import Engine
 from .admission import Admission
 from .asking import Asking
 from .config import LOOPBACK, ServeConfig
 from .errors import KEY, ApiError
 from .keeping import Keeper
-from .keys import LOCAL, Key, Keys, Role
+from .keys import LOCAL, Key, Keys
 from .observing import Metrics
 from .running import Runner
 
@@ -61,6 +62,12 @@ def service_of(request: Request) -> Service:
     """The service that a request came to."""
     service: Service = request.app.state.service
     return service
+
+
+def note(request: Request, error: ApiError) -> None:
+    """Count an error that a request is answered with, and have it told in the request's line of the log."""
+    request.state.code = error.code
+    service_of(request).metrics.errors.labels(error.code).inc()
 
 
 def holder(role: Role) -> object:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -37,8 +37,10 @@ class Pictures:
         return await asyncio.to_thread(self.answers.partial, event.picture, self._sent - 1, self.name, said)
 
 
-async def event_stream(first: Told, rest: AsyncGenerator[Told], pictures: Pictures) -> AsyncIterator[bytes]:
-    """Yield the bytes of a stream whose first event was heard already; errors become its last event."""
+async def event_stream(
+    first: Told, rest: AsyncGenerator[Told], pictures: Pictures, note: Callable[[ApiError], None]
+) -> AsyncIterator[bytes]:
+    """Yield the bytes of a stream whose first event was heard already; errors are noted and become its last event."""
     async with aclosing(rest):
         upcoming: asyncio.Task[Told] | None = None
         try:
@@ -54,10 +56,10 @@ async def event_stream(first: Told, rest: AsyncGenerator[Told], pictures: Pictur
                 heard = upcoming.result()
         except ClientLeftError:
             return
-        except ApiError as error:
-            yield _written("error", error.body)
-        except TwigError as error:
-            yield _written("error", told(error).body)
+        except (ApiError, TwigError) as error:
+            answer = told(error) if isinstance(error, TwigError) else error
+            note(answer)
+            yield _written("error", answer.body)
         finally:
             if upcoming is not None and not upcoming.done():
                 upcoming.cancel()

@@ -1,13 +1,13 @@
 """What `twig serve` and `twig keys` do. The server needs the extra `serve`, and keys do not."""
 
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ...api.choices import Role
 from ...api.errors import TwigError
-from ...serve.keys import Key, Keys, Role
+from ...serve.keys import Key, Keys
 from ..options import Manner, given
 from ..status import DONE
 from .speaking import write_json
@@ -25,11 +25,17 @@ def serve(path: Path | None, *, host: str | None, port: int | None, only_check: 
 
 
 def add_key(
-    path: Path, name: str, roles: Sequence[str], *, priority: int, rows_per_minute: int | None, concurrent: int | None
+    path: Path,
+    name: str,
+    roles: tuple[Role, ...],
+    *,
+    priority: int,
+    rows_per_minute: int | None,
+    concurrent: int | None,
 ) -> int:
     """Make a key, print it to stdout and what to do with it to stderr."""
     limits: dict[str, Any] = {"rows_per_minute": rows_per_minute, "concurrent": concurrent}
-    print(Keys(path).add(name, roles=tuple(map(Role, roles)), priority=priority, **limits))
+    print(Keys(path).add(name, roles=roles, priority=priority, **limits))
     print(f"kept nowhere: {path} holds a digest of it, under its id", file=sys.stderr)
     return DONE
 

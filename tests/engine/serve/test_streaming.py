@@ -3,13 +3,14 @@
 import base64
 import io
 import threading
-import time
 
 import httpx2
 import numpy as np
 import openai
 import pytest
 from PIL import Image
+
+from servers import wait_for
 
 PROMPT = "a red star on a green field"
 REFUSE = {"rule": "refuse if ssim > -1", "retries": 0}
@@ -88,11 +89,3 @@ def test_leaving_a_plain_request_frees_its_place_too(served, served_engine):
 
 def count(engine, verdict):
     return engine.stats().verdicts.get(verdict, 0)
-
-
-def wait_for(done, seconds=20):
-    """Look again until it is done."""
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
