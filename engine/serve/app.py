@@ -47,7 +47,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         service.draining = True
         await warming
-        await service.engine.close(deadline=service.config.drain.deadline)
+        await service.engine.close(cancel=True)  # a server has let it finish by now
 
 
 async def _warm(service: Service) -> None:
