@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Self
 
@@ -70,7 +70,7 @@ class AsyncEngine:
             self.engine.cancel(id)
         await asyncio.to_thread(self._thread.join)
 
-    async def stream(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Event]:
         """Yield the events of `request` until its last image is finished; stopping early cancels it.
 
         To a reader who falls behind, steps and previews that newer ones have overtaken are not shown; moves and results

@@ -81,6 +81,10 @@ def test_a_light_import():
         "matplotlib",
         "sqlalchemy",
         "c2pa",
+        "fastapi",
+        "uvicorn",
+        "opentelemetry",
+        "boto3",
     )
     absent = ("torchvision", "twig.benchmarks", *extras)
     everything = "from twig import *; from twig.engine.cli.actions import *"

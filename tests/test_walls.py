@@ -26,7 +26,8 @@ LOOP = (
 """Modules of `engine/` itself that make up the loop and its faces; they count as one wing."""
 
 WINGS = {
-    "cli": {"study", "replay", "loop", "judging", "batching", "records", "models", "api"},
+    "cli": {"serve", "study", "replay", "loop", "judging", "batching", "records", "models", "api"},
+    "serve": {"loop", "batching", "records", "api"},
     "study": {"loop", "judging", "batching", "models", "api"},
     "replay": {"loop", "records", "api"},
     "loop": {"stages", "judging", "batching", "backends", "records", "avoidance", "models", "sampling", "api"},

@@ -25,6 +25,14 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Role(StrEnum):
+    """What a key of a server opens: pictures and jobs, everybody's records, or the page of metrics."""
+
+    GENERATE = "generate"
+    AUDIT = "audit"
+    METRICS = "metrics"
+
+
 class Preset(StrEnum):
     """Names of the bundles of avoidance, gate and judge, from the lightest to the heaviest."""
 

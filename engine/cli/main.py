@@ -20,6 +20,7 @@ from .generate import generate
 from .inspect import inspect
 from .plain import PlainCommand
 from .registry import registry_app
+from .serve import keys_app, serve
 from .status import BROKEN_PIPE, DONE, EPILOG, INTERRUPTED, UNEXPECTED, USER_ERROR
 
 COMMANDS = "twig.commands"
@@ -98,6 +99,8 @@ def command_line() -> typer.Typer:
     app.command(cls=PlainCommand, epilog=EPILOG)(generate)
     app.command(cls=PlainCommand)(inspect)
     app.command()(calibrate)
+    app.command()(serve)
+    app.add_typer(keys_app, name="keys")
     app.add_typer(registry_app, name="registry")
     app.add_typer(audit_app, name="audit")
     for entry in entry_points(group=COMMANDS):

@@ -22,11 +22,19 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 def png(image: Image.Image) -> bytes:
     """Encode `image` as a PNG whose XMP packet declares it IPTC `trainedAlgorithmicMedia`; the prompt is not in it."""
-    info = PngImagePlugin.PngInfo()
+    return encoded(image, "png")
+
+
+def encoded(image: Image.Image, format: str, quality: int = 90) -> bytes:
+    """Encode `image` as "png", "jpeg" or "webp", with the same packet in each; `quality` 0 to 100 where it is lossy."""
     xmp = _XMP.format(source_type=escape(DIGITAL_SOURCE_TYPE), tool=escape(f"Twig {__version__}"))
-    info.add_itxt("XML:com.adobe.xmp", xmp)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info)
+    if format == "png":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp)
+        image.save(buffer, "PNG", pnginfo=info)
+    else:
+        image.save(buffer, format.upper(), quality=quality, xmp=xmp.encode())
     return buffer.getvalue()
 
 

@@ -11,3 +11,7 @@ from .registering import add_works as add_works
 from .registering import check_picture as check_picture
 from .registering import list_works as list_works
 from .registering import remove_works as remove_works
+from .serving import add_key as add_key
+from .serving import list_keys as list_keys
+from .serving import revoke_key as revoke_key
+from .serving import serve as serve

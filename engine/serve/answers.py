@@ -1,0 +1,204 @@
+"""Results as clients of the OpenAI API read them, with Twig's measures, verdict and record beside each picture."""
+
+import base64
+import json
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..api.request import GenerationRequest
+from ..api.result import GenerationResult, Score, Verdict
+from ..records.drawing import mask_picture
+from ..records.explaining import explanation_record
+from ..records.pictures import encoded
+from ..records.wording import held_measures, why_text
+from .bodies import ImageBody
+from .errors import SERVER, ApiError
+from .keeping import Kept
+
+_QUALITY = 90
+
+
+class Answer(NamedTuple):
+    """A finished image and its record."""
+
+    result: GenerationResult
+    kept: Kept
+
+
+class Answers:
+    """Words answers to one request. deliver_reviews: whether pictures that are left to a person are shown.
+
+    prompt_tokens: how many its prompt has.
+    """
+
+    def __init__(self, body: ImageBody, request: GenerationRequest, deliver_reviews: bool, prompt_tokens: int) -> None:
+        self.body, self.request, self.deliver_reviews = body, request, deliver_reviews
+        self.prompt_tokens = prompt_tokens
+        self.created = int(time.time())
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The body that answers a plain request. Raises ApiError where there is no picture in it and it is of one."""
+        ordered = sorted(answers, key=lambda answer: answer.result.index)
+        self.check(ordered)
+        return {
+            "created": self.created,
+            "background": "opaque",
+            "output_format": self.body.format,
+            "size": self._size([answer.result for answer in ordered]),
+            "usage": self._usage(ordered),
+            "data": [self._one(answer) for answer in ordered],
+        }
+
+    def completed(self, answer: Answer, name: str) -> dict[str, Any]:
+        """The event that ends the stream `name`, "image_generation" or "image_edit". Raises ApiError as `whole`."""
+        self.check([answer])
+        picture = self._one(answer)
+        return self._event(f"{name}.completed", answer.result.image) | picture | {"usage": self._usage([answer])}
+
+    def partial(self, image: Image.Image, number: int, name: str, told: dict[str, Any]) -> dict[str, Any]:
+        """The event of a draft or a preview, `number` of the stream; `told`: what Twig says of it."""
+        event = self._event(f"{name}.partial_image", image)
+        return event | {"b64_json": self._text(image), "partial_image_index": number, "twig": told}
+
+    def check(self, answers: Sequence[Answer]) -> None:
+        """Raise ApiError where no answer holds a picture, and one of them says why: all of them, or the only one."""
+        verdicts = {answer.result.verdict for answer in answers}
+        if len(verdicts) > 1 or any(self._shown(answer.result) for answer in answers):
+            return
+        match verdicts.pop():
+            case Verdict.EXPIRED:
+                raise ApiError(504, "deadline_exceeded", f"not finished within {self.request.timeout:g} s", type=SERVER)
+            case Verdict.CANCELLED:
+                raise ApiError(
+                    503, "cancelled", "the server stopped this request; try again", type=SERVER, retry_after=5
+                )
+            case Verdict.FAILED:
+                message = "the engine could not draw this; its record says why"
+                raise ApiError(500, "generation_failed", message, type=SERVER, more={"twig": self.told(answers[0])})
+            case _ if len(answers) == 1:
+                raise self._blocked(answers[0])
+
+    def told(self, answer: Answer) -> dict[str, Any]:
+        """What Twig says of an image: verdict and why, scores with their limits, gate, cost, record."""
+        result, wanted = answer.result, self.body.twig
+        said = {
+            "verdict": result.verdict,
+            "why": why_text(result, brought=result.request.source is not None) or None,
+            "index": result.index,
+            "seed": result.request.seed,
+            "scores": _scores(result),
+            "gate": None if result.gate is None else {
+                "opened": result.gate.opened,
+                "signals": {name: {"value": s.value, "limit": s.limit} for name, s in result.gate.signals.items()},
+            },
+            "rule": result.rule,
+            "attempts": len(result.attempts),
+            "rows": result.rows,
+            "seconds": result.timings,
+            "record": answer.kept.id,
+            "manifest_sha256": answer.kept.sha256,
+        }  # fmt: skip
+        if wanted.draft and result.draft is not None:
+            said["draft"] = self._text(result.draft)
+        if wanted.mask and result.mask is not None:
+            said["mask"] = mask_text(result.mask)
+        if wanted.explain and result.explanation is not None:
+            said["explanation"] = explanation_record(result)
+        if wanted.manifest:
+            said["manifest"] = _manifest(answer.kept)
+        finite: dict[str, Any] = _finite(said)
+        return finite
+
+    def _one(self, answer: Answer) -> dict[str, Any]:
+        image = self._shown(answer.result)
+        return {"b64_json": None if image is None else self._text(image), "twig": self.told(answer)}
+
+    def _shown(self, result: GenerationResult) -> Image.Image | None:
+        shown = result.verdict is Verdict.ACCEPTED or (result.verdict is Verdict.REVIEW and self.deliver_reviews)
+        return result.image if shown else None
+
+    def _blocked(self, answer: Answer) -> ApiError:
+        """The error of a picture that is refused, or left to a person, with the evidence."""
+        told = self.told(answer)
+        why = f"{told['why']}" if told["why"] else "the rule does not let it pass"
+        return ApiError(
+            400,
+            "moderation_blocked",
+            f"the picture was drawn and is not shown, its verdict is {told['verdict']}: {why}",
+            type="image_generation_user_error",
+            more={
+                "moderation_details": {"moderation_stage": "output", "categories": ["similarity"]},
+                "twig": told,
+            },
+        )
+
+    def _event(self, type: str, image: Image.Image | None) -> dict[str, Any]:
+        size = "auto" if image is None else f"{image.width}x{image.height}"
+        return {
+            "type": type,
+            "created_at": self.created,
+            "size": size,
+            "quality": "auto",
+            "background": "opaque",
+            "output_format": self.body.format,
+        }
+
+    def _size(self, results: Sequence[GenerationResult]) -> str | None:
+        image = next((result.image for result in results if result.image is not None), None)
+        return None if image is None else f"{image.width}x{image.height}"
+
+    def _usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """Tokens in, rows of the UNet out: what the request cost. Its draft and gate are counted once."""
+        first = answers[0].result
+        rows = first.rows + sum(attempt.rows for answer in answers[1:] for attempt in answer.result.attempts)
+        return {
+            "input_tokens": self.prompt_tokens,
+            "input_tokens_details": {"text_tokens": self.prompt_tokens, "image_tokens": 0},
+            "output_tokens": rows,
+            "total_tokens": self.prompt_tokens + rows,
+        }
+
+    def _text(self, image: Image.Image) -> str:
+        compression = self.body.output_compression
+        quality = _QUALITY if compression is None else compression
+        return base64.b64encode(encoded(image, self.body.format, quality)).decode("ascii")
+
+
+def mask_text(mask: np.ndarray) -> str:
+    """A mask (H, W) as a PNG in base64, white where the draft's shape is kept away from."""
+    picture = mask_picture(mask)
+    assert picture is not None
+    return base64.b64encode(encoded(picture, "png")).decode("ascii")
+
+
+def _scores(result: GenerationResult) -> dict[str, Any]:
+    """Each measure with its limit and the operator that crosses it, None where the rule says nothing of it."""
+    held = {each.name: each for each in held_measures(result.scores, result.rule)}
+    return {name: _score(score, held.get(name)) for name, score in result.scores.items()}
+
+
+def _score(score: Score, held: Any) -> dict[str, Any]:
+    if held is None:
+        return {"value": score.value, "operator": None, "limit": None, "crossed": False}
+    return {"value": held.value, "operator": held.operator, "limit": held.limit, "crossed": held.crossed}
+
+
+def _manifest(kept: Kept) -> dict[str, Any]:
+    """The manifest as it lies in the records, less where the model lies on this machine."""
+    manifest: dict[str, Any] = json.loads(kept.path.read_bytes())
+    places = dict.fromkeys(("source", "controlnet", "segmenter"))
+    return manifest | {"model": manifest["model"] | places}
+
+
+def _finite(value: Any) -> Any:
+    """A value as strict JSON has it: infinity and what is no number are null."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

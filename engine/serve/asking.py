@@ -1,0 +1,108 @@
+"""From a body to a request of the engine: every field by name, within the operator's limits and the key's."""
+
+import secrets
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from ..api.presets import BUNDLES
+from ..api.request import GenerationRequest
+from ..api.settings import Stage
+from .bodies import ImageBody, TwigOptions
+from .config import Bounds, ServeConfig
+from .errors import ApiError, wrong_field
+from .keys import Key
+from .tightening import policy_for, preset_for
+from .uploads import Uploads, scaled
+
+
+class Asking:
+    """Makes requests. size: the model's own (height, width). calibrated: whether it has limits of its own."""
+
+    def __init__(self, config: ServeConfig, size: tuple[int, int], calibrated: bool) -> None:
+        self.config, self.size, self.calibrated = config, size, calibrated
+
+    def request(self, body: ImageBody, key: Key, brought: Uploads | None = None) -> GenerationRequest:
+        """The request that a body stands for. Raises ApiError naming the field that asks for too much.
+
+        What the model cannot serve of it, the engine's own door says.
+        """
+        options, drawing = body.twig, self.config.drawing
+        self._check_model(body)
+        _check_bounds(body, self.config.bounds, key)
+        preset = preset_for(options.preset, drawing.preset)
+        stage = Stage(
+            steps=options.steps or min(drawing.steps, self.config.bounds.steps),
+            guidance_scale=options.guidance or drawing.guidance,
+            solver=options.solver or drawing.solver,
+        )
+        bundle, (width, height) = BUNDLES[preset], body.sides
+        return _checked(
+            prompt=body.prompt,
+            negative_prompt=options.negative_prompt,
+            seed=secrets.randbits(63) if options.seed is None else options.seed,
+            width=width,
+            height=height,
+            draft=stage,
+            final=stage,
+            num_images=body.n or 1,
+            source=None if brought is None else brought.photo,
+            mask=None if brought is None or brought.mask is None else self._mask(brought, width, height),
+            avoidance=bundle.avoidance,
+            similarity=policy_for(options.rule, options.retries, drawing.rule, preset, calibrated=self.calibrated),
+            gate=None if options.always else bundle.gate,
+            priority=min(0, key.priority) if options.priority is None else options.priority,
+            timeout=min(options.deadline or self.config.bounds.deadline, self.config.bounds.deadline),
+            preview=_preview(body, stage.steps, drafts=1 if brought is None else 0),
+            explain=options.explain,
+        )
+
+    def _check_model(self, body: ImageBody) -> None:
+        served = self.config.model
+        if body.model is not None and body.model not in (served.name, *served.aliases):
+            message = f"the model {body.model!r} does not exist here; there is {served.name!r}"
+            raise ApiError(404, "model_not_found", message, param="model")
+
+    def _mask(self, brought: Uploads, width: int | None, height: int | None) -> np.ndarray:
+        assert brought.mask is not None
+        own_height, own_width = self.size
+        return scaled(brought.mask, width or own_width, height or own_height)
+
+
+def _checked(**fields: Any) -> GenerationRequest:
+    try:
+        return GenerationRequest(**fields)
+    except ValidationError as error:
+        raise wrong_field(error) from error
+
+
+def _check_bounds(body: ImageBody, bounds: Bounds, key: Key) -> None:
+    options = body.twig
+    _at_most("n", body.n or 1, bounds.images)
+    _at_most("twig.steps", options.steps or 1, bounds.steps)
+    _at_most("twig.deadline", options.deadline or 0, bounds.deadline)
+    width, height = body.sides
+    _at_most("size", (width or 1) * (height or 1), bounds.pixels, "pixels")
+    if options.priority is not None and options.priority > key.priority:
+        message = f"twig.priority: {options.priority} is above this key's {key.priority}"
+        raise ApiError(403, "priority_too_high", message, param="twig.priority")
+    if not bounds.drafts and (_asks_for_drafts(options) or body.partial_images):
+        message = "this server shows neither drafts nor previews: leave out twig.draft, twig.explain and partial_images"
+        raise ApiError(403, "drafts_not_shown", message)
+
+
+def _asks_for_drafts(options: TwigOptions) -> bool:
+    return options.draft or options.explain
+
+
+def _at_most(field: str, value: float, most: float, unit: str = "") -> None:
+    if value > most:
+        message = f"{field}: {value:g} {unit}".rstrip() + f" exceed this server's {most:g}"
+        raise ApiError(400, "limit_exceeded", message, param=field)
+
+
+def _preview(body: ImageBody, steps: int, drafts: int) -> int:
+    """Every how many steps a preview is due, that as many come of the final as the draft leaves to be shown."""
+    wanted = max(0, (body.partial_images or 0) - drafts)
+    return max(1, steps // (wanted + 1)) if wanted else 0

@@ -1,0 +1,184 @@
+"""The operator's file: what is served, under which rule, within which limits, to whom, and what is kept of it."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from ..api.choices import Precision, Preset, Solver
+from ..api.errors import InvalidRequestError
+from ..api.reading import MAX_JSON, MEBIBYTE, first_problem, read_text, shown
+from ..api.rules import Rule
+from ..api.settings import Settings
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class Listen(Settings):
+    """Where clients find it. keys: file of API keys; without one only this machine is listened to."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    keys: Path | None = None
+
+
+class Model(Settings):
+    """What is served, as `Engine.from_pretrained` takes it, under `name`; `aliases` are other names for it.
+
+    slots, rows, waiting: see `Limits` of the engine.
+    """
+
+    name: str = "twig"
+    aliases: tuple[str, ...] = ()
+    path: str | None = None
+    controlnet: str | None = None
+    segmenter: str | None = None
+    device: str | None = None
+    dtype: Precision = Precision.FLOAT32
+    calibration: Path | None = None
+    registry: Path | None = None
+    slots: int = Field(default=16, ge=1)
+    rows: int = Field(default=16, ge=1)
+    waiting: int = Field(default=256, ge=1)
+
+
+class Drawing(Settings):
+    """How is drawn and judged. Clients may choose another number of steps, guidance and solver, and tighten the rest.
+
+    preset: the lightest that clients may ask for, and what they get who ask for none. rule: in the language of
+    `twig.engine.api.rules`; without one the model's calibrated limits hold. review: whether a picture that the rule
+    leaves to a person is delivered, marked so, or withheld until one has looked.
+    """
+
+    preset: Preset = Preset.DEFAULT
+    rule: str | None = None
+    steps: int = Field(default=20, ge=1, le=1000)
+    guidance: float = Field(default=5.0, ge=1, le=50)
+    solver: Solver = Solver.DDIM
+    review: Literal["deliver", "withhold"] = "withhold"
+
+    @field_validator("rule")
+    @classmethod
+    def _readable(cls, rule: str | None) -> str | None:
+        return None if rule is None else str(Rule.parse(rule))
+
+
+class Bounds(Settings):
+    """The most that one request may ask for.
+
+    pixels: of a picture. steps: of each stage. images: `n`. body, upload: bytes of a JSON body and of a form with its
+    pictures. upload_pixels: of a picture that is sent. deadline: seconds, also of those who name none. wait: seconds
+    that what is queued may take; who comes when it takes longer is sent away. drafts: whether clients may see drafts
+    and previews, which can be the very copies that finals keep away from.
+    """
+
+    pixels: int = Field(default=2**20, ge=64)
+    steps: int = Field(default=50, ge=1, le=1000)
+    images: int = Field(default=4, ge=1, le=10)
+    body: int = Field(default=MEBIBYTE, ge=1024)
+    upload: int = Field(default=16 * MEBIBYTE, ge=1024)
+    upload_pixels: int = Field(default=2**24, ge=64, le=2**26)
+    deadline: float = Field(default=600.0, gt=0)
+    wait: float = Field(default=60.0, gt=0)
+    drafts: bool = True
+
+
+class Records(Settings):
+    """What is kept. folder: of manifests and, where `log` is none, of the audit log. log: a path, or a database's URL.
+
+    prompts: whether the log holds them. pictures: whether pictures are kept beside their manifests.
+    """
+
+    folder: Path = Path("records")
+    log: str | None = None
+    prompts: bool = False
+    pictures: bool = False
+
+
+class Jobs(Settings):
+    """Jobs in the background, and answers that are given again to the same key of idempotency.
+
+    store: URL of a database, SQLite or PostgreSQL, which several servers may share; a file in the folder of the records
+    unless given. artefacts: a folder, or s3://bucket/prefix at `endpoint`, of requests and answers; beside it unless
+    given. running: jobs at a time. waiting: jobs that may wait. lease: seconds after which the jobs of a server that
+    died are run by another. keep: hours that answers are kept.
+    """
+
+    store: str | None = None
+    artefacts: str | None = None
+    endpoint: str | None = None
+    running: int = Field(default=4, ge=1)
+    waiting: int = Field(default=1000, ge=1)
+    lease: float = Field(default=30.0, ge=0.5)
+    keep: float = Field(default=24.0, gt=0)
+
+
+class Drain(Settings):
+    """How it ends on SIGTERM. grace: seconds that it is unready and still listens; deadline: seconds to finish in."""
+
+    grace: float = Field(default=5.0, ge=0)
+    deadline: float = Field(default=120.0, ge=0)
+
+
+class ServeConfig(Settings):
+    """The whole file."""
+
+    listen: Listen = Listen()
+    model: Model = Model()
+    drawing: Drawing = Drawing()
+    bounds: Bounds = Bounds()
+    records: Records = Records()
+    jobs: Jobs = Jobs()
+    drain: Drain = Drain()
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the file, YAML or TOML by its name; paths in it are told from its folder.
+
+        Raises ForeignFileError for what cannot be read, InvalidRequestError naming the first value that is wrong.
+        """
+        text = read_text(path, MAX_JSON)
+        try:
+            values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+        except (tomllib.TOMLDecodeError, yaml.YAMLError, RecursionError) as error:
+            raise InvalidRequestError(f"{shown(path)}: no {_language(path)}: {shown(error)}") from error
+        if not isinstance(values, Mapping):
+            raise InvalidRequestError(f"{shown(path)}: sections are expected, such as `model:`")
+        try:
+            return cls(**{str(name): value for name, value in values.items()})._told_from(path.parent)
+        except ValidationError as error:
+            raise InvalidRequestError(f"{shown(path)}: {first_problem(error)}") from error
+
+    def with_(self, section: str, **changes: Any) -> Self:
+        """The same with other values in one section, checked as those of the file are."""
+        held: Settings = getattr(self, section)
+        return self.model_copy(update={section: type(held)(**{**held.model_dump(), **changes})})
+
+    def _told_from(self, folder: Path) -> Self:
+        """Paths of the file as paths of this process; a model that is no folder there stays what it is, a hub id."""
+        told = self
+        for section, names in _PATHS.items():
+            held = getattr(told, section)
+            given = {name: getattr(held, name) for name in names if getattr(held, name) is not None}
+            told = told.with_(section, **{name: _path(folder, value) for name, value in given.items()})
+        return told
+
+
+_PATHS = {
+    "listen": ("keys",),
+    "model": ("path", "controlnet", "segmenter", "calibration", "registry"),
+    "records": ("folder", "log"),
+}
+
+
+def _path(folder: Path, value: Path | str) -> Path | str:
+    if isinstance(value, Path):
+        return folder / value
+    return str(folder / value) if "://" not in value and (folder / value).parent.is_dir() else value
+
+
+def _language(path: Path) -> str:
+    return "TOML" if path.suffix == ".toml" else "YAML"

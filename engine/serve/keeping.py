@@ -1,0 +1,70 @@
+"""Records of what a server draws: a manifest and an audit line for every picture, before anybody is told of it."""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..api.result import GenerationResult
+from ..engine import Engine
+from ..records.audit import LOG_NAME, AuditLog, file_hash
+from ..records.output import OutputFolder, manifest_beside
+from ..records.stores import Query
+from .config import Records
+from .errors import ApiError
+
+_ID = re.compile(r"twig-[0-9a-f]{32}-[0-9]{1,3}(-[0-9a-f]{32})?")
+
+
+class Kept(NamedTuple):
+    """A record: its id, by which auditors ask for it, and the digest and path of its manifest."""
+
+    id: str
+    sha256: str
+    path: Path
+
+
+class Keeper:
+    """Keeps records of what `engine` makes, as `config` says."""
+
+    def __init__(self, engine: Engine, config: Records) -> None:
+        self.engine, self.config = engine, config
+        place = config.log or config.folder / LOG_NAME
+        self.log = AuditLog(place, prompts=config.prompts, root=config.folder)
+        self.folder = OutputFolder.of(engine, config.folder, self.log)
+        self._turn = asyncio.Lock()
+
+    def prepare(self) -> None:
+        """Raise RecordError or OSError unless records can be written; sweep what a killed server left half written."""
+        self.folder.prepare()
+
+    async def keep(self, result: GenerationResult) -> Kept:
+        """Write the record of a result; it is on the disk when this returns."""
+        async with self._turn:
+            return await asyncio.shield(asyncio.to_thread(self._keep, result))
+
+    async def find(self, id: str) -> dict[str, Any]:
+        """The record of that id: its manifest, and the lines that name it. Raises ApiError where there is none."""
+        return await asyncio.to_thread(self._find, id)
+
+    def _keep(self, result: GenerationResult) -> Kept:
+        if self.config.pictures:
+            path = manifest_beside(self.folder.save(result))
+        else:
+            path = self.log.append(result, self.engine)
+        return Kept(path.stem, file_hash(path), path)
+
+    def _find(self, id: str) -> dict[str, Any]:
+        path = self.config.folder / f"{id}.json"
+        if not _ID.fullmatch(id) or not path.is_file():
+            raise ApiError(404, "record_not_found", "there is no record of this id", param="id")
+        digest = file_hash(path)
+        lines = [line for line in self.log.search(Query(manifest_sha256=digest)) if line.manifest == path.name]
+        return {
+            "id": id,
+            "object": "twig.record",
+            "manifest_sha256": digest,
+            "manifest": json.loads(path.read_bytes()),
+            "lines": [json.loads(line.model_dump_json(exclude_none=True)) for line in lines],
+        }

@@ -1,0 +1,43 @@
+"""A real server on loopback, made once for all tests of it, and the real client that talks to it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from servers import Running, running
+from twig.engine.batching.scheduler import Limits
+from twig.engine.engine import Engine
+from twig.engine.serve.config import ServeConfig
+
+STEPS = 1
+
+
+@pytest.fixture(scope="session")
+def served_engine(tiny_checkpoint) -> Engine:
+    """A tiny model, for every server of these tests."""
+    return Engine.from_pretrained(tiny_checkpoint, limits=Limits(slots=8, rows=8))
+
+
+@pytest.fixture(scope="session")
+def plain_config(tmp_path_factory) -> ServeConfig:
+    """Two steps, nothing refused, and no waiting at the end."""
+    folder = tmp_path_factory.mktemp("served")
+    return ServeConfig(
+        model={"aliases": ["gpt-image-1"]},
+        drawing={"steps": STEPS, "rule": "refuse if ssim > 1", "preset": "gentle"},
+        records={"folder": folder},
+        drain={"grace": 0, "deadline": 5},
+    )
+
+
+@pytest.fixture(scope="session")
+def served(served_engine, plain_config) -> Iterator[Running]:
+    """The server that most tests share."""
+    with running(served_engine, plain_config) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def client(served):
+    """Its client."""
+    return served.client()

@@ -1,0 +1,101 @@
+"""The operator's file: read from YAML or TOML, told from its own folder, and refused by the value that is wrong."""
+
+import pytest
+
+from twig.engine.api.errors import InvalidRequestError, RecordError
+from twig.engine.cli.main import run
+from twig.engine.cli.status import DONE, USER_ERROR
+from twig.engine.serve.config import ServeConfig
+from twig.engine.serve.keys import Keys
+from twig.engine.serve.server import check
+
+YAML = """
+listen: {port: 9000}
+model: {name: star, aliases: [gpt-image-1], path: models/star}
+drawing: {preset: strict, rule: "refuse if ssim_masked > 0.45; retry 2", review: deliver}
+bounds: {images: 2, wait: 30}
+records: {folder: kept}
+"""
+TOML = """
+[listen]
+port = 9000
+[model]
+name = "star"
+aliases = ["gpt-image-1"]
+path = "models/star"
+[drawing]
+preset = "strict"
+rule = "refuse if ssim_masked > 0.45; retry 2"
+review = "deliver"
+[bounds]
+images = 2
+wait = 30
+[records]
+folder = "kept"
+"""
+
+
+def written(folder, text, name="twig.yaml"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_both_languages_say_the_same(tmp_path):
+    (tmp_path / "models").mkdir()
+    read = ServeConfig.load(written(tmp_path, YAML))
+    assert read == ServeConfig.load(written(tmp_path, TOML, "twig.toml"))
+    assert (read.listen.port, read.bounds.images, read.drawing.review) == (9000, 2, "deliver")
+    assert read.model.path == str(tmp_path / "models/star")
+    assert read.records.folder == tmp_path / "kept"
+
+
+def test_a_model_that_is_no_folder_beside_the_file_stays_a_hub_id(tmp_path):
+    assert ServeConfig.load(written(tmp_path, "model: {path: owner/name}")).model.path == "owner/name"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("listen: {prot: 1}", "listen.prot"),
+        ("drawing: {rule: accept nothing}", "drawing.rule"),
+        ("drawing: {preset: loose}", "drawing.preset"),
+        ("bounds: {images: 11}", "bounds.images"),
+        ("bounds: {drafts: 1}", "bounds.drafts"),
+        ("records: !!python/object/apply:os.system [ls]", "no YAML"),
+        ("a: [", "no YAML"),
+        ("just words", "sections are expected"),
+        ("", "sections are expected"),
+    ],
+)
+def test_the_wrong_value_is_named(tmp_path, capsys, text, named):
+    path = written(tmp_path, text)
+    with pytest.raises(InvalidRequestError) as caught:
+        ServeConfig.load(path)
+    assert named in str(caught.value)
+    assert run(["serve", "--check", "--config", str(path)]) == USER_ERROR
+    assert named in capsys.readouterr().err
+
+
+def test_the_world_is_not_listened_to_without_keys(tmp_path):
+    open_to_all = ServeConfig(listen={"host": "0.0.0.0"})
+    with pytest.raises(InvalidRequestError, match="takes keys"):
+        check(open_to_all)
+    with pytest.raises(RecordError, match="no file of keys"):
+        check(open_to_all.with_("listen", keys=tmp_path / "keys.json"))
+    Keys(tmp_path / "keys.json").add("ann")
+    check(open_to_all.with_("listen", keys=tmp_path / "keys.json"))
+
+
+def test_a_check_loads_the_model_and_tries_its_rule(tmp_path, tiny_checkpoint, capsys):
+    folder = f"records: {{folder: {tmp_path / 'kept'}}}\nmodel: {{path: {tiny_checkpoint}}}\n"
+    assert run(["serve", "--check", "--config", str(written(tmp_path, folder))]) == DONE
+    assert "nothing is wrong" in capsys.readouterr().out
+    for line, named in (
+        ('drawing: {rule: "refuse if beauty > 1"}', "unknown metric 'beauty'"),
+        ('drawing: {rule: "refuse if ms_ssim crosses its limit"}', "not calibrated"),
+        ("bounds: {steps: 5}", ""),
+    ):
+        expected = USER_ERROR if named else DONE
+        assert run(["serve", "--check", "--config", str(written(tmp_path, folder + line))]) == expected
+        assert named in capsys.readouterr().err
