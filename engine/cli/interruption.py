@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM that wait for a step to end."""
+"""Ctrl-C and SIGTERM: at once, or when a step has ended."""
 
 import signal
 from collections.abc import Iterator
@@ -8,6 +8,24 @@ from types import FrameType
 from .status import INTERRUPTED, TERMINATED
 
 _STATUSES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: as Ctrl-C, with a status of its own."""
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated`, so that what is open is closed and what is half written is removed."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class Stop:
@@ -26,7 +44,7 @@ class Stop:
         again, self._came = self._came, True
         self.status = _STATUSES[signal.Signals(number)]
         if again:
-            raise KeyboardInterrupt
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 @contextmanager

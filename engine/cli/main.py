@@ -6,27 +6,27 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
 from ..._version import __version__
 from ..api.errors import TwigError, printable
-from ..api.reading import shown
 from .audit import audit_app
 from .calibrate import calibrate
 from .generate import generate
 from .inspect import inspect
+from .interruption import Terminated, terminated_as_interrupted
 from .plain import PlainCommand
 from .registry import registry_app
 from .serve import keys_app, serve
-from .status import BROKEN_PIPE, DONE, EPILOG, INTERRUPTED, UNEXPECTED, USER_ERROR
+from .status import BROKEN_PIPE, DONE, EPILOG, INTERRUPTED, TERMINATED, UNEXPECTED, USER_ERROR
+from .warning import complain, warnings_told
+from .words import findings, in_options
 
 COMMANDS = "twig.commands"
 """Entry point group of further commands: each names a `typer.Typer`, which becomes the command of the entry's name."""
-
-_LONGEST = 4000
 
 DEBUG = "--debug"
 """Word that may stand anywhere in a command line: show the traceback of what nobody thought of."""
@@ -51,7 +51,10 @@ def run(arguments: Sequence[str]) -> int:
     """
     words = [word for word in arguments if word != DEBUG]
     try:
-        return command_line()(words or ["--help"], prog_name="twig", standalone_mode=False) or DONE
+        with warnings_told(), terminated_as_interrupted():
+            return command_line()(words or ["--help"], prog_name="twig", standalone_mode=False) or DONE
+    except Terminated:
+        return TERMINATED
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as stopped:  # so end completions; and Typer, where nobody reads what it writes
@@ -59,17 +62,17 @@ def run(arguments: Sequence[str]) -> int:
             return BROKEN_PIPE
         raise
     except ValidationError as error:
-        message = "; ".join(_problem(problem) for problem in error.errors())
+        message = findings(error)
     except typer.TyperException as error:
-        message = error.format_message()
+        message = in_options(error.format_message())
     except TwigError as error:
-        message = str(error)
+        message = in_options(str(error))
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except Exception as error:
         return _unexpected(error, traced=len(words) < len(arguments))
     if message:  # a command that was shown its help has no more to say
-        _complain(message)
+        complain(message)
     return USER_ERROR
 
 
@@ -78,13 +81,8 @@ def _unexpected(error: Exception, *, traced: bool) -> int:
     if traced:
         for line in "".join(traceback.format_exception(error)).splitlines():
             print(printable(line), file=sys.stderr)
-    _complain(f"an error of Twig's own, {type(error).__name__}: {error}{'' if traced else f'; {DEBUG} shows where'}")
+    complain(f"an error of Twig's own, {type(error).__name__}: {error}{'' if traced else f'; {DEBUG} shows where'}")
     return UNEXPECTED
-
-
-def _complain(message: str) -> None:
-    """Say in one printable line, whatever files and callers it quotes, what stands in the way."""
-    print(f"twig: {shown(' '.join(message.split()), _LONGEST)}", file=sys.stderr)
 
 
 @cache
@@ -144,9 +142,3 @@ def _refusing(reason: str) -> Callable[[], None]:
         raise TwigError(reason)
 
     return refuse
-
-
-def _problem(problem: Any) -> str:
-    """One of pydantic's findings: where, what, and the value."""
-    place = ".".join(map(str, problem["loc"]))
-    return f"{place}: {problem['msg']}, got {shown(repr(problem['input']))}"

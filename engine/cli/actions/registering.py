@@ -22,8 +22,9 @@ from ...judging.registry import (
 from ...models.checkpoint import load
 from ..options import EngineChoice, Manner
 from ..status import DIFFERS, DONE
+from ..warning import complain
 from .engines import load_engine
-from .speaking import remark, say, say_line, write_json
+from .speaking import say, say_line, write_json
 
 
 def add_works(works: Sequence[Path], registry: Path, choice: EngineChoice, *, keep_pictures: bool) -> int:
@@ -33,12 +34,12 @@ def add_works(works: Sequence[Path], registry: Path, choice: EngineChoice, *, ke
     """
     paths = [path for folder in works for path in pictures_in(folder)]
     check_file(registry)
-    components, bad = load(choice.parts.get("model")), 0
+    components, bad = load(choice.model), 0
 
     def passed_over(error: InvalidRequestError) -> None:
         nonlocal bad
         bad += 1
-        remark(f"passed over: {error}")
+        complain(f"passed over: {error}")
 
     with changing(registry):
         before = Registry.load(registry) if registry.exists() else Registry(components.hashes["vae"])
@@ -53,9 +54,9 @@ def _warn_of_faint(works: Sequence[Work], limits: Mapping[str, float]) -> None:
     """Name the works whose exact copy may keep a usual limit, and say what catches it."""
     faint = {work: scores for work in works if (scores := missed(work.own, limits))}
     for work, scores in faint.items():
-        remark(f"an exact copy of {quoted(work.name)} ({work.id}) may score only {', '.join(scores)}")
+        complain(f"an exact copy of {quoted(work.name)} ({work.id}) may score only {', '.join(scores)}")
     if faint:
-        remark(
+        complain(
             f"rules with such limits miss it: write them relative to each work, {PREFIX}{OWN}{SHARE} > 0.9, and "
             "keep the pixels with --keep-pictures to have copies of the file itself compared with them"
         )
@@ -71,7 +72,7 @@ def list_works(registry: Path, manner: Manner) -> int:
         own = f"{work.own[OWN]:.3f}" if work.own else "?    "
         say_line(f"{work.id}  {work.added}  {own}  {quoted(work.name)}")
     if works.unmeasured:
-        remark(
+        complain(
             f"what an exact copy scores is not known of {len(works.unmeasured)} works, added before it was kept; "
             "add them again to have it"
         )

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from typing import Any, TextIO
 
 from ...api.reading import shown
@@ -19,11 +18,6 @@ def say(label: str, text: object, stream: TextIO | None = None, width: int = 14)
 def say_line(text: object, stream: TextIO | None = None) -> None:
     """Say a line, whatever files and callers it quotes."""
     print(shown(text, LONGEST), file=stream, flush=True)
-
-
-def remark(text: object) -> None:
-    """Say on stderr what is beside the matter."""
-    say_line(f"twig: {text}", sys.stderr)
 
 
 def write_json(value: Any) -> None:
