@@ -21,6 +21,7 @@ from .chain import Head, erasable_is_true, is_erased, written
 from .placing import Place, place
 from .record import Record
 from .secret import Secret
+from .sheet_runs import runs_shown
 from .stores import AuditStore, Query, head_path, open_store
 from .verification import FORGOTTEN, Finding, Verification, verify
 
@@ -263,8 +264,10 @@ class AuditLog:
             return []
         own = (f"{stem}.json", f"{stem}.png", f"{stem}-review.png", f"{stem}-refused.png")
         explained = (f"{stem}-explain.{kind}" for kind in ("png", "npz", "json"))
-        sheet = f"{'-'.join(stem.split('-')[:2])}-sheet.png"
-        return [path for name in (*own, *explained, sheet) if os.path.lexists(path := manifest.parent / name)]
+        run = "-".join(stem.split("-")[:2])
+        sheets = [sheet for sheet in manifest.parent.glob("*-sheet.png") if run in runs_shown(sheet)]
+        there = [path for name in (*own, *explained) if os.path.lexists(path := manifest.parent / name)]
+        return there + sheets
 
 
 def file_hash(path: Path) -> str:

@@ -21,8 +21,8 @@ from .audit import LOG_NAME, AuditLog, Event, file_hash
 from .credentials import Signer
 from .explaining import explanation_arrays, explanation_json, explanation_picture
 from .manifest import InputRecord, Manifest, Modelled, ModelRecord, pixel_hash
-from .naming import SUFFIXES, call_name
-from .pictures import png
+from .naming import SUFFIXES, call_name, run_name
+from .pictures import png, sheet_png
 from .placing import Place, place
 from .sheets import contact_sheet
 
@@ -90,7 +90,11 @@ class OutputFolder:
         """
         called = requests or list({id(result.request): result.request for result in results}.values())
         path = self.sheet_path(called, results[0])
-        write_whole(path, png(contact_sheet(results)), private=True)
+        runs = dict.fromkeys(
+            run_name(Manifest.of(result, self.model, source=self.source, mask=self.mask), self.log.secret)
+            for result in results
+        )
+        write_whole(path, sheet_png(contact_sheet(results), runs), private=True)
         return path
 
     def _show(self, data: bytes, found: Place) -> None:

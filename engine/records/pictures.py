@@ -1,6 +1,7 @@
 """Pictures for people: PNG files that say how they were made, and what two pictures differ in."""
 
 import io
+from collections.abc import Iterable, Mapping
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image, ImageChops, PngImagePlugin
 from ..._version import __version__
 from .drawing import heat
 from .manifest import DIGITAL_SOURCE_TYPE
+from .sheet_runs import RUNS
 
 _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -25,17 +27,31 @@ def png(image: Image.Image) -> bytes:
     return encoded(image, "png")
 
 
+def sheet_png(image: Image.Image, runs: Iterable[str]) -> bytes:
+    """Encode a contact sheet, which says in a text chunk of which runs it shows pictures; `runs_shown` reads it."""
+    return _encoded_png(image, {RUNS: " ".join(runs)})
+
+
 def encoded(image: Image.Image, format: str, quality: int = 90) -> bytes:
     """Encode `image` as "png", "jpeg" or "webp", with the same packet in each; `quality` 0 to 100 where it is lossy."""
-    xmp = _XMP.format(source_type=escape(DIGITAL_SOURCE_TYPE), tool=escape(f"Twig {__version__}"))
-    buffer = io.BytesIO()
     if format == "png":
-        info = PngImagePlugin.PngInfo()
-        info.add_itxt("XML:com.adobe.xmp", xmp)
-        image.save(buffer, "PNG", pnginfo=info)
-    else:
-        image.save(buffer, format.upper(), quality=quality, xmp=xmp.encode())
+        return _encoded_png(image, {})
+    buffer = io.BytesIO()
+    image.save(buffer, format.upper(), quality=quality, xmp=_xmp().encode())
     return buffer.getvalue()
+
+
+def _encoded_png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
+    info, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+    info.add_itxt("XML:com.adobe.xmp", _xmp())
+    for name, text in texts.items():
+        info.add_text(name, text)
+    image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def _xmp() -> str:
+    return _XMP.format(source_type=escape(DIGITAL_SOURCE_TYPE), tool=escape(f"Twig {__version__}"))
 
 
 def difference(first: Image.Image | None, second: Image.Image | None) -> Image.Image | None:

@@ -14,6 +14,7 @@ from twig.engine.api.result import Verdict
 from twig.engine.records.audit import AuditLog, Event, parse_head
 from twig.engine.records.chain import linked, parsed, written
 from twig.engine.records.manifest import Manifest
+from twig.engine.records.pictures import sheet_png
 from twig.engine.records.secret import Secret
 from twig.engine.records.stores import Query
 
@@ -314,9 +315,13 @@ def test_what_was_forgotten_is_gone_and_said_and_the_chain_is_whole(write, make_
     folder, log = path.parent, AuditLog(path)
     stem = folder / Path(lines(path)[1]["manifest"]).stem
     belonging = [stem.with_name(stem.name + end) for end in (".png", "-refused.png", "-explain.npz")]
-    belonging.append(stem.with_name(stem.name.rpartition("-")[0] + "-sheet.png"))
     for file in belonging:
         file.touch()
+    blank, run = Image.new("RGB", (8, 8)), stem.name.rpartition("-")[0]
+    (folder / "other-sheet.png").write_bytes(sheet_png(blank, ["twig-0"]))
+    (folder / "foreign-sheet.png").write_bytes(b"no picture")
+    belonging.append(folder / "twig-1-sheet.png")
+    belonging[-1].write_bytes(sheet_png(blank, ["twig-0", run]))
     done = log.forget(Query(prompt_hmac=log.prompt_hmac("a blue house")), "asked by letter")
     assert done.numbers == (2,)
     assert set(done.files) == {stem.with_name(stem.name + ".json"), *belonging}
