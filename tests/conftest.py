@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,23 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays, so the collector need not walk it time and again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say of each area of `tests/security` how many attacks held, wherever they ran."""
+    counts: dict[str, Counter[str]] = {}
+    for outcome, held in (("passed", "held"), ("failed", "broken"), ("error", "broken"), ("skipped", "not tried")):
+        for report in terminalreporter.stats.get(outcome, ()):
+            path = Path(report.nodeid.partition("::")[0])
+            if path.parent.name == "security":
+                area = path.stem.removeprefix("test_").replace("_", " ")
+                counts.setdefault(area, Counter())[held] += 1
+    if counts:
+        terminalreporter.section("attacks by area")
+    for area, found in sorted(counts.items()):
+        tried = f"{found['held']} held / {found['broken']} broken"
+        skipped = f" / {found['not tried']} not tried" if found["not tried"] else ""
+        terminalreporter.write_line(f"{area}: {tried}{skipped}")
 
 
 @pytest.fixture(scope="session", autouse=True)

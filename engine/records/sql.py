@@ -5,7 +5,7 @@ until its own is committed, and two lines after one are refused by the table, so
 are searched by is indexed where it stands in their text: it is kept once, and no copy of it can differ.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, timedelta
 from itertools import islice
@@ -129,7 +129,7 @@ class SqlStore:
         wanted = select(_LINES.c.text).order_by(_LINES.c.number)
         if conditions := list(self._narrowed(query)):
             wanted = wanted.where(_LINES.c.number.in_(select(_LINES.c.number).where(*conditions)))
-        some = [None] if query.numbers is None else _batches(query.numbers)
+        some: Iterable[list[int] | None] = [None] if query.numbers is None else _batches(query.numbers)
         with self._reading() as connection:
             for numbers in some:
                 chosen = wanted if numbers is None else wanted.where(_LINES.c.number.in_(numbers))
@@ -253,6 +253,7 @@ def _batches(numbers: Collection[int]) -> Iterator[list[int]]:
 def _served(url: str) -> URL:
     """The URL with the driver that the extra installs. What is wrong may be in its password: it is not told."""
     try:
+        url.encode()  # a name of bytes that are no text names no database
         found = make_url(url)
         name = found.get_backend_name()
     except (ArgumentError, ValueError):

@@ -24,7 +24,7 @@ def _fixtures(place: str) -> ModuleType:
 
 _engine, _records = _fixtures("engine"), _fixtures("engine/records")
 make_result, model, explanation = _engine.make_result, _engine.model, _engine.explanation
-signing = _records.signing
+signing, place, postgresql = _records.signing, _records.place, _records.postgresql
 
 _SECONDS = 60
 
@@ -83,14 +83,16 @@ RUBBISH: dict[str, bytes] = {
 
 
 @pytest.fixture(autouse=True)
-def impatient() -> Iterator[None]:
-    """End a test that waits for a pipe or reads a device."""
+def impatient(request: pytest.FixtureRequest) -> Iterator[None]:
+    """End a test that waits for a pipe or reads a device; one that is long itself has a `timeout` of its own."""
+    own = request.node.get_closest_marker("timeout")
+    seconds = _SECONDS if own is None else own.args[0]
 
     def ring(*_: object) -> None:
-        raise AssertionError(f"not done within {_SECONDS} s")
+        raise AssertionError(f"not done within {seconds} s")
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(_SECONDS)
+    signal.alarm(seconds)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

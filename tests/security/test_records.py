@@ -61,7 +61,7 @@ def save(folder, results, countdown):
         sys.settrace(None)
 
 
-def problems(folder):
+def problems(folder, erased=False):
     """Pictures without a record, lines whose manifest is not that, and what is wrong with the chain."""
     try:
         records = list(folder.log.search(Query()))
@@ -70,6 +70,8 @@ def problems(folder):
     found = [str(finding) for finding in folder.log.verify().findings] if records else []
     named = set()
     for record in records:
+        if erased and record.manifest is None:
+            continue
         path = folder.path / record.manifest
         if hashlib.sha256(path.read_bytes()).hexdigest() != record.manifest_sha256:
             found.append(f"{record.manifest} is not what line {record.number} names")
@@ -78,14 +80,13 @@ def problems(folder):
     return found + [f"{name} has no record" for name in shown if name not in named]
 
 
-@pytest.fixture(params=["jsonl", "sqlite"])
-def folder(request, tmp_path, model):
-    if request.param == "sqlite":
-        pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
-    place = {"jsonl": tmp_path / "out/audit.jsonl", "sqlite": f"sqlite:///{tmp_path}/out/audit.db"}[request.param]
+@pytest.fixture
+def folder(place, tmp_path, model):
+    """A folder whose log is kept in each kind of place."""
     return OutputFolder(tmp_path / "out", model, AuditLog(place, root=tmp_path / "out"))
 
 
+@pytest.mark.timeout(500)
 def test_forty_kills_leave_no_picture_without_its_record_and_nothing_half_written(
     folder, make_result, explanation, tmp_path
 ):
@@ -102,7 +103,8 @@ def test_forty_kills_leave_no_picture_without_its_record_and_nothing_half_writte
         return [replace(base, request=base.request.model_copy(update={"seed": seed})) for seed in seeds]
 
     counted = Countdown()
-    elsewhere = AuditLog(str(folder.log.path).replace("/out/", "/elsewhere/"), root=tmp_path / "elsewhere")
+    kind = "audit.jsonl" if isinstance(folder.log.path, Path) else f"sqlite:///{tmp_path}/elsewhere/audit.db"
+    elsewhere = AuditLog(tmp_path / "elsewhere" / kind if kind == "audit.jsonl" else kind, root=tmp_path / "elsewhere")
     save(replace(folder, path=tmp_path / "elsewhere", log=elsewhere), results(0), counted)
     killed, found = 0, []
     for number in range(KILLS):
@@ -122,6 +124,40 @@ def test_forty_kills_leave_no_picture_without_its_record_and_nothing_half_writte
     assert not [path.name for path in folder.path.iterdir() if path.name.startswith(".")]
     wanted = {(number % 3, seed) for number in range(KILLS) if number % 3 < 2 for seed in (number // 2, number)}
     assert len([path for path in folder.path.glob("*.png") if not path.stem.endswith("-explain")]) == len(wanted)
+
+
+def repeat(folder, result, stop):
+    """Save the same result again and again."""
+    while not stop.is_set():
+        folder.save(result)
+
+
+@pytest.mark.timeout(300)
+def test_what_is_forgotten_while_it_is_made_again_is_gone_or_recorded_anew(folder, make_result):
+    """Two processes repeat one run, a third forgets it: no picture without a record, no line without its manifest."""
+    folder.prepare()
+    result = make_result()
+    folder.save(result)
+    prompt = Query(prompt_hmac=folder.log.prompt_hmac(result.request.prompt))
+    context = multiprocessing.get_context("fork")
+    stop = context.Event()
+    writers = [context.Process(target=repeat, args=(folder, result, stop)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    forgotten = 0
+    try:
+        while forgotten < 6 and all(writer.is_alive() for writer in writers):
+            forgotten += bool(folder.log.forget(prompt).line)
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert forgotten == 6
+    assert problems(folder, erased=True) == []
+    folder.log.forget(prompt)
+    assert problems(folder, erased=True) == []
+    assert [path.name for path in folder.path.iterdir() if path.name.startswith("twig-")] == []
 
 
 # --- on the command line ---
@@ -277,3 +313,48 @@ def test_what_cannot_sign_is_found_before_anything_is_drawn(tiny_checkpoint, tmp
     assert generate(tiny_checkpoint, out, "--sign", signing[1], signing[0]) == USER_ERROR
     assert "no private key" in capsys.readouterr().err
     assert not out.exists()
+
+
+# --- a log elsewhere ---
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "file"])
+def test_a_log_is_kept_where_it_is_said_to_be(tiny_checkpoint, tmp_path, monkeypatch, capsys, request, kind):
+    monkeypatch.chdir(tmp_path)
+    if kind != "file":
+        pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
+    log = {"sqlite": "sqlite:///audit.db", "file": "logs/mine.jsonl"}.get(kind) or request.getfixturevalue("postgresql")
+    assert generate(tiny_checkpoint, "out", "--log", log) == DONE
+    assert not Path("out/audit.jsonl").exists()
+    capsys.readouterr()
+    assert run(["audit", "verify", log]) == DONE
+    assert run(["audit", "search", log, "--prompt", "a red star"]) == DONE
+    assert "twig-" in capsys.readouterr().out
+    assert run(["audit", "forget", log, "--prompt", "a red star"]) == DONE
+    assert not list(Path("out").glob("twig-*"))
+    assert run(["audit", "verify", log]) == DONE
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://twig:hush@127.0.0.1:1/none", "postgresql://127.0.0.1:1/none?user=a&password=hush",
+        "mysql://twig:hush@127.0.0.1/none", "postgresql://twig:hu@sh:hush@127.0.0.1:port/none", "hush://hush@hush",
+        "sqlite:////proc/none/audit.db", "sqlite:///out", "sqlite:///pipe",
+    ],
+)  # fmt: skip
+def test_a_log_that_cannot_be_kept_is_found_before_anything_is_drawn(tmp_path, monkeypatch, capsys, url):
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    from twig.engine.cli.actions import generating
+
+    monkeypatch.setattr(generating, "load_engine", None)
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("out").mkdir()
+    assert run(["generate", "star", "--log", url]) == USER_ERROR
+    told = capsys.readouterr()
+    assert len(told.err.splitlines()) == 1
+    assert "hush" not in (told.err + told.out).replace("hush://", "").replace('"hush"://', "")
+    assert run(["audit", "verify", url]) == USER_ERROR
+    told = capsys.readouterr()
+    assert "hush" not in (told.err + told.out).replace('"hush"://', "")
