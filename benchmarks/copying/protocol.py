@@ -230,13 +230,18 @@ class Study:
             "caption": "template" if source.template else "trigger" if source.trigger else "ordinary",
             "limits": limits,
             "copies": {name: [int(c) for c in copies[name]] for name in REPORTED},
-            "similarity": {name: [round(float(v), 4) for v in values[name]] for name in REPORTED},
+            "similarity": {name: [_rounded(value) for value in values[name]] for name in REPORTED},
         }
 
     def _segmenter(self) -> Segmenter:
         segmenter = self.bed.components.segmenter
         assert segmenter is not None
         return segmenter
+
+
+def _rounded(value: float) -> float | None:
+    """A value to four places; None for what could not be measured, which JSON has no number for."""
+    return None if np.isnan(value) else round(float(value), 4)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
