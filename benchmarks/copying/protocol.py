@@ -8,7 +8,7 @@ that the quality of a method can be measured over all of its cells.
 import io
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,17 @@ class Cell:
         rng = np.random.default_rng((_TUNING_SEED if self.tuning else _FRESH_SEED, self.objects or 0))
         return [random_scene(rng, num_objects=self.objects) for _ in range(self.seeds)]
 
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What its row says besides what every row says."""
+        return {}
+
     def draw(self, bed: Bed) -> Drawing:
-        """Draw its pictures."""
+        """Draw its pictures, at the size they are measured at."""
+        return self.drawn(bed)
+
+    def drawn(self, bed: Bed) -> Drawing:
+        """Its pictures as its method draws them."""
         scenes = self.scenes()
         captions = [self.source.caption if self.source else scene.caption for scene in scenes]
         return self.method.draw(bed, captions, scenes, range(_FIRST_SEED, _FIRST_SEED + self.seeds))
@@ -217,6 +226,7 @@ class Study:
                 "rows": float(view.rows.mean()),
                 "seconds": seconds * float(view.rows.sum() / drawing.rows.sum()),
                 "backend": f"{self.bed.backend} {self.bed.precision}",
+                **cell.about,
                 **(self._copying(cell.source, drawing, labels) if cell.source else {"objects": cell.objects}),
             }
 

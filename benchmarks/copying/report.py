@@ -38,7 +38,7 @@ def report(study: Study, references: int = REFERENCES) -> str:
             "### Held-out sources, fresh captions",
             "The clean twin, which saw no source, is the floor of every column. A rate stands with its 95 % interval, "
             "over sources, and its number of pictures.",
-            _table(_HEAD, [_cells(one, measured) for one in held_out]),
+            table(_HEAD, [_cells(one, measured) for one in held_out]),
             "### By how often a source was seen, and by its caption",
             _by_source(rows),
             *(
@@ -124,7 +124,8 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
 
 
@@ -153,7 +154,7 @@ def _by_source(rows: Rows) -> str:
     found = {name: {(s.method, s.strength): s for s in summarise(rows, chosen)} for name, chosen in selections.items()}
     keys = [key for key, one in found[kinds[-1]].items() if one.copies is not None] if found else []
     lines = [[f"{key[0]} {key[1]:g}", *(str(found[name][key].copies or "") for name in selections)] for key in keys]
-    return _table(("method", *selections), lines)
+    return table(("method", *selections), lines)
 
 
 def _each_source(rows: Rows, measure: str) -> str:
@@ -168,14 +169,14 @@ def _each_source(rows: Rows, measure: str) -> str:
                                    for i in indices)]
         for name, strength in order
     ]  # fmt: skip
-    return _table(("method", *head), lines)
+    return table(("method", *head), lines)
 
 
 def _untuned(summaries: Sequence[Summary]) -> str:
     drawn = [one for one in summaries if one.copies is not None]
     names = list(drawn[0].untuned) if drawn else []
     lines = [[f"{one.method} {one.strength:g}", *(f"{one.untuned[name]:.1%}" for name in names)] for one in drawn]
-    return _table(("method", *names), lines)
+    return table(("method", *names), lines)
 
 
 def _domination(summaries: Sequence[Summary]) -> str:
@@ -185,7 +186,7 @@ def _domination(summaries: Sequence[Summary]) -> str:
         points = [one for one in summaries if one.method == method]
         beaten = dominated(points, ours)
         lines.append([method, f"{len(beaten)} of {len(points)}", ", ".join(f"{one.strength:g}" for one in beaten)])
-    return _table(("method", "points dominated by ours", "at strengths"), lines)
+    return table(("method", "points dominated by ours", "at strengths"), lines)
 
 
 def _common_captions(rows: Rows) -> int | None:

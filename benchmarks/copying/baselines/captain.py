@@ -103,8 +103,8 @@ class Captain(Steered):
         """Look at drafts that are about to end, then step."""
         ending = [self.before(job) for job in jobs if job.state is State.DRAFTING and _last(job)]
         if ending:
-            maps = end_attention(self.beside, ending, [self.memory.end_of(each.job) for each in ending]).mean(1)
-            for each, bright in zip(ending, maps, strict=True):
+            maps = end_attention(self.beside, ending, [[self.memory.end_of(each.job)] for each in ending])
+            for each, bright in zip(ending, maps[:, 0].mean(1), strict=True):
                 self.memory.recited[each.job.request_id] = (bright > bright.mean()).float()
         return super().denoise(jobs)
 

@@ -16,10 +16,10 @@ from .steering import Beside, Taken, conditional_text
 
 
 @torch.inference_mode()
-def end_attention(beside: Beside, taken: Sequence[Taken], positions: Sequence[int]) -> Tensor:
-    """Share of each pixel's attention that goes to one token of a step's prompt: (B, L, h, w) by cross-attention layer.
+def end_attention(beside: Beside, taken: Sequence[Taken], positions: Sequence[Sequence[int]]) -> Tensor:
+    """Share of each pixel's attention that goes to P tokens of a step's prompt: (B, P, L, h, w), L layers.
 
-    positions: of that token, for each step. Heads are averaged and layers brought to the latent's size. PyTorch runs
+    positions: of those tokens, for each step. Heads are averaged and layers brought to the latent's size. PyTorch runs
     the network on the latents that the steps began with, a row each; queries are taken where layers make them.
     """
     timesteps = torch.tensor([each.run.timesteps[each.number] for each in taken])
@@ -32,10 +32,10 @@ def end_attention(beside: Beside, taken: Sequence[Taken], positions: Sequence[in
     maps = []
     for layer, kv in zip(denoiser.layers, inputs.text_kv, strict=True):
         attended = _attention(queries[layer.name], kv.chunk(2, dim=-1)[0], layer.heads)
-        token = attended[torch.arange(len(taken)), :, torch.tensor(positions)]
+        tokens = torch.stack([one[:, list(own)].T for one, own in zip(attended, positions, strict=True)])
         grid = -(-size[0] // 2**layer.level), -(-size[1] // 2**layer.level)
-        maps.append(F.interpolate(token.unflatten(1, grid)[:, None], size, mode="nearest")[:, 0])
-    return torch.stack(maps, dim=1).float()
+        maps.append(F.interpolate(tokens.unflatten(2, grid), size, mode="nearest"))
+    return torch.stack(maps, dim=2).float()
 
 
 @contextmanager

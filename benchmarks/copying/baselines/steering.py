@@ -222,3 +222,8 @@ def _plain(caption: str, seed: int) -> GenerationRequest:
 def conditional_text(job: Job) -> EncodedText:
     """What the job's prompt brings to the networks."""
     return job.shared.texts[Branch.CONDITIONAL]
+
+
+def unconditional_text(job: Job) -> EncodedText:
+    """What the job's negative prompt, empty as a rule, brings to the networks."""
+    return job.shared.texts[Branch.UNCONDITIONAL]
