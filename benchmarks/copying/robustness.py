@@ -177,21 +177,37 @@ def robustness_report(rows: Rows, *, held_out: bool) -> str:
     """A table for each way to be near a source, and of refusals and rows: a condition a line, a method a column."""
     own = [row for row in rows if row["held_out"] == held_out]
     methods = list(dict.fromkeys(row["method"] for row in own))
-    found = {
-        condition.name: {one.method: one for one in summarise(own, lambda row, c=condition: row["condition"] == c.name)}
-        for condition in CONDITIONS
-    }
+    found = {condition.name: _by_method(own, condition) for condition in CONDITIONS}
     drawn = [name for name, summaries in found.items() if any(one.copies for one in summaries.values())]
-    shown: dict[str, Callable[[Summary], str]] = {
-        **{name: lambda one, name=name: str(getattr(one, name) or "") for name in NEARNESS},
-        "refused": lambda one: f"{one.refused:.1%}" if one.copies else "",
-        "rows": lambda one: f"{one.rows:.0f}" if one.copies else "",
-    }
-    tables = (
-        table(("condition", *methods), [[name, *(show(found[name][method]) for method in methods)] for name in drawn])
-        for show in shown.values()
+    return "\n\n".join(
+        f"### {about.capitalize()}\n\n"
+        + table(("condition", *methods), [[name, *(_shown(found[name][m], about) for m in methods)] for name in drawn])
+        for about in (*NEARNESS, "refused", "rows")
     )
-    return "\n\n".join(f"### {name.capitalize()}\n\n{lines}" for name, lines in zip(shown, tables, strict=True))
+
+
+def _by_method(rows: Rows, condition: Condition) -> dict[str, Summary]:
+    """A summary of each method under a condition."""
+    return {one.method: one for one in summarise(rows, lambda row: bool(row["condition"] == condition.name))}
+
+
+def _shown(one: Summary, about: str) -> str:
+    """A cell of a table; empty where nothing was drawn."""
+    if one.copies is None:
+        return ""
+    match about:
+        case "refused":
+            return f"{one.refused:.1%}"
+        case "rows":
+            return f"{one.rows:.0f}"
+    return str(getattr(one, about))
+
+
+def _named(only: Sequence[str] | None) -> list[Condition]:
+    known = {condition.name: condition for condition in CONDITIONS}
+    if unknown := sorted(set(only or ()) - known.keys()):
+        raise typer.BadParameter(f"there is no condition {unknown[0]!r}; known: {', '.join(known)}")
+    return [known[name] for name in only or known]
 
 
 def main(
@@ -208,11 +224,11 @@ def main(
 ) -> None:
     """Ask for recited sources in other words and other settings."""
     torch.set_num_threads(threads)
+    conditions = _named(only)
     study = Study(out, Bed(model, backend, precision))
     if not report_only:
         if held_out:
             study.freeze()
-        conditions = [condition for condition in CONDITIONS if only is None or condition.name in only]
         cells = conditioned(chosen_methods(), seeds, held_out=held_out, conditions=conditions)
         index, count = (int(part) for part in shard.split("/"))
         for cell in study.run(cells, (index, count)):
