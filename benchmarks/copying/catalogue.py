@@ -112,9 +112,9 @@ def guard(repulsion: float) -> Method:
     return Method("GUARD", repulsion, policy, kind=GuardEngine, options=(("repulsion", repulsion),), change=_everywhere)
 
 
-def broken_memories(width: float) -> Method:
+def broken_memories(power: float) -> Method:
     """Updates of the latent kept within a stability region (Huang et al., KDD 2026)."""
-    return Method("Broken Memories", width, kind=BrokenMemoriesEngine, options=(("width", width),))
+    return Method("Broken Memories", power, kind=BrokenMemoriesEngine, options=(("power", power),))
 
 
 def captain(strength: float) -> Method:
@@ -193,7 +193,7 @@ def other_methods() -> list[Method]:
         *(ren(scale) for scale in (1.25, 1.15, 1.35)),
         *(wen(steps) for steps in (10, 3, 30)),
         *(guard(repulsion) for repulsion in (2.0, 1.0, 4.0, 0.5, 8.0)),
-        *(broken_memories(width) for width in (1.0, 2.0, 0.0, 3.0, -1.0)),
+        *(broken_memories(power) for power in (4.0, 1.0, 8.0, 2.0, 16.0)),
         *(captain(strength) for strength in (0.5, 0.25, 0.75, 0.1, 1.0)),
         *(prss(width) for width in (2.0, 4.0, 1.0, 6.0, 0.0)),
         *(amg(strength) for strength in (4.0, 1.0, 8.0, 0.5, 16.0)),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from twig.benchmarks.copying.baselines import amg as amg_module
+from twig.benchmarks.copying.baselines import broken_memories as memories_module
 from twig.benchmarks.copying.baselines.captain import LOW, exchanged
 from twig.benchmarks.copying.baselines.ending import end_attention
 from twig.benchmarks.copying.baselines.guard import ATTENUATION
@@ -87,22 +88,21 @@ def test_guard_repels_from_the_plain_prediction_and_attenuates_what_spikes(bed, 
 
 
 def test_no_update_is_longer_than_the_stability_region_allows(bed, source, plain, monkeypatch):
-    method = learnt(broken_memories(-1.0))
+    method = learnt(broken_memories(1.0))
     steered = engine_of(bed, method).stages.denoising
     sizes = watched(
         monkeypatch, steered, "steer", lambda taken: [(each.number, steered.number(each)) for each in taken]
     )
+    monkeypatch.setattr(memories_module, "WIDTH", 1e6)
+    assert np.array_equal(draw(bed, method, source).pictures, plain.pictures), "a wide region leaves a run alone"
+    sizes.clear()
+    monkeypatch.setattr(memories_module, "WIDTH", -1.0)
     drawing = draw(bed, method, source)
     assert drawing.rows.tolist() == plain.rows.tolist()
     assert not np.array_equal(drawing.pictures, plain.pictures)
     assert len(sizes) == STEPS
     for _, after in sizes:
         assert all(size <= steered.region.upper(number, -1.0) * 1.0001 for number, size in after)
-
-
-def test_a_wide_region_leaves_a_run_alone(bed, source, plain):
-    drawing = draw(bed, learnt(broken_memories(1e6)), source)
-    assert np.array_equal(drawing.pictures, plain.pictures)
 
 
 def test_captain_puts_the_reference_where_the_draft_is_recited(bed, source, plain, monkeypatch):

@@ -8,29 +8,34 @@ from torch import Tensor
 from ....engine.engine import Engine
 from .steering import Region, Taken, Watching
 
+WIDTH = 2.0
+"""Standard deviations about the mean that the region of a step reaches."""
+
 
 class BrokenMemoriesEngine(Engine):
-    """Keeps the norm of each update of a final's latent within an empirical stability region.
+    """Shortens each update of a final's latent that leaves an empirical stability region.
 
-    The region of a step is the mean and `width` standard deviations of the norm |x_(t-1) - x_t| in `runs` runs of
-    captions that name no source, with the same solver and steps; they are drawn once for an engine and, like any
-    calibration, not billed. No row more is spent. The paper tells of regions on update norms and of a mitigation that
-    acts at the steps that leave them, prompt and guidance as they are; that such an update is shortened to the region's
-    edge, its direction kept, and that the region is that of a normal distribution, is ours.
+    The region of a step is the norm |x_(t-1) - x_t| that `runs` runs of captions that name no source have there, with
+    the same solver and steps: up to `WIDTH` standard deviations above its mean. Those runs are drawn once for an engine
+    and, like any calibration, not billed; no row more is spent. An update of norm u beyond the limit l keeps its
+    direction and gets the norm u (l / u)^power: power 1 ends on the region's edge, a higher one the farther inside the
+    farther outside the update was. The paper tells of regions on update norms, and of a mitigation at the steps that
+    leave them which leaves prompt and guidance as they are; how it acts there could not be read, and this form of it,
+    as that the region is a normal distribution's, is ours.
     """
 
-    def __init__(self, *arguments: Any, width: float, runs: int = 128, **options: Any) -> None:
+    def __init__(self, *arguments: Any, power: float, runs: int = 128, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.stages.denoising = steered = BrokenMemories(self.arenas, self.stages.denoising.decoder, width=width)
+        self.stages.denoising = steered = BrokenMemories(self.arenas, self.stages.denoising.decoder, power=power)
         steered.learn(self, int(runs))
 
 
 class BrokenMemories(Watching):
     """Shortens updates that leave the region."""
 
-    def __init__(self, *parts: Any, width: float) -> None:
+    def __init__(self, *parts: Any, power: float) -> None:
         super().__init__(*parts)
-        self.width = width
+        self.power = power
 
     def number(self, taken: Taken) -> float:
         """Root mean square of the step's update."""
@@ -39,10 +44,10 @@ class BrokenMemories(Watching):
     def steer_within(self, taken: Sequence[Taken], region: Region) -> None:
         """Shorten each update that is longer than the region allows."""
         for each in taken:
-            size, most = self.number(each), max(region.upper(each.number, self.width), 0.0)
+            size, most = self.number(each), region.upper(each.number, WIDTH)
             if size > most:
                 latents = self.beside.arena(each.job).latents
-                latents[each.job.slot] = each.latent + self.update(each) * (most / size)
+                latents[each.job.slot] = each.latent + self.update(each) * (most / size) ** self.power
 
 
 def _size(change: Tensor) -> float:
