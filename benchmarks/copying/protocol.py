@@ -91,7 +91,7 @@ class Profile:
 
 
 PROFILES = {
-    "small": Profile(main_seeds=6, seeds=4, main_fresh=12, fresh=8, sources=2, sweep=False),
+    "small": Profile(main_seeds=6, seeds=3, main_fresh=12, fresh=6, sources=2, sweep=False),
     "full": Profile(main_seeds=64, seeds=16, main_fresh=256, fresh=128),
 }
 

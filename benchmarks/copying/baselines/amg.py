@@ -38,7 +38,7 @@ class AmgEngine(Engine):
     `runs` clean runs rather than a parabola, and one strength for all three.
     """
 
-    def __init__(self, *arguments: Any, strength: float, runs: int = 128, **options: Any) -> None:
+    def __init__(self, *arguments: Any, strength: float, runs: int = 64, **options: Any) -> None:
         super().__init__(*arguments, **options)
         parts = self.arenas, self.stages.denoising.decoder
         self.stages.denoising = steered = Amg(

@@ -24,7 +24,7 @@ class BrokenMemoriesEngine(Engine):
     as that the region is a normal distribution's, is ours.
     """
 
-    def __init__(self, *arguments: Any, power: float, runs: int = 128, **options: Any) -> None:
+    def __init__(self, *arguments: Any, power: float, runs: int = 64, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.stages.denoising = steered = BrokenMemories(self.arenas, self.stages.denoising.decoder, power=power)
         steered.learn(self, int(runs))
