@@ -136,7 +136,7 @@ def test_low_frequencies_are_the_references_and_high_ones_the_noises():
 
 def test_prss_leaves_a_prompt_that_is_not_recited_and_bills_the_look(bed, source, plain):
     drawing = draw(bed, learnt(prss(1e6)), source)
-    assert drawing.rows.tolist() == [plain.rows[0] + 2]
+    assert drawing.rows.tolist() == [plain.rows[0] + 4]
     assert np.array_equal(drawing.pictures, plain.pictures)
 
 
@@ -145,7 +145,7 @@ def test_prss_guides_from_a_recited_prompt_to_its_wording(bed, source, plain, mo
     encoding = engine_of(bed, method).stages.encoding
     seen = watched(monkeypatch, encoding, "encode", lambda jobs: jobs[0].shared.texts)
     drawing = draw(bed, method, source)
-    assert drawing.rows.tolist() == [plain.rows[0] + 2 + len(paraphrases(source.caption))]
+    assert drawing.rows.tolist() == [plain.rows[0] + 4 + 3 * len(paraphrases(source.caption))]
     assert not np.array_equal(drawing.pictures, plain.pictures)
     anchor, wording = (text.unet[0] for text in seen[0][1])
     states = encoding._states([source.caption])

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from ....engine.api.request import GenerationRequest
+from ....engine.api.settings import Stage
 from ....engine.batching.carried import Shared
 from ....engine.batching.job import Job
 from ....engine.engine import Engine
+from ....engine.sampling.solver import solver_table
 from ....engine.stages.encoding import Encoding
+from ....kernels import StepColumns
 from ..limits import ordinary_captions
 from ..paraphrases import paraphrases
 from .wen import WenEncoding, WenSegmenting
@@ -19,15 +22,17 @@ from .wen import WenEncoding, WenSegmenting
 class PrssEngine(Engine):
     """Prompt re-anchoring and semantic prompt search (Chen et al., CVPR 2025, arXiv 2504.18032).
 
-    A prompt is recited where first-step guidance, the mean square of eps(x, prompt) - eps(x, nothing) at the noise its
-    final starts from, lies more than `width` standard deviations above the mean of `runs` captions that name no source.
-    Then the wording with the least of it among `paraphrases` takes its place, and the prompt that of the empty one:
+    A prompt is recited where early guidance, the mean square of eps(x, prompt) - eps(x, nothing) after the first step
+    from the noise of its final, lies more than `width` standard deviations above the mean of `runs` captions that name
+    no source. Then the wording with the least of it among `paraphrases` takes its place, and the prompt that of the
+    empty one:
 
         eps = eps(x, prompt) + s (eps(x, wording) - eps(x, prompt))
 
-    The look costs two rows and each wording one, counted with the draft. Formula and order are the paper's. Ours: a
+    The look costs four rows and each wording three, counted with the draft. Formula and order are the paper's. Ours: a
     language model's wordings are the reorderings of what the caption names, without its trigger, for this text encoder
-    knows few other words; and the limit, which the paper sets by hand for each level of privacy, is told in spreads.
+    knows few other words; the look after the first step, for guidance in the very first is noise whatever the prompt
+    here; and the limit, which the paper sets by hand for each level of privacy, is told in spreads.
     """
 
     def __init__(self, *arguments: Any, width: float, runs: int = 64, **options: Any) -> None:
@@ -39,7 +44,7 @@ class PrssEngine(Engine):
 
 
 class PrssEncoding(WenEncoding):
-    """Encodes prompts, then re-anchors those that are recited; `rows` by request. limit: of first-step guidance."""
+    """Encodes prompts, then re-anchors those that are recited; `rows` by request. limit: of early guidance."""
 
     limit = float("inf")
 
@@ -60,18 +65,22 @@ class PrssEncoding(WenEncoding):
         Encoding.encode(self, jobs)
         for job in jobs:
             prompt = job.request.prompt
-            self.rows[job.request_id] = 2
+            self.rows[job.request_id] = 4
             if float(self._sizes(job, [prompt])) > self.limit:
                 wordings = paraphrases(prompt)
-                self.rows[job.request_id] += len(wordings)
+                self.rows[job.request_id] += 3 * len(wordings)
                 found = wordings[int(self._sizes(job, wordings).argmin())]
                 job.shared.texts = tuple(self.networks.denoiser.encode(self._states([prompt, found])))
 
     @torch.no_grad()
     def _sizes(self, job: Job, prompts: Sequence[str]) -> Tensor:
-        """First-step guidance (B,) of each prompt at the job's noise."""
+        """Guidance (B,) of each prompt after a guided first step from the job's noise."""
+        empty, asked = self._states([job.request.negative_prompt]), self._states(prompts)
         noise = self._final_noise(job)
-        nothing, *asked = self._predict(
-            noise.expand(len(prompts) + 1, -1, -1, -1), self._states([job.request.negative_prompt, *prompts])
-        )
-        return torch.stack([(prediction - nothing).square().mean() for prediction in asked])
+        nothing, prompted = self._predict(noise, empty), self._predict(noise.expand(len(prompts), -1, -1, -1), asked)
+        guided = nothing + job.request.final.guidance_scale * (prompted - nothing)
+        columns = solver_table(Stage().solver, Stage().steps, self.components.scheduler).columns[0]
+        p, q, a, b = (columns[column] for column in (StepColumns.P, StepColumns.Q, StepColumns.A, StepColumns.B))
+        latents = a * noise + b * (p * noise + q * guided)
+        contrast = self._predict(latents, asked, 1) - self._predict(latents, empty.expand(len(prompts), -1, -1), 1)
+        return contrast.square().mean((1, 2, 3))

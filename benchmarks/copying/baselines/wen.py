@@ -104,12 +104,12 @@ class WenEncoding(Encoding):
         """Text states (B, T, D) as ordinary tensors."""
         return self.components.text_encoder(self.tokenize(prompts))[0].clone()
 
-    def _predict(self, noise: Tensor, states: Tensor) -> Tensor:
-        """The network's prediction (B, C, h, w) at the first of a stage's usual steps, with gradients to the text."""
+    def _predict(self, noise: Tensor, states: Tensor, step: int = 0) -> Tensor:
+        """The network's prediction (B, C, h, w) at one of a stage's usual steps, with gradients to the text."""
         denoiser, stage = self.networks.denoiser, Stage()
         kv = tuple(text_kv(denoiser.unet, denoiser.layers, states))
         conditions = RowConditions(kv, latent_grids(noise.shape, denoiser.num_levels))
-        timesteps = solver_table(stage.solver, stage.steps, self.components.scheduler).timesteps[:1]
+        timesteps = solver_table(stage.solver, stage.steps, self.components.scheduler).timesteps[step : step + 1]
         sinusoids = denoiser.time_proj(timesteps).expand(len(noise), -1)
         return denoiser.unet(
             noise, timesteps, kv[0], timestep_cond=sinusoids, cross_attention_kwargs={"conditions": conditions}
