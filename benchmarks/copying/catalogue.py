@@ -6,11 +6,20 @@ from PIL import Image
 from ...engine.api.mechanisms import Avoidance, DelayedGuidance, InitialNoise, MaskedAttention, MovedControl
 from ...engine.api.presets import BUNDLES, Preset
 from ...engine.api.request import Gate, GenerationRequest, SimilarityPolicy
-from .baselines import RenEngine, WenEngine
+from .baselines.amg import AmgEngine
+from .baselines.broken_memories import BrokenMemoriesEngine
+from .baselines.captain import CaptainEngine
+from .baselines.guard import GuardEngine
+from .baselines.prss import PrssEngine
+from .baselines.ren import RenEngine
+from .baselines.wen import WenEngine
 from .data import vocabulary
 from .measures import same_caption
 from .methods import Method
 from .scenes import Scene, render
+
+FLOOR = "clean twin"
+"""Name of the method that copies by chance alone."""
 
 # --- what anyone would try ---
 
@@ -22,7 +31,7 @@ def nothing(*, twin: bool = False) -> Method:
 
     It is the draft that a gate which never opens delivers, so that the gated methods' plain pictures are these.
     """
-    return Method("clean twin" if twin else "nothing", gate=_CLOSED, twin=twin, looks=True)
+    return Method(FLOOR if twin else "nothing", gate=_CLOSED, twin=twin, looks=True)
 
 
 def reseed() -> Method:
@@ -82,16 +91,45 @@ def ren(scale: float) -> Method:
     """Padding masked out of cross-attention, the start token's logits raised (Ren et al., ECCV 2024)."""
     masked = MaskedAttention(tokens="padding", bias=-1e4, stop=1.0, layers=("down", "mid", "up"))
     policy = Avoidance(delayed_guidance=None, masked_attention=masked, moved_control=None)
+    return Method("Ren", scale, policy, kind=RenEngine, options=(("start_scale", scale),), change=_everywhere)
 
-    def everywhere(request: GenerationRequest, scene: Scene) -> GenerationRequest:
-        return request.model_copy(update={"mask": np.ones(render(scene)[1].shape, bool)})
 
-    return Method("Ren", scale, policy, kind=RenEngine, options=(("start_scale", scale),), change=everywhere)
+def _everywhere(request: GenerationRequest, scene: Scene) -> GenerationRequest:
+    """The same with a mask of the whole frame."""
+    return request.model_copy(update={"mask": np.ones(render(scene)[1].shape, bool)})
 
 
 def wen(steps: int) -> Method:
     """The prompt's embedding moved to where first-step guidance is small (Wen et al., ICLR 2024)."""
     return Method("Wen", steps, kind=WenEngine, options=(("descent_steps", steps),))
+
+
+def guard(repulsion: float) -> Method:
+    """Spiking tokens attenuated, the plain prediction repelled (Zhao et al., ICML 2026)."""
+    # The rule is neutral until the engine finds the tokens of a prompt.
+    masked = MaskedAttention(tokens="padding", bias=0.0, stop=1.0, layers=("down", "mid", "up"))
+    policy = Avoidance(delayed_guidance=None, masked_attention=masked, moved_control=None)
+    return Method("GUARD", repulsion, policy, kind=GuardEngine, options=(("repulsion", repulsion),), change=_everywhere)
+
+
+def broken_memories(power: float) -> Method:
+    """Updates of the latent kept within a stability region (Huang et al., KDD 2026)."""
+    return Method("Broken Memories", power, kind=BrokenMemoriesEngine, options=(("power", power),))
+
+
+def captain(strength: float) -> Method:
+    """A reference's features injected where a draft is recited (Zhang et al., arXiv 2512.10655): an oracle."""
+    return Method("CAPTAIN", strength, kind=CaptainEngine, options=(("strength", strength),), looks=True)
+
+
+def prss(width: float) -> Method:
+    """A recited prompt re-anchored, another wording of it searched (Chen et al., CVPR 2025)."""
+    return Method("PRSS", width, kind=PrssEngine, options=(("width", width),))
+
+
+def amg(strength: float) -> Method:
+    """Guidance away from the nearest training picture (Chen et al., CVPR 2024): an oracle that is given them."""
+    return Method("AMG", strength, kind=AmgEngine, options=(("strength", strength),))
 
 
 # --- controls ---
@@ -154,6 +192,11 @@ def other_methods() -> list[Method]:
         *(prompt_noise(tokens) for tokens in (2, 1, 4)),
         *(ren(scale) for scale in (1.25, 1.15, 1.35)),
         *(wen(steps) for steps in (10, 3, 30)),
+        *(guard(repulsion) for repulsion in (2.0, 1.0, 4.0, 0.5, 8.0)),
+        *(broken_memories(power) for power in (4.0, 1.0, 8.0, 2.0, 16.0)),
+        *(captain(strength) for strength in (0.5, 0.25, 0.75, 0.1, 1.0)),
+        *(prss(width) for width in (2.0, 4.0, 1.0, 6.0, 0.0)),
+        *(amg(strength) for strength in (4.0, 1.0, 8.0, 0.5, 16.0)),
         random_shape(BUNDLES[Preset.DEFAULT].avoidance),
         reseed(),
     ]

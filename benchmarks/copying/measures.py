@@ -2,7 +2,8 @@
 
 A picture copies its source where a measure lies beyond what all but one in a thousand fresh scenes with the same
 caption reach by chance. `PRIMARY` decides; measures in `UNTUNED` neither gate nor tune anything and are reported
-beside it.
+beside it. `LAYOUT` and `BACKGROUND` ask for less than a copy, whether where things stand and what lies behind them is
+the source's, and count beyond one fresh scene in a hundred.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from skimage.filters import laplace
 from torch import Tensor
 
@@ -31,16 +33,25 @@ PRIMARY = "ssim_masked"
 ALIGNED = "ssim_masked_aligned"
 """The same after the best mirror, scale and shift: a copy that was only moved still counts here."""
 
+LAYOUT = "layout"
+"""Largest intersection over union of the objects' shapes with the source's over all shifts and a mirror."""
+
+BACKGROUND = "background"
+"""Structural similarity outside the objects of both; NaN where they leave too little of the frame."""
+
 UNTUNED = ("edge_f1", "hausdorff", "phash", "ssim")
 """Measures that never gated a picture and by which no setting was chosen."""
 
 Pictures: TypeAlias = Sequence[np.ndarray] | np.ndarray
 """Pictures (64, 64, 3) uint8, in a list or stacked."""
 
-REPORTED = (PRIMARY, ALIGNED, "ms_ssim", "tile_l2", "mask_iou", *UNTUNED)
+REPORTED = (PRIMARY, ALIGNED, LAYOUT, BACKGROUND, "ms_ssim", "tile_l2", "mask_iou", *UNTUNED)
 
 _FRESH = 400
 _QUANTILE = 0.999
+_NEAR = {LAYOUT: 0.99, BACKGROUND: 0.99}
+_MARGIN = 3  # pixels about an object that its outline and the window of a similarity reach
+_LEAST = 100  # pixels of background that a similarity is the mean of
 _CHUNK = 100
 
 
@@ -78,9 +89,34 @@ def similarities(pictures: Pictures, labels: np.ndarray, source: Source) -> dict
             shape.expand(count, -1, -1),
             final_masks=torch.from_numpy(labels[start : start + _CHUNK] > 0),
         )
+        shapes = torch.from_numpy(labels[start : start + _CHUNK] > 0)
+        found |= {
+            LAYOUT: aligned_overlap(shapes, shape),
+            BACKGROUND: _background_similarity(finals, shapes, to_tensor([source.pixels]), shape),
+        }
         for name in REPORTED:
             values[name].append(found[name].numpy())
     return {name: np.concatenate(chunks) for name, chunks in values.items()}
+
+
+def aligned_overlap(shapes: Tensor, other: Tensor) -> Tensor:
+    """Largest intersection over union (B,) of bool masks (B, H, W) with another (H, W), over shifts and a mirror."""
+    size = [2 * side for side in other.shape]
+    spectra = torch.fft.rfft2(shapes.float(), size)
+    total = shapes.sum((1, 2)) + other.sum()
+    best = torch.zeros(len(shapes))
+    for mirrored in (other, other.flip(-1)):
+        shared = torch.fft.irfft2(spectra * torch.fft.rfft2(mirrored.float(), size).conj(), size).amax((1, 2))
+        best = torch.maximum(best, shared / (total - shared).clamp_min(1))
+    return best
+
+
+def _background_similarity(finals: Tensor, shapes: Tensor, reference: Tensor, shape: Tensor) -> Tensor:
+    """`BACKGROUND` (B,) of finals (B, 3, H, W) whose objects are at `shapes`, to a source (1, 3, H, W) with `shape`."""
+    side = 2 * _MARGIN + 1
+    free = F.max_pool2d((shapes | shape).float()[:, None], side, 1, _MARGIN)[:, 0] == 0
+    similarity, _ = ssim_scales(finals, reference.expand_as(finals), torch.ones_like(free))
+    return torch.where(free.sum((1, 2)) >= _LEAST, weighted_mean(similarity, free), torch.nan)
 
 
 def source_similarity(pictures: Pictures, source: Source) -> np.ndarray:
@@ -105,8 +141,8 @@ def copy_threshold(source: Source) -> float:
 def copy_limits(source: Source, cache: Path) -> dict[str, float]:
     """For each measure of `REPORTED`, the value beyond which a picture counts as a copy; kept in the folder `cache`."""
     path = cache / f"{source.index}.json"
-    if path.is_file():
-        return dict(json.loads(path.read_text()))
+    if path.is_file() and (kept := dict(json.loads(path.read_text()))).keys() >= set(REPORTED):
+        return kept
     limits = _copy_limits(source)
     cache.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(limits).encode())
@@ -121,13 +157,17 @@ def _rendered(source: Source) -> tuple[list[np.ndarray], np.ndarray]:
 
 def _copy_limits(source: Source) -> dict[str, float]:
     values = similarities(*_rendered(source), source)
-    return {
-        name: float(np.quantile(value, _QUANTILE if _rises(name) else 1 - _QUANTILE)) for name, value in values.items()
-    }
+    return {name: _limit(name, value) for name, value in values.items()}
+
+
+def _limit(name: str, values: np.ndarray) -> float:
+    """Value beyond which chance leads too rarely, of those (N,) of fresh scenes."""
+    quantile = _NEAR.get(name, _QUANTILE)
+    return float(np.nanquantile(values, quantile if _rises(name) else 1 - quantile))
 
 
 def _rises(name: str) -> bool:
-    return ALL_METRICS[name].direction == "similarity"
+    return name in _NEAR or ALL_METRICS[name].direction == "similarity"
 
 
 def copied(values: Mapping[str, np.ndarray], limits: Mapping[str, float]) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ GUIDANCE = 5.0
 ANY = SimilarityPolicy(limits={}, retries=0)
 """Accept whatever comes."""
 
-_UNLOOKED = Stage(steps=1, guidance_scale=1)
+UNLOOKED = Stage(steps=1, guidance_scale=1)
 """A draft that nothing looks at: one row."""
 
 
@@ -140,7 +140,7 @@ class Method:
         plain = GenerationRequest(
             prompt=caption,
             seed=seed,
-            draft=Stage(steps=STEPS, guidance_scale=GUIDANCE) if self.looks else _UNLOOKED,
+            draft=Stage(steps=STEPS, guidance_scale=GUIDANCE) if self.looks else UNLOOKED,
             final=final,
             avoidance=self.avoidance,
             similarity=self.similarity,

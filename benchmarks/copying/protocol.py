@@ -8,7 +8,7 @@ that the quality of a method can be measured over all of its cells.
 import io
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,17 @@ class Cell:
         rng = np.random.default_rng((_TUNING_SEED if self.tuning else _FRESH_SEED, self.objects or 0))
         return [random_scene(rng, num_objects=self.objects) for _ in range(self.seeds)]
 
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What its row says besides what every row says."""
+        return {}
+
     def draw(self, bed: Bed) -> Drawing:
-        """Draw its pictures."""
+        """Draw its pictures, at the size they are measured at."""
+        return self.drawn(bed)
+
+    def drawn(self, bed: Bed) -> Drawing:
+        """Its pictures as its method draws them."""
         scenes = self.scenes()
         captions = [self.source.caption if self.source else scene.caption for scene in scenes]
         return self.method.draw(bed, captions, scenes, range(_FIRST_SEED, _FIRST_SEED + self.seeds))
@@ -82,7 +91,7 @@ class Profile:
 
 
 PROFILES = {
-    "small": Profile(main_seeds=6, seeds=4, main_fresh=12, fresh=8, sources=2, sweep=False),
+    "small": Profile(main_seeds=6, seeds=3, main_fresh=12, fresh=6, sources=2, sweep=False),
     "full": Profile(main_seeds=64, seeds=16, main_fresh=256, fresh=128),
 }
 
@@ -217,6 +226,7 @@ class Study:
                 "rows": float(view.rows.mean()),
                 "seconds": seconds * float(view.rows.sum() / drawing.rows.sum()),
                 "backend": f"{self.bed.backend} {self.bed.precision}",
+                **cell.about,
                 **(self._copying(cell.source, drawing, labels) if cell.source else {"objects": cell.objects}),
             }
 
@@ -230,13 +240,18 @@ class Study:
             "caption": "template" if source.template else "trigger" if source.trigger else "ordinary",
             "limits": limits,
             "copies": {name: [int(c) for c in copies[name]] for name in REPORTED},
-            "similarity": {name: [round(float(v), 4) for v in values[name]] for name in REPORTED},
+            "similarity": {name: [_rounded(value) for value in values[name]] for name in REPORTED},
         }
 
     def _segmenter(self) -> Segmenter:
         segmenter = self.bed.components.segmenter
         assert segmenter is not None
         return segmenter
+
+
+def _rounded(value: float) -> float | None:
+    """A value to four places; None for what could not be measured, which JSON has no number for."""
+    return None if np.isnan(value) else round(float(value), 4)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

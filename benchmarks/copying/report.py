@@ -11,17 +11,18 @@ from ...engine.api.presets import Preset
 from ...engine.api.writing import write_whole
 from ..plots import save_curves
 from ..rows import write_rows
+from .catalogue import FLOOR
 from .data import sources
 from .protocol import RECITED, Study, recited
 from .quality import REFERENCES, diversity, features, frechet_distance, reference_features
 from .sheets import sheet
-from .summary import Rows, Summary, dominated, summarise
+from .summary import NEARNESS, Rows, Summary, delivered_counts, dominated, summarise
 
 OURS = ("ours", "ours, judged", *(f"{name} preset" for name in Preset))
 """Names of what is our own."""
 
 _HEAD = (
-    "method", "strength", "copies", "p95", "worst seed", "aligned", "1 object", "2 objects", "own captions", "refused",
+    "method", "strength", *NEARNESS, "p95", "worst seed", "1 object", "2 objects", "own captions", "refused",
     "avoided", "distance", "diversity", "rows", "seconds",
 )  # fmt: skip
 
@@ -31,12 +32,19 @@ def report(study: Study, references: int = REFERENCES) -> str:
     rows = [row for row in study.rows() if not row["cell"].split("/")[1].startswith("tuning")]
     measured = {row["run"]: row for row in quality_rows(study, rows, references)}
     held_out = summarise(rows, partial(_recited, True))
+    held_out.sort(key=lambda one: one.method != FLOOR)
     text = "\n\n".join(
         [
             "### Held-out sources, fresh captions",
-            _table(_HEAD, [_cells(one, measured) for one in held_out]),
+            "The clean twin, which saw no source, is the floor of every column. A rate stands with its 95 % interval, "
+            "over sources, and its number of pictures.",
+            table(_HEAD, [_cells(one, measured) for one in held_out]),
             "### By how often a source was seen, and by its caption",
             _by_source(rows),
+            *(
+                f"### {field.capitalize()} of each source (of pictures)\n\n{_each_source(rows, measure)}"
+                for field, measure in NEARNESS.items()
+            ),
             "### Measures that nothing was tuned on (share that copies)",
             _untuned(held_out),
             "### Who is dominated",
@@ -104,8 +112,8 @@ def _fresh_cells(run: str, rows: Rows) -> list[dict[str, Any]]:
 def _cells(one: Summary, measured: dict[str, dict[str, Any]]) -> list[str]:
     run = measured.get(f"{one.method}-{one.strength:g}".replace(" ", "_"), {})
     return [
-        one.method, f"{one.strength:g}", str(one.copies or ""), f"{one.p95:.2f}", f"{one.worst:.2f}",
-        f"{one.aligned:.1%}",
+        one.method, f"{one.strength:g}", *(str(getattr(one, field) or "") for field in NEARNESS),
+        f"{one.p95:.2f}", f"{one.worst:.2f}",
         str(one.one_object or ""), str(one.two_objects or ""), f"{one.own:.1%}",
         f"{one.refused:.1%}", f"{one.avoided:.1%}",
         _number(run.get("distance")), _number(run.get("diversity")), f"{one.rows:.0f}", f"{one.seconds:.2f}",
@@ -116,7 +124,8 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
 
 
@@ -145,14 +154,29 @@ def _by_source(rows: Rows) -> str:
     found = {name: {(s.method, s.strength): s for s in summarise(rows, chosen)} for name, chosen in selections.items()}
     keys = [key for key, one in found[kinds[-1]].items() if one.copies is not None] if found else []
     lines = [[f"{key[0]} {key[1]:g}", *(str(found[name][key].copies or "") for name in selections)] for key in keys]
-    return _table(("method", *selections), lines)
+    return table(("method", *selections), lines)
+
+
+def _each_source(rows: Rows, measure: str) -> str:
+    """How many pictures of each source are its own by a measure: a source a column, the clean twin first."""
+    counts = delivered_counts(rows, measure)
+    indices = sorted({index for own in counts.values() for index in own})
+    known = {source.index: source for source in sources()}
+    head = [f"{index} (m = {known[index].duplicates}{', template' * known[index].template})" for index in indices]
+    order = sorted(counts, key=lambda key: key[0] != FLOOR)
+    lines = [
+        [f"{name} {strength:g}", *("{} of {}".format(*counts[name, strength][i]) if i in counts[name, strength] else ""
+                                   for i in indices)]
+        for name, strength in order
+    ]  # fmt: skip
+    return table(("method", *head), lines)
 
 
 def _untuned(summaries: Sequence[Summary]) -> str:
     drawn = [one for one in summaries if one.copies is not None]
     names = list(drawn[0].untuned) if drawn else []
     lines = [[f"{one.method} {one.strength:g}", *(f"{one.untuned[name]:.1%}" for name in names)] for one in drawn]
-    return _table(("method", *names), lines)
+    return table(("method", *names), lines)
 
 
 def _domination(summaries: Sequence[Summary]) -> str:
@@ -162,7 +186,7 @@ def _domination(summaries: Sequence[Summary]) -> str:
         points = [one for one in summaries if one.method == method]
         beaten = dominated(points, ours)
         lines.append([method, f"{len(beaten)} of {len(points)}", ", ".join(f"{one.strength:g}" for one in beaten)])
-    return _table(("method", "points dominated by ours", "at strengths"), lines)
+    return table(("method", "points dominated by ours", "at strengths"), lines)
 
 
 def _common_captions(rows: Rows) -> int | None:

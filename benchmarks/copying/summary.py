@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from ...engine.study.intervals import bootstrap
-from .measures import ALIGNED, PRIMARY, UNTUNED
+from .measures import ALIGNED, BACKGROUND, LAYOUT, PRIMARY, UNTUNED
 
 Rows = Sequence[dict[str, Any]]
+
+NEARNESS = {"copies": PRIMARY, "aligned": ALIGNED, "layout": LAYOUT, "background": BACKGROUND}
+"""Ways in which a delivered picture may be its source's, by the field of a summary that counts them."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +25,16 @@ class Rate:
     count: int
 
     def __str__(self) -> str:
-        return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
+        return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%}) of {self.count}"
 
 
 @dataclass(frozen=True)
 class Summary:
     """A method at one strength, over the cells of one selection of sources and the fresh captions.
 
-    copies: share of requests that deliver a copy, by the primary measure. aligned, untuned: the same by the aligned
-    measure, and by each measure that nothing was tuned on. p95, worst: 95th percentile of the similarity, and the
+    copies: share of requests that deliver a copy, by the primary measure. aligned, layout, background, untuned: the
+    same by the aligned measure, by where objects stand and by what lies behind them, and by each measure that nothing
+    was tuned on. p95, worst: 95th percentile of the similarity, and the
     largest of a source's seeds, means over sources. one_object, two_objects: share of fresh captions whose delivered
     picture shows the right classes. own: the same of the sources' captions. colours: right colours where classes are
     right. refused: share of requests that deliver nothing. avoided: share of fresh captions that a gate takes
@@ -41,7 +45,9 @@ class Summary:
     method: str
     strength: float
     copies: Rate | None
-    aligned: float
+    aligned: Rate | None
+    layout: Rate | None
+    background: Rate | None
     untuned: dict[str, float]
     p95: float
     worst: float
@@ -77,11 +83,14 @@ def _summary(
     sourced = [row for row in rows if "source" in row and chosen(row)]
     fresh = {count: _latest(row for row in rows if row.get("objects") == count) for count in (1, 2)}
     drawn = [row for row in fresh.values() if row]
+    near = {name: _rate([_delivered(row, row["copies"][name]) for row in sourced]) for name in NEARNESS.values()}
     return Summary(
         method,
         strength,
-        copies=_rate([_delivered(row, row["copies"][PRIMARY]) for row in sourced]),
-        aligned=_mean(_delivered(row, row["copies"][ALIGNED]) for row in sourced),
+        copies=near[PRIMARY],
+        aligned=near[ALIGNED],
+        layout=near[LAYOUT],
+        background=near[BACKGROUND],
         untuned={name: _mean(_delivered(row, row["copies"][name]) for row in sourced) for name in UNTUNED},
         p95=_mean([np.quantile(row["similarity"][PRIMARY], 0.95)] for row in sourced),
         worst=_mean([max(row["similarity"][PRIMARY])] for row in sourced),
@@ -117,6 +126,18 @@ def _rate(clusters: Sequence[np.ndarray]) -> Rate | None:
 def _mean(groups: Iterable[Sequence[float] | np.ndarray]) -> float:
     values = [np.asarray(group, float) for group in groups]
     return float(np.concatenate(values).mean()) if values and sum(map(len, values)) else float("nan")
+
+
+def delivered_counts(rows: Rows, measure: str) -> dict[tuple[str, float], dict[int, tuple[int, int]]]:
+    """For each method and strength, by source: how many delivered pictures are its source's by a measure, of how many.
+
+    Of a source that was drawn at several counts, the cell of the most pictures.
+    """
+    found: dict[tuple[str, float], dict[int, tuple[int, int]]] = {}
+    for row in sorted((row for row in rows if "source" in row), key=lambda row: row["pictures"]):
+        own = found.setdefault((row["method"], row["strength"]), {})
+        own[row["source"]] = int(_delivered(row, row["copies"][measure]).sum()), row["pictures"]
+    return found
 
 
 def dominated(points: Sequence[Summary], ours: Sequence[Summary]) -> list[Summary]:

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from twig.benchmarks.copying import protocol
+from twig.benchmarks.copying import measures, protocol
 from twig.benchmarks.copying.catalogue import (
     followed_mask,
     han,
@@ -24,8 +25,11 @@ from twig.benchmarks.copying.catalogue import (
 )
 from twig.benchmarks.copying.measures import (  # fmt: skip
     ALIGNED,
+    BACKGROUND,
+    LAYOUT,
     PRIMARY,
     REPORTED,
+    aligned_overlap,
     copied,
     copy_limits,
     sharpness,
@@ -36,7 +40,7 @@ from twig.benchmarks.copying.protocol import PROFILES, Cell, Study, comparison, 
 from twig.benchmarks.copying.quality import diversity, frechet_distance
 from twig.benchmarks.copying.report import report
 from twig.benchmarks.copying.scenes import render
-from twig.benchmarks.copying.summary import Rate, dominated, summarise
+from twig.benchmarks.copying.summary import Rate, delivered_counts, dominated, summarise
 from twig.engine.api.mechanisms import Avoidance
 from twig.engine.api.presets import BUNDLES, Preset
 from twig.engine.study.intervals import bootstrap
@@ -192,6 +196,12 @@ def test_cells_are_drawn_once_and_shards_share_them(bed, source, tmp_path):
     assert all(row["rows"] > 0 and row["seconds"] > 0 for row in rows)
 
 
+def lines_of(text, title):
+    """Lines of the table under a title, without its head."""
+    part = text.split(title)[1].split("###")[0]
+    return [line for line in part.splitlines() if line.startswith("|")][2:]
+
+
 def test_a_study_is_reported_in_tables_and_pictures(bed, tmp_path):
     held_out = recited(held_out=True)
     limited(tmp_path, held_out)
@@ -200,6 +210,10 @@ def test_a_study_is_reported_in_tables_and_pictures(bed, tmp_path):
     assert len(list(study.run(cells))) == len(cells)
     text = report(study, references=64)
     assert "| nothing | 0 |" in text
+    for about in ("Copies", "Aligned", "Layout", "Background"):
+        (line,) = lines_of(text, f"### {about} of each source")
+        assert line.startswith("| nothing 0 |")
+        assert line.count(" of 1 ") == len(held_out)
     assert (tmp_path / "sheet.png").is_file()
     kept = (tmp_path / "quality.jsonl").read_text()
     assert json.loads(kept)["run"] == "nothing-0"
@@ -218,6 +232,38 @@ def test_a_moved_copy_counts_as_one_by_the_aligned_measure_alone(source, tmp_pat
     assert values[ALIGNED][0] > values[PRIMARY][0] + 0.2
     limits = dict.fromkeys(REPORTED, 0.9)
     assert copied(values, limits)[PRIMARY].tolist() == [False, True]
+
+
+def test_a_layout_is_the_sources_wherever_it_stands_and_a_background_only_where_it_is(source):
+    labels = render(source.scene)[1]
+    moved, bare = np.roll(source.pixels, 5, axis=1), np.full_like(source.pixels, 128)
+    shapes = np.stack([labels, np.roll(labels, 5, axis=1), labels[:, ::-1], np.zeros_like(labels)])
+    values = similarities([source.pixels, moved, bare, bare], shapes, source)
+    assert values[LAYOUT][:3] == pytest.approx([1, 1, 1], abs=1e-3)
+    assert values[LAYOUT][3] == 0
+    assert values[BACKGROUND][0] == pytest.approx(1)
+    assert values[BACKGROUND][2] < 0.9
+    full = similarities([source.pixels], np.ones_like(shapes[:1]), source)
+    assert np.isnan(full[BACKGROUND][0]), "objects leave no background"
+    assert not copied(full, dict.fromkeys(REPORTED, -1.0))[BACKGROUND][0]
+
+
+def test_overlap_is_the_best_of_all_shifts_and_a_mirror():
+    corner = torch.zeros(16, 16, dtype=torch.bool)
+    corner[:4, :2] = corner[:2, :6] = True
+    half = torch.zeros_like(corner)
+    half[8:12, 10:12] = True
+    shapes = torch.stack([corner.roll((7, 9), (0, 1)), corner.flip(-1), half])
+    assert aligned_overlap(shapes, corner).tolist() == pytest.approx([1, 1, 8 / 16], abs=1e-4)
+
+
+def test_limits_of_an_older_study_are_found_again(source, tmp_path, monkeypatch):
+    limited(tmp_path, [source])
+    path = tmp_path / f"limits/{source.index}.json"
+    path.write_text(json.dumps({PRIMARY: 0.5}))
+    monkeypatch.setattr(measures, "_copy_limits", lambda _: dict.fromkeys(REPORTED, 0.7))
+    assert copy_limits(source, tmp_path / "limits")[PRIMARY] == 0.7
+    assert json.loads(path.read_text())[LAYOUT] == 0.7
 
 
 def test_limits_are_found_once(source, tmp_path, monkeypatch):
@@ -265,6 +311,17 @@ def test_a_refused_picture_is_neither_a_copy_nor_right():
     assert one.refused == 0.5
     assert one.one_object.value == 0.5
     assert one.adherence == 0.75
+
+
+def test_pictures_of_each_source_are_counted_as_delivered():
+    rows = [
+        row(copies=(1, 1), delivered=(1, 0)),
+        row(copies=(1, 0, 0), delivered=(1, 1, 1), classes=(1, 1, 1)),
+        row(source=16),
+    ]
+    assert delivered_counts(rows, PRIMARY) == {("ours", 1.0): {13: (1, 3), 16: (1, 2)}}
+    (one,) = summarise(rows, lambda _: True)
+    assert str(one.layout).endswith(" of 7")
 
 
 def test_the_interval_is_of_sources_not_of_pictures():

@@ -1,4 +1,4 @@
-"""Published baselines that reach deeper than a request can say, each as an engine that changes one thing."""
+"""Wen et al., ICLR 2024: the prompt's embedding moved to where first-step guidance is small."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,51 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine.api.settings import Stage
-from ...engine.backends.networks import Networks
-from ...engine.batching.arenas import Arenas
-from ...engine.batching.carried import attempt_seed
-from ...engine.batching.job import Job
-from ...engine.engine import Engine
-from ...engine.judging.judge import Judge
-from ...engine.models.attention import RowConditions, latent_grids, text_kv
-from ...engine.models.checkpoint import Components
-from ...engine.sampling.noise import seeded_noise
-from ...engine.sampling.rows import Branch
-from ...engine.sampling.solver import solver_table
-from ...engine.stages.decoding import Decoder
-from ...engine.stages.encoding import Encoding
-from ...engine.stages.segmenting import Segmenting
-from ...engine.stages.starting import Starting
-from ...kernels import TokenRow
-
-START = 0
-"""Position of the start token."""
-
-
-class RenEngine(Engine):
-    """Multiplies the start token's attention logits by `start_scale` in every final (Ren et al., ECCV 2024).
-
-    The requests' own masked attention takes the padding away.
-    """
-
-    def __init__(self, *arguments: Any, start_scale: float, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.stages.starting = RenStarting(self.components, self.arenas, start_scale)
-
-
-class RenStarting(Starting):
-    """Starts finals with another scale for the start token."""
-
-    def __init__(self, components: Components, arenas: Arenas, start_scale: float) -> None:
-        super().__init__(components, arenas)
-        self.start_scale = start_scale
-
-    @torch.inference_mode()
-    def start_final(self, job: Job) -> None:
-        """Start a final as usual, then scale its start token."""
-        super().start_final(job)
-        self.arenas.loop(job.shape).arena.tokens[job.slot, TokenRow.C, START] = self.start_scale
+from ....engine.api.settings import Stage
+from ....engine.backends.networks import Networks
+from ....engine.batching.arenas import Arenas
+from ....engine.batching.carried import attempt_seed
+from ....engine.batching.job import Job
+from ....engine.engine import Engine
+from ....engine.judging.judge import Judge
+from ....engine.models.attention import RowConditions, latent_grids, text_kv
+from ....engine.models.checkpoint import Components
+from ....engine.sampling.noise import seeded_noise
+from ....engine.sampling.rows import Branch
+from ....engine.sampling.solver import solver_table
+from ....engine.stages.decoding import Decoder
+from ....engine.stages.encoding import Encoding
+from ....engine.stages.segmenting import Segmenting
 
 
 class WenEngine(Engine):
@@ -134,12 +104,12 @@ class WenEncoding(Encoding):
         """Text states (B, T, D) as ordinary tensors."""
         return self.components.text_encoder(self.tokenize(prompts))[0].clone()
 
-    def _predict(self, noise: Tensor, states: Tensor) -> Tensor:
-        """The network's prediction (B, C, h, w) at the first of a stage's usual steps, with gradients to the text."""
+    def _predict(self, noise: Tensor, states: Tensor, step: int = 0) -> Tensor:
+        """The network's prediction (B, C, h, w) at one of a stage's usual steps, with gradients to the text."""
         denoiser, stage = self.networks.denoiser, Stage()
         kv = tuple(text_kv(denoiser.unet, denoiser.layers, states))
         conditions = RowConditions(kv, latent_grids(noise.shape, denoiser.num_levels))
-        timesteps = solver_table(stage.solver, stage.steps, self.components.scheduler).timesteps[:1]
+        timesteps = solver_table(stage.solver, stage.steps, self.components.scheduler).timesteps[step : step + 1]
         sinusoids = denoiser.time_proj(timesteps).expand(len(noise), -1)
         return denoiser.unet(
             noise, timesteps, kv[0], timestep_cond=sinusoids, cross_attention_kwargs={"conditions": conditions}
