@@ -17,6 +17,7 @@ from .core import Core
 from .door import Admission
 from .judging.registry import Registry
 from .loading import check_options, loaded, registered, warn_of_slow_dtype
+from .models.bank import Bank
 from .models.layout import Source
 from .records.manifest import Manifest, ModelRecord
 from .routing import Listener
@@ -42,14 +43,15 @@ class Engine(Core):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         calibration: Calibration | Path | str | None = None,
+        bank: Bank | Path | str | None = None,
         registry: Registry | Path | str | None = None,
         **options: Any,
     ) -> Self:
         """Load a diffusers folder or hub id, the embedded model if None; `options` as in the constructor.
 
-        calibration: limits that take the place of the folder's own. registry: protected works to compare with, or their
-        file. torch_dtype: `dtype` by the name that diffusers has for it. Raises TypeError for an unknown option before
-        anything is loaded, CheckpointError for what cannot be loaded.
+        calibration, bank: limits and shapes that take the place of the folder's own. registry: protected works to
+        compare with, or their file. torch_dtype: `dtype` by the name that diffusers has for it. Raises TypeError for an
+        unknown option before anything is loaded, CheckpointError for what cannot be loaded.
         """
         dtype = options.pop("torch_dtype", dtype)
         check_options(cls, options)
@@ -59,6 +61,7 @@ class Engine(Core):
             controlnet=controlnet,
             segmenter=segmenter,
             calibration=calibration,
+            bank=bank,
             dtype=dtype,
             device=device,
         )

@@ -12,6 +12,7 @@ import torch
 
 from .api.calibration import Calibration
 from .judging.registry import Registry
+from .models.bank import Bank
 from .models.checkpoint import Components, load
 from .models.layout import Source
 
@@ -22,15 +23,18 @@ def loaded(
     controlnet: Source | None,
     segmenter: Source | None,
     calibration: Calibration | Path | str | None,
+    bank: Bank | Path | str | None,
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Components:
-    """Load a model, with limits in the place of its own where they are given. Raises CheckpointError."""
+    """Load a model, with limits and shapes in the place of its own where they are given. Raises CheckpointError."""
     components = load(source, controlnet=controlnet, segmenter=segmenter, dtype=dtype, device=device)
-    if calibration is None:
-        return components
-    found = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
-    return replace(components, calibration=found)
+    given: dict[str, Any] = {}
+    if calibration is not None:
+        given["calibration"] = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+    if bank is not None:
+        given["bank"] = bank if isinstance(bank, Bank) else Bank.load(bank)
+    return replace(components, **given)
 
 
 def registered(registry: Registry | Path | str | None) -> Registry | None:

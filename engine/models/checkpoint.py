@@ -14,6 +14,8 @@ from ..api.calibration import Calibration
 from ..api.errors import CheckpointError
 from ..api.reading import shown
 from . import configs, layout, parts
+from .bank import FILE as BANK_FILE
+from .bank import Bank
 from .layout import Source
 from .networks import NUM_SIZES
 from .parts import Vae
@@ -41,7 +43,12 @@ _INDEX_KEYS = frozenset({
 })  # fmt: skip
 """What else an index says: parts that check or describe pictures, and settings."""
 _FILES = ("*.json", "*.txt", "*.safetensors")
-_MODEL_FILES = ("model_index.json", "calibration.json", *(f"{p}/{f}" for p in _XL_REQUIRED + _OPTIONAL for f in _FILES))
+_MODEL_FILES = (
+    "model_index.json",
+    "calibration.json",
+    BANK_FILE,
+    *(f"{p}/{f}" for p in _XL_REQUIRED + _OPTIONAL for f in _FILES),
+)
 
 
 _READING_ADDED = (
@@ -58,10 +65,10 @@ class Components:
     """Everything one model consists of.
 
     scheduler: the folder's noise schedule, prediction type and timestep spacing, whichever scheduler it named.
-    calibration: similarity limits found for this model. hashes: SHA-256 of each part's configuration and weights.
-    tokenizer_2, text_encoder_2: the second pair of SDXL, None elsewhere. zero_empty: whether zeros stand for an empty
-    negative prompt. upcast_vae: whether the autoencoder overflows in fp16 and stays in fp32 there. sources: what was
-    named to load it from, of source, controlnet and segmenter; a folder by its full path.
+    calibration: similarity limits found for this model. bank: shapes gathered for it. hashes: SHA-256 of each part's
+    configuration and weights. tokenizer_2, text_encoder_2: the second pair of SDXL, None elsewhere. zero_empty: whether
+    zeros stand for an empty negative prompt. upcast_vae: whether the autoencoder overflows in fp16 and stays in fp32
+    there. sources: what was named to load it from, of source, controlnet and segmenter; a folder by its full path.
     """
 
     tokenizer: CLIPTokenizer
@@ -79,6 +86,7 @@ class Components:
     zero_empty: bool = False
     upcast_vae: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
+    bank: Bank | None = None
 
     @property
     def vae_scale_factor(self) -> int:
@@ -125,7 +133,7 @@ def load(
     folder = layout.locate(EMBEDDED if source is None else source, _MODEL_FILES)
     index = layout.read_json(folder / "model_index.json")
     folders = _folders(folder, index, {"controlnet": controlnet, "segmenter": segmenter})
-    calibration = folder / "calibration.json"
+    calibration, bank = folder / "calibration.json", folder / BANK_FILE
     xl = "text_encoder_2" in folders
     upcast_vae = xl and layout.read_json(folders["vae"] / "config.json").get("force_upcast", True)
     vae_dtype = torch.float32 if upcast_vae and dtype is torch.float16 else dtype
@@ -149,6 +157,7 @@ def load(
         zero_empty=xl and index.get("force_zeros_for_empty_prompt", True),
         upcast_vae=upcast_vae,
         sources=_named(source=source, controlnet=controlnet, segmenter=segmenter),
+        bank=Bank.load(bank) if os.path.lexists(bank) else None,
     )
     _check_size(components)
     _check_text(components)
