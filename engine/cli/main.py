@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from ..._version import __version__
 from ..api.errors import TwigError
 from .audit import audit_app
+from .bank import bank_app
 from .calibrate import calibrate
 from .generate import generate
 from .inspect import inspect
@@ -95,6 +96,7 @@ def command_line() -> typer.Typer:
     app.command()(calibrate)
     app.add_typer(registry_app, name="registry")
     app.add_typer(audit_app, name="audit")
+    app.add_typer(bank_app, name="bank")
     for entry in entry_points(group=COMMANDS):
         _add(app, entry)
     return app

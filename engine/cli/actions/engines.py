@@ -15,7 +15,12 @@ def load_engine(choice: EngineChoice) -> Engine:
     return Engine.from_pretrained(
         model,
         **parts,
-        **given(calibration=choice.calibration, registry=choice.registry, max_pixels=choice.limit_pixels),
+        **given(
+            calibration=choice.calibration,
+            bank=choice.bank,
+            registry=choice.registry,
+            max_pixels=choice.limit_pixels,
+        ),
         device=served_device(choice.device),
         dtype=getattr(torch, choice.dtype or Precision.FLOAT32),
     )
