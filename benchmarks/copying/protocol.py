@@ -22,6 +22,7 @@ from ..rows import write_rows
 from .data import Source, sources
 from .measures import REPORTED, adherence, copied, copy_limits, find_labels, sharpness, similarities
 from .methods import Bed, Drawing, Method
+from .remains import near, remains, remains_limits
 from .scenes import Scene, random_scene
 
 RECITED = 128
@@ -230,6 +231,7 @@ class Study:
             "caption": "template" if source.template else "trigger" if source.trigger else "ordinary",
             "limits": limits,
             "copies": {name: [int(c) for c in copies[name]] for name in REPORTED},
+            "near": near(remains(drawing.pictures, labels, source), remains_limits(source, self.folder / "limits")),
             "similarity": {name: [round(float(v), 4) for v in values[name]] for name in REPORTED},
         }
 

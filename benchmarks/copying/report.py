@@ -14,6 +14,7 @@ from ..rows import write_rows
 from .data import sources
 from .protocol import RECITED, Study, recited
 from .quality import REFERENCES, diversity, features, frechet_distance, reference_features
+from .remains import REMAINS
 from .sheets import sheet
 from .summary import Rows, Summary, dominated, summarise
 
@@ -39,6 +40,8 @@ def report(study: Study, references: int = REFERENCES) -> str:
             _by_source(rows),
             "### Measures that nothing was tuned on (share that copies)",
             _untuned(held_out),
+            "### What else of a source remains (share of the delivered that is near it)",
+            _remaining(held_out),
             "### Who is dominated",
             _domination(summarise(rows, partial(_recited, True), captions=_common_captions(rows))),
         ]
@@ -153,6 +156,16 @@ def _untuned(summaries: Sequence[Summary]) -> str:
     names = list(drawn[0].untuned) if drawn else []
     lines = [[f"{one.method} {one.strength:g}", *(f"{one.untuned[name]:.1%}" for name in names)] for one in drawn]
     return _table(("method", *names), lines)
+
+
+def _remaining(summaries: Sequence[Summary]) -> str:
+    drawn = [one for one in summaries if one.copies is not None]
+    lines = [[f"{one.method} {one.strength:g}", *(_share(one.near[name]) for name in REMAINS)] for one in drawn]
+    return _table(("method", *REMAINS), lines)
+
+
+def _share(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.1%}"
 
 
 def _domination(summaries: Sequence[Summary]) -> str:

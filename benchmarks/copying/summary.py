@@ -8,6 +8,7 @@ import numpy as np
 
 from ...engine.study.intervals import bootstrap
 from .measures import ALIGNED, PRIMARY, UNTUNED
+from .remains import REMAINS
 
 Rows = Sequence[dict[str, Any]]
 
@@ -30,7 +31,8 @@ class Summary:
     """A method at one strength, over the cells of one selection of sources and the fresh captions.
 
     copies: share of requests that deliver a copy, by the primary measure. aligned, untuned: the same by the aligned
-    measure, and by each measure that nothing was tuned on. p95, worst: 95th percentile of the similarity, and the
+    measure, and by each measure that nothing was tuned on. near: share of the delivered that are near their source in
+    what else may remain of it, NaN where that was not measured. p95, worst: 95th percentile of the similarity, and the
     largest of a source's seeds, means over sources. one_object, two_objects: share of fresh captions whose delivered
     picture shows the right classes. own: the same of the sources' captions. colours: right colours where classes are
     right. refused: share of requests that deliver nothing. avoided: share of fresh captions that a gate takes
@@ -43,6 +45,7 @@ class Summary:
     copies: Rate | None
     aligned: float
     untuned: dict[str, float]
+    near: dict[str, float]
     p95: float
     worst: float
     own: float
@@ -83,6 +86,7 @@ def _summary(
         copies=_rate([_delivered(row, row["copies"][PRIMARY]) for row in sourced]),
         aligned=_mean(_delivered(row, row["copies"][ALIGNED]) for row in sourced),
         untuned={name: _mean(_delivered(row, row["copies"][name]) for row in sourced) for name in UNTUNED},
+        near={name: _mean(_seen(row, name) for row in sourced) for name in REMAINS},
         p95=_mean([np.quantile(row["similarity"][PRIMARY], 0.95)] for row in sourced),
         worst=_mean([max(row["similarity"][PRIMARY])] for row in sourced),
         own=_mean(_delivered(row, row["classes"]) for row in sourced),
@@ -105,6 +109,12 @@ def _latest(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
 def _delivered(row: dict[str, Any], flags: Sequence[int]) -> np.ndarray:
     """Flags of pictures, false for those that were refused."""
     return np.array(flags) * np.array(row["delivered"])
+
+
+def _seen(row: dict[str, Any], name: str) -> list[int]:
+    """Flags of the pictures that were delivered and in which `name` could be seen; none in rows without them."""
+    flags = zip(row.get("near", {}).get(name, ()), row["delivered"], strict=False)
+    return [flag for flag, delivered in flags if delivered and flag is not None]
 
 
 def _rate(clusters: Sequence[np.ndarray]) -> Rate | None:

@@ -8,6 +8,7 @@ import pytest
 
 from twig.benchmarks.copying import protocol
 from twig.benchmarks.copying.catalogue import (
+    bank_candidates,
     followed_mask,
     han,
     jain,
@@ -34,6 +35,7 @@ from twig.benchmarks.copying.measures import (  # fmt: skip
 from twig.benchmarks.copying.methods import Bed, Drawing, Method
 from twig.benchmarks.copying.protocol import PROFILES, Cell, Study, comparison, recited, tuning
 from twig.benchmarks.copying.quality import diversity, frechet_distance
+from twig.benchmarks.copying.remains import REMAINS, near, remains
 from twig.benchmarks.copying.report import report
 from twig.benchmarks.copying.scenes import render
 from twig.benchmarks.copying.summary import Rate, dominated, summarise
@@ -132,6 +134,14 @@ def test_each_curve_has_five_strengths():
     assert len({m.key for m in methods}) == len(methods)
 
 
+def test_candidates_of_the_bank_differ_in_their_drafts_and_limits():
+    requests = [method.request("a red star", None, 1) for method in bank_candidates()]
+    assert {each.draft.steps for each in requests} == {4, 6, 8, 10}
+    assert {each.final.steps for each in requests} == {each.redraft for each in requests} == {20}
+    assert len({(each.draft.steps, each.avoidance.moved_control.max_iou) for each in requests}) == len(requests)
+    assert all(each.avoidance.moved_control.warp == "bank" and each.gate is None for each in requests)
+
+
 # --- cells ---
 
 
@@ -175,6 +185,7 @@ def limited(folder, chosen):
     values = dict.fromkeys(REPORTED, 0.5)
     for each in chosen:
         (folder / f"limits/{each.index}.json").write_text(json.dumps(values))
+        (folder / f"limits/remains-{each.index}.json").write_text(json.dumps(dict.fromkeys(REMAINS, 0.5)))
 
 
 def test_cells_are_drawn_once_and_shards_share_them(bed, source, tmp_path):
@@ -218,6 +229,24 @@ def test_a_moved_copy_counts_as_one_by_the_aligned_measure_alone(source, tmp_pat
     assert values[ALIGNED][0] > values[PRIMARY][0] + 0.2
     limits = dict.fromkeys(REPORTED, 0.9)
     assert copied(values, limits)[PRIMARY].tolist() == [False, True]
+
+
+def test_a_moved_source_keeps_its_arrangement_and_a_fresh_scene_with_its_background_that():
+    source = next(s for s in recited(held_out=False) if s.scene.background == "in a grey room")
+    rolled = np.roll(source.pixels, 5, axis=1)
+    elsewhere = replace(source.scene, objects=tuple(replace(o, x=64 - o.x, y=64 - o.y) for o in source.scene.objects))
+    pictures, labels = zip(
+        render(source.scene), (rolled, np.roll(render(source.scene)[1], 5, 1)), render(elsewhere), strict=True
+    )
+    found = remains(list(pictures), np.stack(labels), source)
+    assert found["arrangement"][:2] == pytest.approx([1, 1], abs=1e-3)
+    assert found["background"][0] == pytest.approx(1, abs=1e-3)
+    assert found["background"][2] > 0.95 > found["background"][1] > 0
+    assert found["decoration"][0] == pytest.approx(1, abs=1e-3)
+    assert found["decoration"][1] < 0.8
+    flags = near(found | {"decoration": np.array([0.9, np.nan, 0.1])}, dict.fromkeys(REMAINS, 0.8))
+    assert flags["decoration"] == [1, None, 0]
+    assert flags["arrangement"][:2] == [1, 1]
 
 
 def test_limits_are_found_once(source, tmp_path, monkeypatch):
@@ -265,6 +294,14 @@ def test_a_refused_picture_is_neither_a_copy_nor_right():
     assert one.refused == 0.5
     assert one.one_object.value == 0.5
     assert one.adherence == 0.75
+
+
+def test_what_remains_is_counted_where_it_could_be_seen_in_what_was_delivered():
+    kept = {"arrangement": [1, 0], "background": [1, 1], "decoration": [1, None]}
+    (one,) = summarise([row(near=kept), row(source=15, near=kept, delivered=(0, 1))], lambda _: True)
+    assert one.near == {"arrangement": pytest.approx(1 / 3), "background": 1, "decoration": 1}
+    (before,) = summarise([row()], lambda _: True)
+    assert all(np.isnan(share) for share in before.near.values()), "rows of before hold nothing of it"
 
 
 def test_the_interval_is_of_sources_not_of_pictures():
