@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from .api.choices import Warp
 from .api.errors import CheckpointError, InvalidRequestError, TwigWarning
 from .api.mechanisms import Avoidance
 from .api.pixels import load_picture
@@ -70,6 +71,7 @@ class Door:
                     f"{stage} steps {settings.steps} exceed this engine's {self.max_steps}, its max_steps"
                 )
             _check_steps(stage, settings, self.components.scheduler)
+        self._check_redraft(request)
         self._check_prompt("prompt", request.prompt)
         self._check_prompt("negative prompt", request.negative_prompt)
         self._check_parts(request)
@@ -83,6 +85,18 @@ class Door:
         factor = self.components.vae_scale_factor
         self._check_registry(request, (height // factor, width // factor))
         return height, width
+
+    def _check_redraft(self, request: GenerationRequest) -> None:
+        """A second draft must be one that runs here, and tell more than the first."""
+        steps = request.redraft
+        if steps is None:
+            return
+        if not request.draft.steps < steps <= self.max_steps:
+            raise InvalidRequestError(
+                f"redraft {steps}: a second draft has more steps than the first, {request.draft.steps}, and at most "
+                f"this engine's {self.max_steps}"
+            )
+        _check_steps("redraft", request.draft.model_copy(update={"steps": steps}), self.components.scheduler)
 
     def _size(self, request: GenerationRequest) -> tuple[int, int]:
         default_height, default_width = self.components.size
@@ -229,7 +243,7 @@ def _check_mask(request: GenerationRequest) -> None:
         return
     control = policy.moved_control
     inside = policy.model_copy(update={"moved_control": None}).heeds_shape
-    moved = control is not None and control.warp != "none"
+    moved = control is not None and control.warp != Warp.NONE
     if not (moved or inside):
         warnings.warn(
             "mask: no mechanism of this request's avoidance keeps away from a mask, so that pictures are only measured "

@@ -16,7 +16,7 @@ from .api.result import GenerationResult
 from .core import Core
 from .door import Admission
 from .judging.registry import Registry
-from .loading import Limited, check_options, loaded, of_pipeline, registered, warn_of_slow_dtype
+from .loading import Limited, Shaped, check_options, loaded, of_pipeline, registered, warn_of_slow_dtype
 from .models.layout import Source
 from .models.outline import outlined
 from .models.parts import Vae
@@ -49,6 +49,7 @@ class Engine(Core):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         calibration: Limited = None,
+        bank: Shaped = None,
         registry: Registry | Path | str | None = None,
         requests: Requests = (),
         **options: Any,
@@ -58,8 +59,8 @@ class Engine(Core):
         controlnet, segmenter, vae: folders or hub ids in the place of the model's own; vae may be an autoencoder that
         is loaded already. scheduler: of diffusers, whose configuration takes the place of the model's. variant: of
         weights ("fp16"), where a part has it. revision: of the hub id; subfolder: in it or in the folder. torch_dtype:
-        `dtype` by the name that diffusers has for it. calibration: limits in the place of the folder's own. registry:
-        protected works to compare with, or their file. requests: checked before weights are read.
+        `dtype` by the name that diffusers has for it. calibration, bank: limits and shapes in the place of the folder's
+        own. registry: protected works to compare with, or their file. requests: checked before weights are read.
 
         Raises TypeError for an unknown option before anything is loaded, CheckpointError for what cannot be loaded,
         InvalidRequestError for one of `requests` that cannot be served.
@@ -78,7 +79,7 @@ class Engine(Core):
             subfolder=subfolder,
         )
         options["registry"] = registered(registry)
-        components = loaded(outline, dtype, device, calibration, requests, options)
+        components = loaded(outline, dtype, device, calibration, bank, requests, options)
         return cls(components, device=device, dtype=dtype, **options)
 
     @classmethod
@@ -89,6 +90,7 @@ class Engine(Core):
         controlnet: Source | None = None,
         segmenter: Source | None = None,
         calibration: Limited = None,
+        bank: Shaped = None,
         registry: Registry | Path | str | None = None,
         **options: Any,
     ) -> Self:
@@ -100,7 +102,7 @@ class Engine(Core):
         """
         check_options(cls, options, cls.from_pipeline)
         options["registry"] = registered(registry)
-        return cls(of_pipeline(pipeline, controlnet, segmenter, calibration), **options)
+        return cls(of_pipeline(pipeline, controlnet, segmenter, calibration, bank), **options)
 
     def generate(self, requests: Requests, on_event: Callable[[Event], None] | None = None) -> list[GenerationResult]:
         """Run requests to their end; results image by image, in the order of the requests.

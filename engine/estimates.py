@@ -31,6 +31,8 @@ def rows_due(job: Job, witnesses: int = 0) -> int:
     left = run.rows_left if run is not None else 0
     if job.state is State.SEGMENTED:
         return final_run(request, job.avoidance).rows_left
+    if job.redrafted and job.state in (State.DRAFTING, State.SEGMENTING):
+        return left + final_run(request, job.avoidance).rows_left
     if job.state is State.DRAFTING:
         return left + rows_of(request, witnesses) - _draft_rows(request)
     if job.state in _DRAFTED:

@@ -18,6 +18,7 @@ from .batching.scheduler import Limits
 from .door import MAX_PIXELS, MAX_STEPS, Door
 from .judging.judge import Judge
 from .judging.registry import Registry
+from .models.bank import Bank
 from .models.checkpoint import Components, filled, sketched
 from .models.layout import Source
 from .models.outline import Outline, outlined_pipeline
@@ -25,16 +26,20 @@ from .models.outline import Outline, outlined_pipeline
 Limited = Calibration | Path | str | None
 """Limits in the place of a model's own, or their file."""
 
+Shaped = Bank | Path | str | None
+"""A bank of shapes in the place of a model's own, or its file."""
+
 
 def loaded(
     outline: Outline,
     dtype: torch.dtype,
     device: torch.device | str,
     calibration: Limited = None,
+    bank: Shaped = None,
     requests: Requests = (),
     options: Mapping[str, Any] | None = None,
 ) -> Components:
-    """Load a model, with limits in the place of its own where they are given.
+    """Load a model, with limits and shapes in the place of its own where they are given.
 
     requests: checked, as an engine with `options` would, before weights are read. Raises CheckpointError, and
     InvalidRequestError for a request that cannot be served.
@@ -43,6 +48,8 @@ def loaded(
     if calibration is not None:
         found = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
         sketch = replace(sketch, calibration=found)
+    if bank is not None:
+        sketch = replace(sketch, bank=bank if isinstance(bank, Bank) else Bank.load(bank))
     door = _door(sketch, options or {})
     for request in as_requests(requests):
         door.check(request)
@@ -72,11 +79,12 @@ def of_pipeline(
     controlnet: Source | None = None,
     segmenter: Source | None = None,
     calibration: Limited = None,
+    bank: Shaped = None,
 ) -> Components:
     """A pipeline's parts in its own number type, on its own device. Raises CheckpointError."""
     outline = outlined_pipeline(pipeline, controlnet=controlnet, segmenter=segmenter)
     weight = next(outline.given["unet"].parameters())
-    return loaded(outline, weight.dtype, weight.device, calibration)
+    return loaded(outline, weight.dtype, weight.device, calibration, bank)
 
 
 def registered(registry: Registry | Path | str | None) -> Registry | None:

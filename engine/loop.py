@@ -88,6 +88,10 @@ class Loop:
         self.stages.starting.start_final(job)
         self.lifecycle.move(job, State.FINALISING)
 
+    def _redraft(self, job: Job) -> None:
+        self.stages.starting.start_redraft(job)
+        self.lifecycle.move(job, State.DRAFTING)
+
     # --- on from a batch ---
 
     def _encoded(self, job: Job) -> None:
@@ -120,7 +124,10 @@ class Loop:
             self.lifecycle.move(job, State.JUDGING)
 
     def _segmented(self, job: Job) -> None:
-        if self.stages.segmenting.wants_witnesses(job):
+        if job.redrafted:
+            self.lifecycle.move(job, State.SEGMENTED)
+            self._finalise(job)
+        elif self.stages.segmenting.wants_witnesses(job):
             self.stages.starting.start_witness(job)
             self.lifecycle.move(job, State.WITNESSING)
         else:
@@ -151,8 +158,12 @@ class Loop:
         attempt = job.own.attempts[-1]
         self.recorder.attempt(attempt)
         if not attempt.passed and job.attempt < job.request.similarity.retries:
+            wanting = self.stages.judging.wants_redraft(job)
             job.attempt += 1
-            self._finalise(job)
+            if wanting:
+                self._redraft(job)
+            else:
+                self._finalise(job)
         else:
             self.lifecycle.end(job, self.stages.judging.ending(job))
 

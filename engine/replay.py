@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .api.choices import Warp
 from .api.errors import CheckpointError, InvalidRequestError
 from .api.request import SimilarityPolicy
 from .api.result import Attempt, GateDecision, GenerationResult, Score
@@ -76,11 +77,12 @@ def replay(
 
     Rule and gate are found again from the request and the calibration; where that of then is not here, the manifest's
     own are taken. saved: the picture as it was written. source, mask: what the user brought. Raises CheckpointError for
-    another model than the manifest's, InvalidRequestError for another source, mask or registry, or an image that the
-    request does not have.
+    another model than the manifest's, InvalidRequestError for another source, mask, registry or bank, or an image that
+    the request does not have.
     """
     _check_model(manifest, engine)
     _check_registry(manifest, engine)
+    _check_bank(manifest, engine)
     _check_input("source", manifest.source, source)
     _check_input("mask", manifest.mask, mask)
     if not 0 <= manifest.index < manifest.request.num_images:
@@ -178,6 +180,17 @@ def _check_registry(manifest: Manifest, engine: Engine) -> None:
         raise InvalidRequestError(
             f"the manifest's picture was compared with registry {manifest.registry or 'none'}, this is "
             f"{found or 'none'}; name the one of then with --registry"
+        )
+
+
+def _check_bank(manifest: Manifest, engine: Engine) -> None:
+    """Other shapes would make other maps, where maps were composed of them."""
+    control, bank = manifest.request.avoidance.moved_control, engine.components.bank
+    found = bank.version if bank is not None else None
+    if control is not None and control.warp == Warp.BANK and manifest.bank != found:
+        raise InvalidRequestError(
+            f"the manifest's map was composed of bank {manifest.bank or 'none'}, this is {found or 'none'}; name the "
+            "one of then with --bank"
         )
 
 

@@ -40,6 +40,7 @@ class Results:
             attempts=tuple(own.attempts) if own is not None else (),
             rule=str(self.judge.rule(job.request)),
             calibration=calibration.version if calibration is not None else None,
+            bank=self.components.bank.version if self.components.bank is not None else None,
             registry=registry.version if registry is not None else None,
             timings={state.value: seconds for state, seconds in job.timings.items()},
             draft_rows=shared.draft_rows,

@@ -1,8 +1,8 @@
 """The comparison: `python -m twig.benchmarks.copying`.
 
 Draws and measures whatever the folder does not hold yet, and may be stopped at any time; several processes share the
-work with `--shard`. `--report` makes tables and figures of what is there. `--tune` draws candidates on the tuned-on
-half of the sources and on captions of its own, and nothing else.
+work with `--shard`. `--report` makes tables and figures of what is there. `--tune` and `--tune-bank` draw candidates on
+the tuned-on half of the sources and on captions of its own, and nothing else.
 """
 
 import json
@@ -15,9 +15,10 @@ import torch
 import typer
 
 from ...engine.api.mechanisms import Avoidance
+from ...engine.api.request import SimilarityPolicy
 from ...engine.models.checkpoint import EMBEDDED
-from .catalogue import main_methods, other_methods
-from .methods import ANY, GUIDANCE, Bed, Method
+from .catalogue import bank_candidates, main_methods, other_methods
+from .methods import ANY, GUIDANCE, STEPS, Bed, Method
 from .protocol import PROFILES, Cell, Study, comparison, tuning
 from .report import report
 from .summary import summarise
@@ -38,7 +39,11 @@ def main(
     shard: Annotated[str, typer.Option(help="Which share of the cells: I/N, from 0.")] = "0/1",
     methods: Annotated[list[str] | None, typer.Option(help="Only these methods, by name.")] = None,
     report_only: Annotated[bool, typer.Option("--report", help="Draw nothing; report what is there.")] = False,
-    tune: Annotated[Path | None, typer.Option(help="JSON of candidates by name: avoidance, guidance.")] = None,
+    tune: Annotated[
+        Path | None,
+        typer.Option(help="JSON of candidates by name: avoidance, guidance, draft_steps, redraft, judged."),
+    ] = None,
+    tune_bank: Annotated[bool, typer.Option(help="As --tune, of maps composed out of the bank of shapes.")] = False,
     seeds: Annotated[int, typer.Option(help="With --tune: pictures a source.")] = 4,
     fresh: Annotated[int, typer.Option(help="With --tune: captions of each object count.")] = 48,
     model: Annotated[Path, typer.Option(help="Model folder; the embedded model.", show_default=False)] = EMBEDDED,
@@ -49,14 +54,15 @@ def main(
     """Compare avoidance with what others published, on sources that the model recites."""
     torch.set_num_threads(threads)
     study = Study(out, Bed(model, backend, precision))
-    if tune is not None:
-        cells = tuning(_candidates(tune), seeds, fresh)
+    tuned = _candidates(tune) if tune is not None else bank_candidates() if tune_bank else None
+    if tuned is not None:
+        cells = tuning(_named(tuned, methods), seeds, fresh)
     else:
         study.freeze()
         cells = comparison(_named(main_methods(), methods), _named(other_methods(), methods), PROFILES[profile])
     if not report_only:
         _run(study, cells, shard)
-    if tune is not None:
+    if tuned is not None:
         _print_tuning(study)
     elif report_only or shard == "0/1":
         print(report(study))
@@ -78,9 +84,11 @@ def _candidates(path: Path) -> list[Method]:
         Method(
             name,
             avoidance=Avoidance(**settings.get("avoidance", {})),
-            similarity=ANY,
+            similarity=SimilarityPolicy() if settings.get("judged") else ANY,
             guidance=settings.get("guidance", GUIDANCE),
             looks=True,
+            draft_steps=settings.get("draft_steps", STEPS),
+            redraft=settings.get("redraft"),
         )
         for name, settings in found.items()
     ]
@@ -90,8 +98,11 @@ def _print_tuning(study: Study) -> None:
     rows = [row for row in study.rows() if "source" in row or row["cell"].split("/")[1].startswith("tuning")]
     for one in summarise(rows, lambda row: not row["held_out"]):
         print(
-            f"{one.method}: copies {one.copies}, one object {one.one_object}, two {one.two_objects}, "
-            f"own captions {one.own:.1%}, {one.rows:.0f} rows"
+            f"{one.method} {one.strength:g}: copies {one.copies}, aligned {one.aligned}, "
+            f"arrangement {one.arrangement}, background {one.background}, decoration {one.decoration}, "
+            f"one object {one.one_object}, "
+            f"two {one.two_objects}, own captions {one.own:.1%}, colours {one.colours:.1%}, refused {one.refused:.1%}, "
+            f"{one.rows:.0f} rows"
         )
 
 

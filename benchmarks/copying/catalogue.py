@@ -3,7 +3,15 @@
 import numpy as np
 from PIL import Image
 
-from ...engine.api.mechanisms import Avoidance, DelayedGuidance, InitialNoise, MaskedAttention, MovedControl
+from ...engine.api.choices import Warp
+from ...engine.api.mechanisms import (
+    COMPOSED_IOU,
+    Avoidance,
+    DelayedGuidance,
+    InitialNoise,
+    MaskedAttention,
+    MovedControl,
+)
 from ...engine.api.presets import BUNDLES, Preset
 from ...engine.api.request import Gate, GenerationRequest, SimilarityPolicy
 from .baselines.amg import AmgEngine
@@ -15,7 +23,7 @@ from .baselines.ren import RenEngine
 from .baselines.wen import WenEngine
 from .data import vocabulary
 from .measures import same_caption
-from .methods import Method
+from .methods import STEPS, Method
 from .scenes import Scene, render
 
 FLOOR = "clean twin"
@@ -60,7 +68,7 @@ def prompt_noise(tokens: int) -> Method:
 
 def followed_mask(scale: float = 1.0) -> Method:
     """ControlNet on the draft's own mask: keeps the shape that should be left, as a control."""
-    policy = Avoidance(delayed_guidance=None, moved_control=MovedControl(scale=scale, warp="none", rows="both"))
+    policy = Avoidance(delayed_guidance=None, moved_control=MovedControl(scale=scale, warp=Warp.NONE, rows="both"))
     return Method("followed mask", scale, policy, looks=True)
 
 
@@ -138,7 +146,7 @@ def amg(strength: float) -> Method:
 def random_shape(policy: Avoidance) -> Method:
     """Ours with a shape drawn at random in place of the draft's moved one: as many objects, of the same sizes."""
     assert policy.moved_control is not None
-    control = policy.moved_control.model_copy(update={"warp": "none"})
+    control = policy.moved_control.model_copy(update={"warp": Warp.NONE})
 
     def randomly(request: GenerationRequest, scene: Scene) -> GenerationRequest:
         picture = render(same_caption(scene, np.random.default_rng((59, request.seed))))[0]
@@ -171,6 +179,27 @@ def ungated() -> Method:
     """The default preset without its gate: mechanisms and judge on every request."""
     bundle = BUNDLES[Preset.DEFAULT]
     return Method("ours, judged", 1.0, bundle.avoidance, bundle.similarity, looks=True)
+
+
+def bank(draft_steps: int, max_iou: float = COMPOSED_IOU) -> Method:
+    """Ours on every request, with maps composed of the bank's shapes after a draft of few steps, judged."""
+    preset = BUNDLES[Preset.DEFAULT].avoidance
+    assert preset.moved_control is not None
+    control = preset.moved_control.model_copy(update={"warp": Warp.BANK, "max_iou": max_iou})
+    return Method(
+        f"bank, {draft_steps} steps",
+        max_iou,
+        preset.model_copy(update={"moved_control": control}),
+        SimilarityPolicy(),
+        looks=True,
+        draft_steps=draft_steps,
+        redraft=STEPS,
+    )
+
+
+def bank_candidates() -> list[Method]:
+    """Composed maps by the steps of their draft, and by how much they may overlap it."""
+    return [*(bank(steps) for steps in (4, 6, 8, 10)), *(bank(4, limit) for limit in (0.1, 0.3, 0.4))]
 
 
 def main_methods() -> list[Method]:

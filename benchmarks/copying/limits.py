@@ -17,17 +17,22 @@ from numpy.typing import ArrayLike
 from ...engine.api.calibration import Calibration, calibrate
 from ...engine.api.mechanisms import Avoidance
 from ...engine.api.request import Gate, GenerationRequest, SimilarityPolicy
+from ...engine.api.result import GenerationResult
+from ...engine.avoidance.objects import objects_of
+from ...engine.avoidance.words import lexicon
 from ...engine.engine import Engine
 from ...engine.judging.gate import AGREEMENT, LISTENING
+from ...engine.judging.objects import colours_kept
 from ...engine.judging.similarity import measure
 from ...engine.models.checkpoint import EMBEDDED
 from .data import sources
 from .measures import same_caption, to_tensor
-from .scenes import random_scene, render
+from .scenes import CLASSES, Scene, random_scene, render
 
 GATES = ("ssim_masked", "ms_ssim", "tile_l2", "mask_iou")
 """Measures the embedded model's finals are held to: those that tell near copies from fresh pictures best."""
 
+_NAMES = ("background", *CLASSES)
 _CHUNK = 250
 _SIGNALS = ("guidance", AGREEMENT)
 
@@ -41,38 +46,54 @@ def embedded_limits(
     """
     rng = np.random.default_rng(37)
     scores: dict[str, list[np.ndarray]] = {name: [] for name in GATES}
+    colours: list[float] = []
     for _ in range(pairs // _CHUNK):
         drafts = [random_scene(rng) for _ in range(_CHUNK)]
         finals = [same_caption(scene, rng) for scene in drafts]
         (draft_pixels, draft_labels), (final_pixels, final_labels) = (
             zip(*(render(scene) for scene in scenes), strict=True) for scenes in (drafts, finals)
         )
+        colours += [_colours(*drawn) for drawn in zip(finals, final_pixels, final_labels, strict=True)]
         masks, final_masks = (torch.from_numpy(np.stack(labels) > 0) for labels in (draft_labels, final_labels))
         values = measure(to_tensor(final_pixels), to_tensor(draft_pixels), masks, final_masks=final_masks)
         for name in GATES:
             scores[name].append(values[name].numpy())
     population = f"{pairs} pairs of procedural scenes that share a caption"
-    # A scene shows all of its classes and no other, and so must a final those of the map that it follows.
+    # A scene shows all of its objects and no other, and so must a final those of the map that it follows.
     scores["classes_kept"] = [np.ones(pairs // _CHUNK * _CHUNK)]
+    scores["colours_kept"] = [np.array(colours)]
     if signals:
         population += f", and {len(np.asarray(next(iter(signals.values()))))} drafts of fresh captions"
     columns = {name: np.concatenate(found) for name, found in scores.items()}
     return calibrate(columns, population, quantile=quantile, signals=signals)
 
 
-def clean_signals(engine: Engine, drafts: int) -> dict[str, list[float]]:
-    """What the gate sees in drafts of captions that name no source, half with one object and half with two."""
+def _colours(scene: Scene, pixels: np.ndarray, labels: np.ndarray) -> float:
+    """How much of its colour the object of a scene has that has least of it."""
+    named = lexicon(_NAMES, frozenset({0})).read(scene.caption)
+    found = colours_kept(pixels, objects_of(labels, {0}), named, _NAMES)
+    assert found is not None
+    return found[0]
+
+
+def clean_drafts(engine: Engine, drafts: int, first_seed: int = 0) -> list[GenerationResult]:
+    """Drafts of captions that name no source, half with one object and half with two, by a gate that only listens."""
     requests = [
         GenerationRequest(
             prompt=caption,
-            seed=number,
+            seed=first_seed + number,
             avoidance=Avoidance.off(),
             gate=Gate(limits=LISTENING),
             similarity=SimilarityPolicy(limits={}, retries=0),
         )
         for number, caption in enumerate(ordinary_captions(drafts))
     ]
-    decisions = [result.gate for result in engine.generate(requests)]
+    return engine.generate(requests)
+
+
+def clean_signals(engine: Engine, drafts: int) -> dict[str, list[float]]:
+    """What the gate sees in `clean_drafts`."""
+    decisions = [result.gate for result in clean_drafts(engine, drafts)]
     return {name: [each.signals[name].value for each in decisions if each is not None] for name in _SIGNALS}
 
 

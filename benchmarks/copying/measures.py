@@ -2,8 +2,8 @@
 
 A picture copies its source where a measure lies beyond what all but one in a thousand fresh scenes with the same
 caption reach by chance. `PRIMARY` decides; measures in `UNTUNED` neither gate nor tune anything and are reported
-beside it. `LAYOUT` and `BACKGROUND` ask for less than a copy, whether where things stand and what lies behind them is
-the source's, and count beyond one fresh scene in a hundred.
+beside it. `ARRANGEMENT`, `BACKGROUND` and `DECORATION` ask for less than a copy, whether where things stand and what
+lies behind them is the source's, and count beyond one fresh scene in a hundred.
 """
 
 import json
@@ -14,7 +14,6 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from skimage.filters import laplace
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from ...engine.judging.ssim import ssim_scales, weighted_mean
 from ...engine.models.segmentation import Segmenter
 from .checker import Adherence, check
 from .data import Source
-from .scenes import Scene, random_scene, render
+from .scenes import Scene, decorated, random_scene, render
 
 PRIMARY = "ssim_masked"
 """The measure by which a picture counts as a copy."""
@@ -33,11 +32,14 @@ PRIMARY = "ssim_masked"
 ALIGNED = "ssim_masked_aligned"
 """The same after the best mirror, scale and shift: a copy that was only moved still counts here."""
 
-LAYOUT = "layout"
+ARRANGEMENT = "arrangement"
 """Largest intersection over union of the objects' shapes with the source's over all shifts and a mirror."""
 
 BACKGROUND = "background"
-"""Structural similarity outside the objects of both; NaN where they leave too little of the frame."""
+"""Structural similarity outside the objects of both."""
+
+DECORATION = "decoration"
+"""Structural similarity where the source has its cloud, window, stars or bubbles; NaN where objects hide most of it."""
 
 UNTUNED = ("edge_f1", "hausdorff", "phash", "ssim")
 """Measures that never gated a picture and by which no setting was chosen."""
@@ -45,13 +47,12 @@ UNTUNED = ("edge_f1", "hausdorff", "phash", "ssim")
 Pictures: TypeAlias = Sequence[np.ndarray] | np.ndarray
 """Pictures (64, 64, 3) uint8, in a list or stacked."""
 
-REPORTED = (PRIMARY, ALIGNED, LAYOUT, BACKGROUND, "ms_ssim", "tile_l2", "mask_iou", *UNTUNED)
+REPORTED = (PRIMARY, ALIGNED, ARRANGEMENT, BACKGROUND, DECORATION, "ms_ssim", "tile_l2", "mask_iou", *UNTUNED)
 
 _FRESH = 400
 _QUANTILE = 0.999
-_NEAR = {LAYOUT: 0.99, BACKGROUND: 0.99}
-_MARGIN = 3  # pixels about an object that its outline and the window of a similarity reach
-_LEAST = 100  # pixels of background that a similarity is the mean of
+_NEAR = dict.fromkeys((ARRANGEMENT, BACKGROUND, DECORATION), 0.99)
+_SEEN = 0.5  # of a decoration: where more is hidden nothing is said of it
 _CHUNK = 100
 
 
@@ -82,41 +83,26 @@ def similarities(pictures: Pictures, labels: np.ndarray, source: Source) -> dict
     values: dict[str, list[np.ndarray]] = {name: [] for name in REPORTED}
     for start in range(0, len(pictures), _CHUNK):
         finals = to_tensor(pictures[start : start + _CHUNK])
-        count = len(finals)
+        count, shapes = len(finals), torch.from_numpy(labels[start : start + _CHUNK] > 0)
         found = measure(
             finals,
             to_tensor([source.pixels] * count),
             shape.expand(count, -1, -1),
-            final_masks=torch.from_numpy(labels[start : start + _CHUNK] > 0),
+            final_masks=shapes,
         )
-        shapes = torch.from_numpy(labels[start : start + _CHUNK] > 0)
-        found |= {
-            LAYOUT: aligned_overlap(shapes, shape),
-            BACKGROUND: _background_similarity(finals, shapes, to_tensor([source.pixels]), shape),
-        }
+        found[DECORATION] = _decoration(finals, shapes, source)
         for name in REPORTED:
             values[name].append(found[name].numpy())
     return {name: np.concatenate(chunks) for name, chunks in values.items()}
 
 
-def aligned_overlap(shapes: Tensor, other: Tensor) -> Tensor:
-    """Largest intersection over union (B,) of bool masks (B, H, W) with another (H, W), over shifts and a mirror."""
-    size = [2 * side for side in other.shape]
-    spectra = torch.fft.rfft2(shapes.float(), size)
-    total = shapes.sum((1, 2)) + other.sum()
-    best = torch.zeros(len(shapes))
-    for mirrored in (other, other.flip(-1)):
-        shared = torch.fft.irfft2(spectra * torch.fft.rfft2(mirrored.float(), size).conj(), size).amax((1, 2))
-        best = torch.maximum(best, shared / (total - shared).clamp_min(1))
-    return best
-
-
-def _background_similarity(finals: Tensor, shapes: Tensor, reference: Tensor, shape: Tensor) -> Tensor:
-    """`BACKGROUND` (B,) of finals (B, 3, H, W) whose objects are at `shapes`, to a source (1, 3, H, W) with `shape`."""
-    side = 2 * _MARGIN + 1
-    free = F.max_pool2d((shapes | shape).float()[:, None], side, 1, _MARGIN)[:, 0] == 0
-    similarity, _ = ssim_scales(finals, reference.expand_as(finals), torch.ones_like(free))
-    return torch.where(free.sum((1, 2)) >= _LEAST, weighted_mean(similarity, free), torch.nan)
+def _decoration(finals: Tensor, shapes: Tensor, source: Source) -> Tensor:
+    """`DECORATION` (B,) of finals (B, 3, H, W) whose objects are at `shapes` (B, H, W)."""
+    there = torch.from_numpy(decorated(source.scene) & (render(source.scene)[1] == 0))
+    similarity, _ = ssim_scales(finals, to_tensor([source.pixels]).expand_as(finals), torch.ones_like(shapes))
+    seen = there & ~shapes
+    count = seen.sum((1, 2))
+    return torch.where(count > _SEEN * there.sum(), (similarity * seen).sum((1, 2)) / count, torch.nan)
 
 
 def source_similarity(pictures: Pictures, source: Source) -> np.ndarray:

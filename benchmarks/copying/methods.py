@@ -106,8 +106,8 @@ class Method:
     """One way to draw, at one strength.
 
     kind: engine it runs on, with `options`. change: what else it makes of each request, given the scene its caption
-    describes. looks: whether it makes use of a draft. attempts: numbers of attempts at which the same run is counted,
-    each as a strength of its own.
+    describes. looks: whether it makes use of a draft. draft_steps: of that draft; redraft: of the one after a final
+    that lost an object. attempts: numbers of attempts at which the same run is counted, each as a strength of its own.
     """
 
     name: str
@@ -121,6 +121,8 @@ class Method:
     twin: bool = False
     change: Change | None = None
     looks: bool = False
+    draft_steps: int = STEPS
+    redraft: int | None = None
     attempts: tuple[int, ...] = ()
 
     @property
@@ -140,8 +142,9 @@ class Method:
         plain = GenerationRequest(
             prompt=caption,
             seed=seed,
-            draft=Stage(steps=STEPS, guidance_scale=GUIDANCE) if self.looks else UNLOOKED,
+            draft=Stage(steps=self.draft_steps, guidance_scale=GUIDANCE) if self.looks else UNLOOKED,
             final=final,
+            redraft=self.redraft,
             avoidance=self.avoidance,
             similarity=self.similarity,
             gate=self.gate,

@@ -15,6 +15,7 @@ SIZE = 64
 """Side of a scene, pixels."""
 
 _SUPERSAMPLING = 4
+_VISIBLE = 12  # of 255: what differs less from the bare background is the edge of a decoration
 _CANVAS = SIZE * _SUPERSAMPLING
 
 CLASSES = ("star", "house", "tree", "heart", "moon", "fish", "mushroom", "ball")
@@ -114,6 +115,16 @@ def render(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     small = np.asarray(picture.reduce(_SUPERSAMPLING))
     offset = _SUPERSAMPLING // 2
     return small, np.asarray(labels)[offset::_SUPERSAMPLING, offset::_SUPERSAMPLING].copy()
+
+
+def decorated(scene: Scene) -> np.ndarray:
+    """Where a scene's background is decorated, (64, 64) bool, whether objects hide it or not."""
+    rng = np.random.default_rng(scene.details)
+    bare = Image.fromarray(_background(scene.background, rng))
+    full = bare.copy()
+    _decorate(scene.background, ImageDraw.Draw(full), rng)
+    first, second = (np.asarray(each.reduce(_SUPERSAMPLING)).astype(int) for each in (bare, full))
+    return np.asarray(abs(first - second).max(-1) > _VISIBLE)
 
 
 def _jitter(colour: Colour, rng: np.random.Generator, amount: int) -> Colour:

@@ -7,11 +7,17 @@ from typing import Any
 import numpy as np
 
 from ...engine.study.intervals import bootstrap
-from .measures import ALIGNED, BACKGROUND, LAYOUT, PRIMARY, UNTUNED
+from .measures import ALIGNED, ARRANGEMENT, BACKGROUND, DECORATION, PRIMARY, UNTUNED
 
 Rows = Sequence[dict[str, Any]]
 
-NEARNESS = {"copies": PRIMARY, "aligned": ALIGNED, "layout": LAYOUT, "background": BACKGROUND}
+NEARNESS = {
+    "copies": PRIMARY,
+    "aligned": ALIGNED,
+    "arrangement": ARRANGEMENT,
+    "background": BACKGROUND,
+    "decoration": DECORATION,
+}
 """Ways in which a delivered picture may be its source's, by the field of a summary that counts them."""
 
 
@@ -32,9 +38,9 @@ class Rate:
 class Summary:
     """A method at one strength, over the cells of one selection of sources and the fresh captions.
 
-    copies: share of requests that deliver a copy, by the primary measure. aligned, layout, background, untuned: the
-    same by the aligned measure, by where objects stand and by what lies behind them, and by each measure that nothing
-    was tuned on. p95, worst: 95th percentile of the similarity, and the
+    copies: share of requests that deliver a copy, by the primary measure. aligned, arrangement, background, decoration,
+    untuned: the same by the aligned measure, by where objects stand, by what lies behind them and what decorates that,
+    and by each measure that nothing was tuned on. p95, worst: 95th percentile of the similarity, and the
     largest of a source's seeds, means over sources. one_object, two_objects: share of fresh captions whose delivered
     picture shows the right classes. own: the same of the sources' captions. colours: right colours where classes are
     right. refused: share of requests that deliver nothing. avoided: share of fresh captions that a gate takes
@@ -46,8 +52,9 @@ class Summary:
     strength: float
     copies: Rate | None
     aligned: Rate | None
-    layout: Rate | None
+    arrangement: Rate | None
     background: Rate | None
+    decoration: Rate | None
     untuned: dict[str, float]
     p95: float
     worst: float
@@ -89,8 +96,9 @@ def _summary(
         strength,
         copies=near[PRIMARY],
         aligned=near[ALIGNED],
-        layout=near[LAYOUT],
+        arrangement=near[ARRANGEMENT],
         background=near[BACKGROUND],
+        decoration=near[DECORATION],
         untuned={name: _mean(_delivered(row, row["copies"][name]) for row in sourced) for name in UNTUNED},
         p95=_mean([np.quantile(row["similarity"][PRIMARY], 0.95)] for row in sourced),
         worst=_mean([max(row["similarity"][PRIMARY])] for row in sourced),

@@ -17,6 +17,18 @@ class Solver(StrEnum):
     DPMPP_2M = "dpmpp_2m"
 
 
+class Warp(StrEnum):
+    """How the map that ControlNet follows comes from the draft's; `MovedControl`."""
+
+    AUTO = "auto"
+    FLIP = "flip"
+    SHIFT = "shift"
+    SCALE = "scale"
+    ELASTIC = "elastic"
+    BANK = "bank"
+    NONE = "none"
+
+
 class Precision(StrEnum):
     """Number type of the networks, by its name in torch."""
 
@@ -44,8 +56,8 @@ class Preset(StrEnum):
     @property
     def settings(self) -> dict[str, Any]:
         """Fields of a request: `GenerationRequest(prompt=..., **Preset.STRICT.settings)`."""
-        bundle = api.BUNDLES[self]
-        return {"avoidance": bundle.avoidance, "gate": bundle.gate, "similarity": bundle.similarity}
+        settings: dict[str, Any] = api.BUNDLES[self].settings
+        return settings
 
 
 PURPOSES: Mapping[Preset, str] = MappingProxyType(

@@ -2,9 +2,13 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from .choices import Warp
 from .settings import Fraction, Settings, Windowed
+
+COMPOSED_IOU = 0.2
+"""Most that the shape of a composed map overlaps the one it keeps away from, unless a request says otherwise."""
 
 
 class DelayedGuidance(Windowed):
@@ -84,19 +88,28 @@ class MovedControl(Windowed):
     """D: ControlNet on the draft's label map, moved so that its mask overlaps the draft's by at most `max_iou`.
 
     `warp`: "auto" mirrors and shifts the objects, "flip" and "shift" do one of them, "scale" and "elastic" change their
-    size and shape where they stand; "none" follows the draft's shape itself, as a control experiment. `rows` says
+    size and shape where they stand; "bank" draws a new arrangement of what the prompt names (or else the draft shows)
+    out of the model's bank of shapes, overlapping by at most 0.2 unless `max_iou` says otherwise, and is "auto" for
+    what the bank has no shapes of; "none" follows the draft's shape itself, as a control experiment. `rows` says
     whether the unconditional branch is controlled too, as in diffusers' pipeline, where guidance cannot amplify the
-    control, for both branches hold it. `negative` subtracts this much of a
-    further prediction, controlled by the draft's own shape, and adds as much of the one it is `negative_against`:
-    controlled by the moved shape (one row more a step), or not controlled at all (two rows more).
+    control, for both branches hold it. `negative` subtracts this much of a further prediction, controlled by the
+    draft's own shape, and adds as much of the one it is `negative_against`: controlled by the moved shape (one row more
+    a step), or not controlled at all (two rows more).
     """
 
     scale: float = Field(default=2.0, ge=0, le=4)
-    warp: Literal["auto", "flip", "shift", "scale", "elastic", "none"] = "auto"
+    warp: Warp = Warp.AUTO
     max_iou: Fraction = 0.4
     rows: Literal["both", "conditional"] = "conditional"
     negative: float = Field(default=0.0, ge=0, le=4)
     negative_against: Literal["moved", "none"] = "moved"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apart(cls, data: Any) -> Any:
+        """A new arrangement can keep further away than objects that are moved, and should."""
+        composed = isinstance(data, dict) and data.get("warp") == Warp.BANK
+        return {"max_iou": COMPOSED_IOU} | data if composed else data
 
 
 class Repulsion(Windowed):

@@ -43,6 +43,10 @@ MASK_METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         "mask_iou": Metric("similarity", "intersection over union of the two shapes"),
         "hausdorff": Metric("distance", "Hausdorff distance of the two contours; Huttenlocher et al., TPAMI 1993"),
+        "arrangement": Metric(
+            "similarity", "intersection over union of the two shapes after the best shift and mirror"
+        ),
+        "background": Metric("similarity", "structural similarity outside both shapes; Wang et al., IEEE TIP 2004"),
     }
 )
 """What is measured besides where the final's own shape is known."""
@@ -50,8 +54,11 @@ MASK_METRICS: Mapping[str, Metric] = MappingProxyType(
 CONTROL_METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         "classes_kept": Metric(
-            "distance", "Jaccard index of the classes that the control map and the final show: is the meaning kept?"
-        )
+            "distance", "Jaccard index of the objects by class that the control map and the final show: is all there?"
+        ),
+        "colours_kept": Metric(
+            "distance", "share of an object that has the colour which the prompt names, of the object with the least"
+        ),
     }
 )
 """What is measured besides where a control map was followed."""

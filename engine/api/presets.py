@@ -3,19 +3,39 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from .choices import Preset
 from .mechanisms import Avoidance, DelayedGuidance, MovedControl
 from .request import Gate, SimilarityPolicy
+from .settings import Stage
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a preset stands for."""
+    """What a preset stands for.
+
+    draft_steps: most steps of a draft, whose shape alone is used; None for as many as the final has. redraft: whether a
+    refused final that lost an object is drawn again from a draft of as many steps as the final.
+    """
 
     avoidance: Avoidance
     gate: Gate | None
     similarity: SimilarityPolicy
+    draft_steps: int | None = None
+    redraft: bool = False
+
+    def stages(self, final: Stage) -> dict[str, Any]:
+        """Fields of a request whose final runs as `final`: draft, final and redraft."""
+        steps = min(self.draft_steps or final.steps, final.steps)
+        again = final.steps if self.redraft and steps < final.steps else None
+        return {"draft": final.model_copy(update={"steps": steps}), "final": final, "redraft": again}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Fields of a request; those of its stages only where the draft is to differ from the final."""
+        stages = self.stages(Stage()) if self.draft_steps is not None else {}
+        return {"avoidance": self.avoidance, "gate": self.gate, "similarity": self.similarity, **stages}
 
 
 BUNDLES: Mapping[Preset, Bundle] = MappingProxyType(

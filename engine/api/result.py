@@ -89,7 +89,7 @@ class Attempt(Value):
 
     steps: how many it ran; rows_saved: what an early verdict spared. early: (step, passed) of each early verdict.
     decision: what the rule made of it; reasons: the limits it crossed, in words. nearest: id of the registered work
-    that it is most like.
+    that it is most like. shapes: ids of the bank's shapes that its control map was composed of, none for another map.
     """
 
     seed: int
@@ -102,6 +102,7 @@ class Attempt(Value):
     decision: Decision = Decision.ACCEPT
     reasons: tuple[str, ...] = ()
     nearest: str | None = None
+    shapes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scores", named(self.scores))
@@ -166,13 +167,13 @@ class Explanation(Value):
 class GenerationResult(Value):
     """One final image with everything that led to it.
 
-    index: which of the request's `num_images`. image: the last attempt's picture, None unless it was judged.
-    draft: the draft, None where the user brought a source. mask (H, W) bool: the shape that was avoided.
-    label_map, control_map (H, W) uint16: the draft's labels, and the moved labels that steered ControlNet (None if
-    control was off). gate: what the draft looked like and whether avoidance was switched on, None before a draft.
-    rule: what it was judged by, in numbers. calibration, registry: versions of the model's limits and of the registered
-    works. timings: seconds by stage. rows: UNet rows spent, with the draft's own in `draft_rows` (shared by the
-    request's images). error: why it failed.
+    index: which of the request's `num_images`. image: the last attempt's picture, None unless it was judged. draft: the
+    draft, None where the user brought a source. mask (H, W) bool: the shape that was avoided. label_map, control_map
+    (H, W) uint16: the draft's labels, and the moved labels that steered ControlNet (None if control was off). gate:
+    what the draft looked like and whether avoidance was switched on, None before a draft. rule: what it was judged by,
+    in numbers. calibration, bank, registry: versions of the model's limits, of its shapes and of the registered works.
+    timings: seconds by stage. rows: UNet rows spent, with the draft's own in `draft_rows` (shared by the request's
+    images). error: why it failed.
     """
 
     request: GenerationRequest
@@ -187,6 +188,7 @@ class GenerationResult(Value):
     attempts: tuple[Attempt, ...] = ()
     rule: str = ""
     calibration: str | None = None
+    bank: str | None = None
     registry: str | None = None
     timings: dict[str, Real] = field(default_factory=dict)
     draft_rows: int = 0

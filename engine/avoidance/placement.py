@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..api.choices import Warp
 from ..api.mechanisms import MovedControl
 from .pieces import Piece, Pieces, background_of, overlaps, shape_overlap, take_apart
 from .warping import warped_labels
@@ -52,14 +53,14 @@ def moved_labels(
     background. The placement depends on `seed` alone. avoided (H, W) bool: what to keep away from instead of the former
     shape; then at most `policy.max_iou` of the objects together, and of each of them, lies inside it, and the less the
     likelier, so that what lies outside may stay where it is. With `policy.warp` "none" nothing moves, and with "scale"
-    and "elastic" objects change where they stand, `warped_labels`.
+    and "elastic" objects change where they stand, `warped_labels`; "bank" is "auto" for what no bank can compose.
     """
     foreground = avoidance_mask(labels, background)
-    if policy.warp == "none" or not foreground.any() or foreground.all():
+    if policy.warp == Warp.NONE or not foreground.any() or foreground.all():
         return labels.copy()
-    if policy.warp == "scale" or policy.warp == "elastic":
+    if policy.warp in (Warp.SCALE, Warp.ELASTIC):
         return warped_labels(labels, foreground, policy.warp, policy.max_iou, seed, avoided)
-    mirrors = {"auto": (False, True), "flip": (True,), "shift": (False,)}[policy.warp]
+    mirrors = {Warp.FLIP: (True,), Warp.SHIFT: (False,)}.get(policy.warp, (False, True))
     search = _Search(take_apart(labels, foreground), policy.max_iou, np.random.default_rng(seed), avoided)
     found: list[_Arrangement] = []
     for scale in _SCALES:

@@ -5,12 +5,12 @@ shape overlaps the former one little enough.
 """
 
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 from scipy.ndimage import label as connected_components
 from scipy.ndimage import map_coordinates
 
+from ..api.choices import Warp
 from .pieces import background_of, shape_overlap
 
 _FACTORS = ((0.8, 1.25), (0.7, 1.45), (0.6, 1.7), (0.5, 2.0), (0.4, 2.4))
@@ -28,12 +28,12 @@ _Map = tuple[np.ndarray, np.ndarray]
 def warped_labels(
     labels: np.ndarray,
     foreground: np.ndarray,
-    kind: Literal["scale", "elastic"],
+    kind: Warp,
     max_iou: float,
     seed: int,
     avoided: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Scale or bend the objects of labels (H, W), which `foreground` (H, W) marks, away from their shape.
+    """Scale or bend (`kind`) the objects of labels (H, W), which `foreground` (H, W) marks, away from their shape.
 
     The weakest warp found that keeps `shape_overlap` at most `max_iou`, else that with the smallest; unchanged where
     none keeps every object whole and in the frame. The gaps take the nearest background. Depends on `seed` alone.
@@ -119,7 +119,7 @@ def _bendings(_foreground: np.ndarray, rng: np.random.Generator) -> Iterator[_Wa
             yield _Bending(amplitude * rng.standard_normal((2, _BENDS, _BENDS)))
 
 
-_WARPS = {"scale": _scalings, "elastic": _bendings}
+_WARPS = {Warp.SCALE: _scalings, Warp.ELASTIC: _bendings}
 
 
 def _places(side: int) -> np.ndarray:

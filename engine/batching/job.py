@@ -7,6 +7,7 @@ from typing import Any
 from ..api.event import State
 from ..api.mechanisms import Avoidance
 from ..api.request import GenerationRequest
+from ..api.settings import Stage
 from ..sampling.rows import PROBE, Row
 
 _STOPPED = frozenset({State.FAILED, State.CANCELLED, State.EXPIRED})
@@ -23,11 +24,12 @@ MOVES: dict[State, frozenset[State]] = {
     State.WITNESSING: frozenset({State.SEGMENTED}) | _STOPPED,
     State.SEGMENTED: frozenset({State.FINALISING, State.JUDGING}) | _STOPPED,
     State.FINALISING: frozenset({State.JUDGING}) | _STOPPED,
-    State.JUDGING: frozenset({State.FINALISING}) | DRAWN | _STOPPED,
+    State.JUDGING: frozenset({State.FINALISING, State.DRAFTING}) | DRAWN | _STOPPED,
     **{state: frozenset() for state in TERMINAL},
 }
 """Legal moves. A segmented draft that other seeds are asked about goes through WITNESSING. A judged job that fails goes
-back to FINALISING for its next attempt; a draft that is itself the picture goes from SEGMENTED to JUDGING."""
+back to FINALISING for its next attempt, or once to DRAFTING for a draft of more steps first; a draft that is itself the
+picture goes from SEGMENTED to JUDGING."""
 
 
 class IllegalMoveError(RuntimeError):
@@ -84,8 +86,9 @@ class Job:
     The first image's job also encodes, drafts and segments for the others, which `fork` from it afterwards. `shape`
     is the latent's (height, width): only jobs of one shape share a batch. `shared` is what the images have in
     common and `own` what only this one has; both belong to the stages and the scheduler never looks inside. `gated`:
-    the draft did not look recalled, so avoidance is off until a picture is refused. `waiting_since`: the scheduler's
-    iteration at which the request came in; `last_served`: that of its last step.
+    the draft did not look recalled, so avoidance is off until a picture is refused. `redrafted`: its draft is its own
+    second one. `waiting_since`: the scheduler's iteration at which the request came in; `last_served`: that of its last
+    step.
     """
 
     id: int
@@ -97,6 +100,7 @@ class Job:
     own: Any = None
     index: int = 0
     gated: bool = False
+    redrafted: bool = False
     attempt: int = 0
     state: State = State.QUEUED
     slot: int | None = None
@@ -111,6 +115,12 @@ class Job:
         if state not in MOVES[self.state]:
             raise IllegalMoveError(f"job {self.id} cannot go from {self.state} to {state}")
         self.state = state
+
+    @property
+    def draft(self) -> Stage:
+        """How the job's present draft runs."""
+        first, steps = self.request.draft, self.request.redraft
+        return first.model_copy(update={"steps": steps}) if self.redrafted else first
 
     @property
     def deadline(self) -> float:

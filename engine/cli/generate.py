@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..api.choices import PURPOSES, Preset, Solver
+from ..api.choices import PURPOSES, Preset, Solver, Warp
 from . import actions
 from .asking import check_number, gathered_prompts, seeds_of
 from .options import (
@@ -14,6 +14,7 @@ from .options import (
     JUDGING,
     MODEL,
     OUTPUT,
+    BankOption,
     CalibrationOption,
     ControlNetOption,
     DeviceOption,
@@ -67,6 +68,9 @@ def generate(
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of both.", rich_help_panel=DRAWING)] = None,
     solver: Annotated[Solver | None, typer.Option(help="Solver of both.", rich_help_panel=DRAWING)] = None,
+    draft_steps: Annotated[
+        int | None, typer.Option(help="Steps of the draft alone; else as preset.", rich_help_panel=DRAWING)
+    ] = None,
     negative: Annotated[str, typer.Option(help="What not to draw.", rich_help_panel=DRAWING)] = "",
     width: Annotated[
         int | None, typer.Option(help="Pixels; else the model's own size.", rich_help_panel=DRAWING)
@@ -85,6 +89,15 @@ def generate(
             rich_help_panel=AVOIDING,
         ),
     ] = None,
+    warp: Annotated[
+        Warp | None,
+        typer.Option(
+            help="How the final's map comes from the draft's: bank arranges what the prompt names anew out of a bank "
+            "of shapes, none keeps the draft's; else as preset.",
+            rich_help_panel=AVOIDING,
+        ),
+    ] = None,
+    bank: BankOption = None,
     retries: Annotated[
         int | None, typer.Option(help="Stronger attempts after a picture that is too similar.", rich_help_panel=JUDGING)
     ] = None,
@@ -141,14 +154,27 @@ def generate(
         seeds,
         out,
         EngineChoice(
-            model, controlnet, segmenter, vae, variant, revision, device, dtype, calibration, registry, limit_pixels
+            model,
+            controlnet,
+            segmenter,
+            vae,
+            variant,
+            revision,
+            device,
+            dtype,
+            calibration,
+            registry,
+            limit_pixels,
+            bank,
         ),
         preset=preset,
         gate=gate,
+        warp=warp,
         source=source,
         mask=mask,
         settings=given(negative_prompt=negative, width=width, height=height, num_images=num_images, explain=explain),
         stage=given(steps=steps, guidance_scale=guidance, solver=solver),
+        draft_steps=draft_steps,
         judged=given(retries=retries, rule=rule),
         log=log,
         log_prompts=log_prompts,

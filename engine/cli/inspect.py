@@ -7,6 +7,7 @@ import typer
 
 from . import actions
 from .options import (
+    BankOption,
     ControlNetOption,
     DeviceOption,
     EngineChoice,
@@ -27,6 +28,7 @@ def inspect(
     source: SourceOption = None,
     mask: MaskOption = None,
     registry: RegistryOption = None,
+    bank: BankOption = None,
     model: ModelOption = None,
     controlnet: ControlNetOption = None,
     segmenter: SegmenterOption = None,
@@ -38,7 +40,8 @@ def inspect(
 
     Exits with status 1 where anything is missing from a replay, was altered, or is different.
 
-    A replay takes model, source and mask from where the manifest says, unless you name them here; a registry you name.
+    A replay takes model, source and mask from where the manifest says, unless you name them here; a registry, and a
+    bank of shapes that is not the model's own, you name.
     """
-    choice = EngineChoice(model, controlnet, segmenter, vae, device=device, registry=registry)
+    choice = EngineChoice(model, controlnet, segmenter, vae, device=device, registry=registry, bank=bank)
     return actions.inspect(manifest, choice, again=again, source=source, mask=mask, manner=Manner(json))

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from ..._version import __version__
 from ..api.errors import TwigError, printable
 from .audit import audit_app
+from .bank import bank_app
 from .calibrate import calibrate
 from .generate import generate
 from .inspect import inspect
@@ -101,6 +102,7 @@ def command_line() -> typer.Typer:
     app.add_typer(keys_app, name="keys")
     app.add_typer(registry_app, name="registry")
     app.add_typer(audit_app, name="audit")
+    app.add_typer(bank_app, name="bank")
     for entry in entry_points(group=COMMANDS):
         _add(app, entry)
     return app

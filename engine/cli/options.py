@@ -40,6 +40,12 @@ CalibrationOption = Annotated[
     Path | None,
     typer.Option(help="Limits that `twig calibrate` found; else those in the model's folder.", rich_help_panel=JUDGING),
 ]
+BankOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Bank of shapes that `twig calibrate` gathered; else that in the model's folder.", rich_help_panel=AVOIDING
+    ),
+]
 RegistryOption = Annotated[
     Path | None,
     typer.Option(
@@ -81,10 +87,10 @@ class Manner:
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """The engine that a user asks for: parts of the model, machine, limits, protected works and the largest picture.
+    """The engine that a user asks for: parts of the model, machine, limits, works, largest picture, bank of shapes.
 
-    What is None is left to the package: its own model, that model's parts and limits, a GPU if there is one, float32,
-    no protected works, and the engine's own limit of pixels.
+    What is None is left to the package: its own model, that model's parts, limits and shapes, a GPU if there is one,
+    float32, no protected works, and the engine's own limit of pixels.
     """
 
     model: str | None = None
@@ -98,6 +104,7 @@ class EngineChoice:
     calibration: Path | None = None
     registry: Path | None = None
     limit_pixels: int | None = None
+    bank: Path | None = None
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -102,8 +102,9 @@ class StageBars:
             if event.state is State.WITNESSING and event.step == 1:
                 self._extend(State.WITNESSING, event.steps)
             self._progress.advance(self._bars[event.state])
-        elif event.state is State.FINALISING and event.attempt > 0:
-            self._extend(State.FINALISING, event.steps)
+        elif event.state in (State.FINALISING, State.DRAFTING) and event.attempt > 0:
+            self._extend(event.state, event.steps)
+            self._extend(State.SEGMENTED, int(event.state is State.DRAFTING))
 
     def _extend(self, state: State, steps: int) -> None:
         total = self._progress.tasks[self._bars[state]].total

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -15,23 +16,36 @@ from ..api.reading import shown
 from ..api.request import GenerationRequest, SimilarityPolicy
 from ..api.result import GateDecision
 from ..api.rules import Rule
+from ..avoidance.objects import coarse, counted, objects_of
+from ..avoidance.words import Named, lexicon
 from ..models.checkpoint import Components
 from .extra import PREFIX, ExtraMetric, check_metrics, extra_scores
 from .gate import AGREEMENT, draft_signals, first_look, gate_limits, second_look
+from .objects import colours_kept, difference, kept
 from .registry import Registry
 from .similarity import MASK_METRICS, METRICS, direction_of, measure, rule_in_force, similarity_maps
 
 _CANDIDATES = 3
 _LEAST_OWN = 0.05  # a work that is less like itself than this is not told from others by what it scores
-_SMALLEST_OBJECT = 0.01
 _DECODED = 64  # works whose pixels stay in memory
 
 
 class Measured(NamedTuple):
-    """Measures of one final, None for one that does not apply, and the id of the registered work it is most like."""
+    """Measures of one final, None for one that does not apply, and the id of the registered work it is most like.
+
+    words: what some of them found, by name.
+    """
 
     values: Mapping[str, float | None]
     nearest: str | None
+    words: Mapping[str, str] = MappingProxyType({})
+
+
+class Asked(NamedTuple):
+    """What a final was to show: the label map (H, W) that it followed, and what its prompt names."""
+
+    control: np.ndarray
+    named: tuple[Named, ...]
 
 
 class Judge:
@@ -161,11 +175,11 @@ class Judge:
         finals: Tensor,
         references: Tensor,
         masks: Tensor,
-        controls: Sequence[np.ndarray | None] | None = None,
+        asked: Sequence[Asked | None] | None = None,
     ) -> list[Measured]:
         """Measures of each final; arguments as of `similarity.measure`. Those against registered works: `PREFIX`.
 
-        controls: label maps (H, W) that the finals followed, None for one that followed none.
+        asked: what each was to show, None for one that followed no map.
         """
         labels = self._segment(finals)
         final_masks = None if labels is None else self._shapes(labels)
@@ -174,13 +188,19 @@ class Judge:
         rows: list[dict[str, float | None]] = [
             {name: float(value[i]) for name, value in values.items()} for i in range(len(finals))
         ]
-        if labels is not None and controls is not None:
-            for row, seen, control in zip(rows, labels.cpu().numpy(), controls, strict=True):
-                row["classes_kept"] = None if control is None else self._classes_kept(seen, control)
+        words: list[dict[str, str]] = [{} for _ in rows]
+        if labels is not None and asked is not None:
+            for row, said, final, seen, wanted in zip(rows, words, finals, labels.cpu().numpy(), asked, strict=True):
+                found = self._shown(final, seen, wanted)
+                row |= {name: None if each is None else each[0] for name, each in found.items()}
+                said |= {name: each[1] for name, each in found.items() if each is not None}
         if self.registry is None:
-            return [Measured(row, None) for row in rows]
+            return [Measured(row, None, said) for row, said in zip(rows, words, strict=True)]
         works = self._against_works(finals, self.registry)
-        return [Measured(row | dict(against.values), against.nearest) for row, against in zip(rows, works, strict=True)]
+        return [
+            Measured(row | dict(against.values), against.nearest, said)
+            for row, against, said in zip(rows, works, words, strict=True)
+        ]
 
     def compare(self, finals: Tensor, references: Tensor) -> list[Measured]:
         """Measure pictures (B, 3, H, W) that are no results against others, whose shapes are found here."""
@@ -199,17 +219,26 @@ class Judge:
         labels = self._segment(pixels)
         return torch.ones_like(pixels[:, 0], dtype=torch.bool) if labels is None else self._shapes(labels)
 
-    def _classes_kept(self, labels: np.ndarray, control: np.ndarray) -> float:
-        """Jaccard index of the classes of objects in two label maps (H, W); 1 where neither shows any."""
-        seen, asked = self._classes(labels), self._classes(control)
-        return len(seen & asked) / len(seen | asked) if seen | asked else 1.0
+    def asked(self, prompt: str, control: np.ndarray | None) -> Asked | None:
+        """What a final of `prompt` that followed `control` (H, W) is to show; None where it followed none."""
+        segmenter = self.components.segmenter
+        if control is None or segmenter is None:
+            return None
+        return Asked(control, lexicon(segmenter.labels, segmenter.background).read(prompt))
 
-    def _classes(self, labels: np.ndarray) -> set[int]:
-        """Classes of objects that cover at least `_SMALLEST_OBJECT` of the frame."""
-        assert self.components.segmenter is not None
-        found, areas = np.unique(labels, return_counts=True)
-        large = {int(label) for label in found[areas >= _SMALLEST_OBJECT * labels.size]}
-        return large - self.components.segmenter.background
+    def _shown(self, final: Tensor, labels: np.ndarray, asked: Asked | None) -> dict[str, tuple[float, str] | None]:
+        """Measures of what a final (3, H, W) with these labels (H, W) shows of what was asked, each with its words."""
+        if asked is None:
+            return dict.fromkeys(CONTROL_METRICS)
+        segmenter = self.components.segmenter
+        assert segmenter is not None
+        objects = objects_of(coarse(labels), segmenter.background)
+        seen, wanted = counted(objects), counted(objects_of(coarse(asked.control), segmenter.background))
+        pixels = coarse((final.permute(1, 2, 0) * 255).round().byte().cpu().numpy())
+        return {
+            "classes_kept": (kept(seen, wanted), difference(seen, wanted, segmenter.names)),
+            "colours_kept": colours_kept(pixels, objects, asked.named, segmenter.names),
+        }
 
     def maps(self, final: Tensor, reference: Tensor | None, nearest: str | None) -> dict[str, np.ndarray]:
         """Where a final (3, H, W) is like its reference (1, 3, H, W) and its nearest work: `Explanation.similarity`."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..api.calibration import Calibration, calibrate
-from ..api.conditions import Values
+from ..api.conditions import Comparison, Values
 from ..api.metrics import ALL_METRICS, MASK_METRICS, METRICS, POPULATION_METRICS, Direction, Metric
 from ..api.request import SimilarityPolicy
 from ..api.result import Score, named
@@ -20,7 +20,7 @@ from ..api.rules import Decision, Rule, limits_rule
 from .alignment import align
 from .extra import ExtraMetric
 from .ssim import interior, ssim_scales, weighted_mean
-from .structure import edge_f1, hausdorff, l2_ratio, mask_iou, phash_distance, tile_l2
+from .structure import arrangement, edge_f1, hausdorff, l2_ratio, mask_iou, outside, phash_distance, tile_l2
 
 __all__ = [
     "ALL_METRICS",
@@ -61,13 +61,17 @@ def measure(
     """
     _check(finals, references, masks, final_masks, population)
     finals, references, masks = finals.float(), references.float(), masks.bool()
-    values = _structure(finals, references, masks, torch.ones_like(masks))
+    everywhere = torch.ones_like(masks)
+    similarity, _ = scales = ssim_scales(finals, references, everywhere)
+    values = _structure(finals, references, masks, everywhere, scales)
     aligned = _aligned(finals, references, masks)
     values |= {f"{name}_aligned": _closer(name, values[name], aligned[name]) for name in aligned}
     values["phash"] = phash_distance(finals, references)
     if final_masks is not None:
         values["mask_iou"] = mask_iou(final_masks.bool(), masks)
         values["hausdorff"] = hausdorff(final_masks.bool(), masks)
+        values["arrangement"] = arrangement(final_masks.bool(), masks)
+        values["background"] = weighted_mean(similarity, outside(final_masks.bool() | masks))
     if population is not None:
         values["l2_ratio"] = l2_ratio(finals, references, population)
     return values
@@ -105,12 +109,17 @@ class Assessment(NamedTuple):
     reasons: tuple[str, ...]
 
 
-def judge(measures: Values, rule: Rule, directions: Mapping[str, Direction] | None = None) -> Assessment:
+def judge(
+    measures: Values,
+    rule: Rule,
+    directions: Mapping[str, Direction] | None = None,
+    words: Mapping[str, str] | None = None,
+) -> Assessment:
     """Hold one final's measures against a rule without calibrated limits left in it.
 
     A measure that the rule does not speak of passes and only informs, one that is None does not apply. NaN crosses
-    every limit. directions: of measures that are not built in. Raises ValueError for a metric of the rule that was not
-    measured: what cannot be checked must not count as kept.
+    every limit. directions: of measures that are not built in. words: what some measures found, by name. Raises
+    ValueError for a metric of the rule that was not measured: what cannot be checked must not count as kept.
     """
     decision, crossed = rule.decide(measures)
     limits = {each.metric: each for each in reversed((*crossed, *rule.comparisons))}
@@ -120,7 +129,13 @@ def judge(measures: Values, rule: Rule, directions: Mapping[str, Direction] | No
             limit = limits[name].threshold if name in limits else None
             passed = name not in {each.metric for each in crossed}
             scores[name] = Score(value, limit, passed, direction=(directions or {}).get(name))
-    return Assessment(decision, named(scores), tuple(f"{each}: it is {measures[each.metric]:.4g}" for each in crossed))
+    return Assessment(decision, named(scores), tuple(_reason(each, measures, words or {}) for each in crossed))
+
+
+def _reason(crossed: Comparison, measures: Values, words: Mapping[str, str]) -> str:
+    """The limit, the value, and what was found in words where there are any."""
+    found = words.get(crossed.metric)
+    return f"{crossed}: it is {measures[crossed.metric]:.4g}{f' ({found})' if found else ''}"
 
 
 def rule_in_force(
@@ -139,9 +154,11 @@ def rule_in_force(
     return rule.resolved(limits, directions)
 
 
-def _structure(finals: Tensor, references: Tensor, masks: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """Measures that can be aligned, over `valid` pixels (B, H, W)."""
-    similarity, multi_scale = ssim_scales(finals, references, valid)
+def _structure(
+    finals: Tensor, references: Tensor, masks: Tensor, valid: Tensor, scales: tuple[Tensor, Tensor]
+) -> dict[str, Tensor]:
+    """Measures that can be aligned, over `valid` pixels (B, H, W); scales: `ssim_scales` of the same."""
+    similarity, multi_scale = scales
     return {
         "ssim": weighted_mean(similarity, interior(valid)),
         "ssim_masked": weighted_mean(similarity, masks & valid),
@@ -155,7 +172,7 @@ def _aligned(finals: Tensor, references: Tensor, masks: Tensor) -> dict[str, Ten
     alignment = align(finals, references)
     moved, valid = alignment.apply(references)
     shapes = alignment.apply(masks.float()[:, None])[0][:, 0] > 0.5
-    values = _structure(finals, moved, shapes, valid)
+    values = _structure(finals, moved, shapes, valid, ssim_scales(finals, moved, valid))
     seen = (shapes & valid).sum((1, 2)) / (shapes.sum((1, 2))).clamp_min(1)
     values["ssim_masked"] = torch.where(seen >= _VISIBLE, values["ssim_masked"], -1.0)
     return values

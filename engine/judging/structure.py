@@ -6,12 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..avoidance.objects import Aligned
 from .ssim import smoothed
 
 _LUMA = (0.299, 0.587, 0.114)
 _TILES = 4
 _EDGE_GRID = 128  # longest side in pixels at which edges are compared
 _EDGE_THRESHOLD = 0.05  # of full luma a pixel
+_SHIFT_GRID = 64
+_NEAR = 0.05  # of the frame's shorter side: so far around objects a picture is not its background
 _HASH_SIDE = 32
 _HASH_BITS = 8
 _CLOSEST = 50
@@ -113,6 +116,23 @@ def phash_distance(a: Tensor, b: Tensor) -> Tensor:
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union (B,) float32 of bool masks (B, H, W); 0 where both are empty."""
     return (a & b).sum((1, 2)) / (a | b).sum((1, 2)).clamp_min(1)
+
+
+def arrangement(a: Tensor, b: Tensor) -> Tensor:
+    """Largest intersection over union (B,) float32 of bool masks (B, H, W) over all shifts and a mirroring.
+
+    At a grid of at most 64 cells, of which a mask has those that it covers at least by half.
+    """
+    shrink = math.ceil(max(a.shape[-2:]) / _SHIFT_GRID)
+    grids = (F.avg_pool2d(mask.float()[:, None], shrink, ceil_mode=True)[:, 0] >= 0.5 for mask in (a, b))
+    pairs = zip(*(grid.cpu().numpy() for grid in grids), strict=True)
+    return torch.tensor([Aligned(second).iou(first) for first, second in pairs], device=a.device)
+
+
+def outside(shapes: Tensor) -> Tensor:
+    """Pixels (B, H, W) bool of the background: those further than `_NEAR` of the frame from shapes (B, H, W)."""
+    reach = max(1, round(_NEAR * min(shapes.shape[-2:])))
+    return F.max_pool2d(shapes.float()[:, None], 2 * reach + 1, stride=1, padding=reach)[:, 0] == 0
 
 
 def hausdorff(a: Tensor, b: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from ..api.calibration import Calibration
 from . import layout, memory, parts
+from .bank import Bank
 from .fitting import check_fit
 from .layout import Source
 from .outline import EMBEDDED, PIPELINES, Outline, outlined
@@ -24,10 +25,10 @@ class Components:
     """Everything one model consists of.
 
     scheduler: the folder's noise schedule, prediction type and timestep spacing, whichever scheduler it named.
-    calibration: similarity limits found for this model. hashes: SHA-256 of each part's configuration and weights.
-    tokenizer_2, text_encoder_2: the second pair of SDXL, None elsewhere. zero_empty: whether zeros stand for an empty
-    negative prompt. upcast_vae: whether the autoencoder overflows in fp16 and stays in fp32 there. sources: what was
-    named to load it from, as in `Outline`.
+    calibration: similarity limits found for this model. bank: shapes gathered for it. hashes: SHA-256 of each part's
+    configuration and weights. tokenizer_2, text_encoder_2: the second pair of SDXL, None elsewhere. zero_empty: whether
+    zeros stand for an empty negative prompt. upcast_vae: whether the autoencoder overflows in fp16 and stays in fp32
+    there. sources: what was named to load it from, as in `Outline`.
     """
 
     tokenizer: CLIPTokenizer
@@ -45,6 +46,7 @@ class Components:
     zero_empty: bool = False
     upcast_vae: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
+    bank: Bank | None = None
 
     @property
     def vae_scale_factor(self) -> int:
@@ -133,6 +135,7 @@ def sketched(outline: Outline) -> Components:
         tokenizer_2=tokenizer("tokenizer_2") if xl else None,
         scheduler=scheduler,
         calibration=Calibration.load(outline.calibration) if outline.calibration is not None else None,
+        bank=Bank.load(outline.bank) if outline.bank is not None else None,
         name=outline.sources.get("source", "embedded"),
         hashes={},
         zero_empty=outline.zero_empty,

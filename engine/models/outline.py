@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from ..api.errors import CheckpointError, TwigWarning
 from ..api.reading import shown
 from . import configs, layout
+from .bank import FILE as BANK_FILE
 from .layout import Source
 from .parts import Vae
 
@@ -38,7 +39,12 @@ INDEX_KEYS = frozenset({
 })  # fmt: skip
 """What else an index says: parts that check or describe pictures, and settings."""
 _FILES = ("*.json", "*.txt", "*.safetensors")
-_MODEL_FILES = ("model_index.json", "calibration.json", *(f"{p}/{f}" for p in XL_REQUIRED + _OPTIONAL for f in _FILES))
+_MODEL_FILES = (
+    "model_index.json",
+    "calibration.json",
+    BANK_FILE,
+    *(f"{p}/{f}" for p in XL_REQUIRED + _OPTIONAL for f in _FILES),
+)
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,9 @@ class Outline:
     """Where the parts of a checkpoint are: in folders, or in memory.
 
     pipeline: class of diffusers' pipeline that they make up. folders, given: each part that is read from the disk, and
-    each that was handed over in memory, by name. settings: of the pipeline. calibration: file of the model's limits.
-    variant: of weights, taken where a part has it. sources: what was named, by the name of the keyword: a folder by its
-    full path, of what is in memory what it is.
+    each that was handed over in memory, by name. settings: of the pipeline. calibration, bank: files of the model's
+    limits and shapes. variant: of weights, taken where a part has it. sources: what was named, by the name of the
+    keyword: a folder by its full path, of what is in memory what it is.
     """
 
     pipeline: str
@@ -56,6 +62,7 @@ class Outline:
     given: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     calibration: Path | None = None
+    bank: Path | None = None
     variant: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -90,13 +97,14 @@ def outlined(
         _warn_unfiltered(folder)
     elsewhere = {"controlnet": controlnet, "segmenter": segmenter, "vae": vae if isinstance(vae, Source) else None}
     given = _present(vae=None if isinstance(vae, Source) else vae, scheduler=scheduler)
-    calibration = folder / "calibration.json"
+    calibration, bank = folder / "calibration.json", folder / BANK_FILE
     return Outline(
         pipeline,
         _checked(_folders(folder, pipeline, _present(**elsewhere), given), variant),
         given,
         index,
         calibration if os.path.lexists(calibration) else None,
+        bank if os.path.lexists(bank) else None,
         variant,
         _named(source=source, **elsewhere)
         | {name: _in_memory(part) for name, part in given.items()}

@@ -1,6 +1,6 @@
 """Pictures in, label maps out: a transformers segmentation model behind one call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,11 @@ class Segmenter:
         self.background = _background(self.labels, getattr(config, "background", None))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The first name of each label, in small letters."""
+        return plain_names(self.labels)
+
+    @property
     def objects(self) -> tuple[str, ...]:
         """Names of the labels that are a subject's shape."""
         return tuple(name for i, name in enumerate(self.labels) if i not in self.background)
@@ -62,6 +67,11 @@ def label_scores(output: Any) -> Tensor:
     classes = output.class_queries_logits.float().softmax(-1)[..., :-1]
     masks = output.masks_queries_logits.float().sigmoid()
     return torch.einsum("bql,bqhw->blhw", classes, masks)
+
+
+def plain_names(labels: Iterable[str]) -> tuple[str, ...]:
+    """The first name of each of `labels`, of which "a, b" has two, in small letters."""
+    return tuple(label.split(",")[0].strip().lower() for label in labels)
 
 
 def _labels(config: Any) -> tuple[str, ...]:
@@ -105,7 +115,7 @@ def _described(colours: Any) -> str:
 
 def _background(labels: tuple[str, ...], names: Any) -> frozenset[int]:
     """Indices of the labels in `names`, else of a label called background, else of ADE20K's surroundings."""
-    plain = [label.split(",")[0].strip().lower() for label in labels]
+    plain = plain_names(labels)
     if names is not None and not isinstance(names, list | tuple | set | frozenset):
         raise CheckpointError(
             f"'background' in the segmenter's config.json must be a list of labels, got {shown(repr(names), 80)}"

@@ -129,6 +129,9 @@ def _done(result: GenerationResult, explanation: Explanation) -> Iterator[str]:
         yield f"The prompt took hold after {waited} of {steps} steps."
     if (overlap := _overlap(result)) is not None:
         yield f"ControlNet drew the objects where they overlap the draft's by {overlap:.0%}."
+    if (arranged := result.scores.get("arrangement")) is not None and "background" in result.scores:
+        behind = result.scores["background"].value
+        yield f"Its shape fits the draft's by {arranged.value:.0%}, laid over it; their backgrounds, by {behind:.0%}."
     if policy.masked_attention is not None and (lost := _most_moved(explanation)):
         yield f"Inside the mask, attention was taken most from {lost}."
 

@@ -129,9 +129,10 @@ class Manifest(Record):
     """Everything that is needed to account for one image and to make it again.
 
     image: file name of the picture beside the manifest. request: without the pictures it brought, of which source and
-    mask hold the hashes. gate: whether avoidance was switched on, and by what. registry:
-    version of the registered works that the picture was compared with. attempts: noise seed, mechanisms, scores with
-    their limits and UNet rows of each final. rule: what they were judged by, in numbers. timings: seconds by stage.
+    mask hold the hashes. gate: whether avoidance was switched on, and by what. registry: version of the registered
+    works that the picture was compared with. bank: version of the shapes that control maps were composed of. attempts:
+    noise seed, mechanisms, scores with their limits, shapes and UNet rows of each final. rule: what they were judged
+    by, in numbers. timings: seconds by stage.
     """
 
     version: Literal[1] = 1
@@ -151,6 +152,7 @@ class Manifest(Record):
     attempts: tuple[Attempt, ...]
     rule: str
     calibration: str | None
+    bank: str | None = None
     draft_rows: int
     rows: int
     timings: dict[str, Real]
@@ -204,6 +206,7 @@ class Manifest(Record):
             attempts=result.attempts,
             rule=result.rule,
             calibration=result.calibration,
+            bank=result.bank,
             draft_rows=result.draft_rows,
             rows=result.rows,
             timings=result.timings,

@@ -121,8 +121,10 @@ def scores_in_words(scores: Mapping[str, Score], rule: str = "") -> Iterator[str
 
 def _meaning(name: str, nearest: str | None, brought: bool) -> tuple[str, str]:
     """What it means that this measure crossed its limit, and what a person is to do about it."""
+    if name == "colours_kept":
+        return "the final took another colour", "see whether its objects have the colours that the prompt names"
     if name in CONTROL_METRICS:
-        return "the final lost a class of its map", "see whether it still shows the classes of its map"
+        return "the final lost or repeated an object of its map", "see whether it shows the objects of its map"
     if name.startswith(REGISTERED):
         work = f"registered work {nearest}" if nearest else "a registered work"
         return f"too close to {work}", f"compare it with {work}"

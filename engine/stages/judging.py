@@ -39,8 +39,8 @@ class Judging:
         pixels = self.decoder.decode(torch.stack([self.arenas.latent(job) for job in jobs]))
         references = torch.cat([job.shared.reference for job in jobs])
         masks = torch.stack([job.shared.shape for job in jobs]).to(pixels.device)
-        controls = [job.own.control_map for job in jobs]
-        found = self.judged_by.measure(pixels, references, masks, controls)
+        asked = [self.judged_by.asked(job.request.prompt, job.own.control_map) for job in jobs]
+        found = self.judged_by.measure(pixels, references, masks, asked)
         for job, image, measured in zip(jobs, pixels, found, strict=True):
             self._keep_attempt(job, image, measured)
 
@@ -51,13 +51,19 @@ class Judging:
         attempt = job.own.attempts[-1]
         return _ENDS[attempt.decision if attempt.passed else self.judged_by.rule(job.request).then]
 
+    def wants_redraft(self, job: Job) -> bool:
+        """Whether the job's last attempt failed, had lost an object of its map, and another draft is due for that."""
+        request, score = job.request, job.own.attempts[-1].scores.get("classes_kept")
+        lost = score is not None and score.crossed
+        return lost and request.redraft is not None and request.source is None and not job.redrafted
+
     def _keep_attempt(self, job: Job, image: Tensor, measured: Measured) -> None:
         own, run = job.own, job.trajectory
         assert run is not None
         values: dict[str, float | None] = dict(measured.values)
         if own.delivered or not self.judged_by.sees_shape(job.request):
             values |= {name: None for name in values if not name.startswith(PREFIX)}
-        judged = judge(values, self.judged_by.rule(job.request), self.judged_by.directions)
+        judged = judge(values, self.judged_by.rule(job.request), self.judged_by.directions, measured.words)
         if not run.done:
             passed = judged.decision is not Decision.REFUSE
             own.early.append((run.step, passed))
@@ -68,7 +74,7 @@ class Judging:
         own.attempts.append(
             Attempt(
                 own.seed, own.policy, judged.scores, rows, steps, saved, tuple(own.early),
-                judged.decision, judged.reasons, measured.nearest,
+                judged.decision, judged.reasons, measured.nearest, own.shapes,
             )
         )  # fmt: skip
 

@@ -63,7 +63,7 @@ class Segmenting:
         The root mean square over the latent of eps(x, prompt) - eps(x, negative prompt), before the guidance scale:
         what Wen et al. (ICLR 2024) and Jain et al. (CVPR 2025) tell recited pictures by.
         """
-        stage = job.request.draft
+        stage = job.draft
         if stage.guidance_scale == 1:
             return None
         measured = self.arenas.loop(job.shape).arena.magnitudes[job.slot, : stage.steps].cpu().double()
@@ -83,6 +83,7 @@ class Segmenting:
             assert labels is not None
             shared.mask = avoidance_mask(labels, segmenter.background)
         if job.trajectory is not None:
-            shared.draft_rows = job.trajectory.rows_spent
+            shared.draft_rows += job.trajectory.rows_spent
             shared.magnitudes = self.guidance_magnitudes(job)
-        shared.gate = self.judge.gate(job.request, reference, shared.magnitudes)
+        if not job.redrafted:  # avoidance is on by now whatever the first draft looked like
+            shared.gate = self.judge.gate(job.request, reference, shared.magnitudes)

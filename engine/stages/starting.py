@@ -1,14 +1,25 @@
 """The start of a run: a draft, a witness of the gate or a final is written into its job's slot."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..api.choices import Warp
+from ..api.mechanisms import MovedControl
 from ..api.settings import Stage
-from ..avoidance.conditioning import mask_pyramid, masked_noise_columns, moved_labels, token_vectors, transition_point
+from ..avoidance.composing import Composer, Composition, Wanted
+from ..avoidance.conditioning import (
+    avoidance_mask,
+    mask_pyramid,
+    masked_noise_columns,
+    moved_labels,
+    token_vectors,
+    transition_point,
+)
 from ..avoidance.initial_noise import initial_noise, sharpness_lengths, sharpness_probes
 from ..batching.arenas import Arenas
 from ..batching.carried import Own, attempt_seed, witness_seed
@@ -28,15 +39,22 @@ class Starting:
     def __init__(self, components: Components, arenas: Arenas) -> None:
         self.components = components
         self.arenas = arenas
+        self.composer = _composer(components)
 
     @torch.inference_mode()
     def start_draft(self, job: Job) -> None:
         """Start the draft."""
-        stage = job.request.draft
+        stage = job.draft
         table = self._table(stage)
         latent = self._noise(job, job.request.seed) * table.init_noise_sigma
         state = SlotState(latent, table.columns, job.request.seed, job.shared.texts)
         self._start(job, state, Trajectory(plan_rows(stage), tuple(table.timesteps.tolist())))
+
+    def start_redraft(self, job: Job) -> None:
+        """Start the job's second draft, which other images of its request know nothing of."""
+        job.redrafted = True
+        job.shared = replace(job.shared, masses=[], drafted=None)
+        self.start_draft(job)
 
     @torch.inference_mode()
     def start_witness(self, job: Job) -> None:
@@ -100,21 +118,43 @@ class Starting:
     def _hints(self, job: Job) -> tuple[Tensor | None, Tensor | None]:
         """Embed the moved label map and, for a negative branch, the draft's own as control images, by `Hint`."""
         control = job.avoidance.moved_control
+        own, labels = job.own, job.shared.labels
+        own.control_map, own.shapes = None, ()
         if control is None:
-            job.own.control_map = None
             return None, None
         segmenter = self.components.segmenter
         assert segmenter is not None
-        labels, avoided = job.shared.labels, job.request.mask
-        moved = moved_labels(labels, segmenter.background, control, seed=job.own.seed, avoided=avoided)
-        job.own.control_map = moved.astype(np.uint16)
+        found = self._composed(job, control) if control.warp == Warp.BANK else None
+        if found is not None:
+            moved, own.shapes = found.labels, found.shapes
+        else:
+            moved = moved_labels(labels, segmenter.background, control, seed=own.seed, avoided=job.request.mask)
+        own.control_map = moved.astype(np.uint16)
         return self._embedded(moved), self._embedded(labels) if control.negative else None
+
+    def _composed(self, job: Job, control: MovedControl) -> Composition | None:
+        """A map of what the job is to show out of the bank; None where that, or the model, has no shapes of it."""
+        segmenter, labels = self.components.segmenter, job.shared.labels
+        assert segmenter is not None
+        if self.composer is None:
+            return None
+        objects = self.composer.objects(job.request.prompt, labels)
+        avoided = job.request.mask
+        shape = job.shared.mask if avoided is None else avoidance_mask(labels, segmenter.background)
+        wanted = Wanted(objects, labels, shape, avoided)
+        return self.composer.compose(wanted, control.max_iou, job.own.seed)
 
     def _embedded(self, labels: np.ndarray) -> Tensor:
         segmenter, networks = self.components.segmenter, self.arenas.networks
         assert segmenter is not None
         hint = torch.from_numpy(segmenter.palette[labels]).permute(2, 0, 1)[None] / 255
         return networks.denoiser.embed_hint(hint.to(networks.device, networks.dtype))[0]
+
+
+def _composer(components: Components) -> Composer | None:
+    """What composes maps out of the model's bank; None without a bank or a segmenter."""
+    bank, segmenter = components.bank, components.segmenter
+    return None if bank is None or segmenter is None else Composer(bank, segmenter.labels, segmenter.background)
 
 
 def _drawn(masses: Sequence[Tensor]) -> Tensor | None:

@@ -98,8 +98,7 @@ class Plan:
             GenerationRequest(
                 prompt=prompt,
                 seed=seed,
-                draft=stage,
-                final=stage,
+                **bundle.stages(stage),
                 avoidance=bundle.avoidance,
                 gate=bundle.gate,
                 similarity=accepting,

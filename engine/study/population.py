@@ -20,6 +20,7 @@ from ..api.settings import Stage
 from ..engine import Engine
 from ..judging.gate import LISTENING
 from ..judging.registry import cropped_pixels, pictures_in
+from .shapes import Drafted, drafted
 
 JUDGED = ("ssim_masked", "ms_ssim", "tile_l2", "mask_iou")
 """Measures that are calibrated unless others are named: those that tell near copies from fresh pictures best."""
@@ -34,13 +35,14 @@ class Population:
     """What was measured on clean pictures.
 
     description: what they are, in words. sha256: digest of what they were made from. scores: by metric, one value a
-    pair. signals: by gate signal, one value a draft.
+    pair. signals: by gate signal, one value a draft. drafts: the shapes of those that show what their captions name.
     """
 
     description: str
     sha256: str
     scores: dict[str, list[float]]
     signals: dict[str, list[float]] = field(default_factory=dict)
+    drafts: tuple[Drafted, ...] = field(default=(), compare=False)
 
     @property
     def count(self) -> int:
@@ -82,7 +84,9 @@ def generated(
     digest = _digest(
         [engine.components.hashes["unet"], stage.model_dump_json(), str(seed), str(per_caption), *captions]
     )
-    return Population(described, digest, _columns(results), _signals(results))
+    segmenter = engine.components.segmenter
+    drafts = tuple(drafted(results, segmenter)) if segmenter is not None else ()
+    return Population(described, digest, _columns(results), _signals(results), drafts)
 
 
 def unrelated(engine: Engine, folder: Path, pairs: int = 2000, seed: int = 0) -> Population:

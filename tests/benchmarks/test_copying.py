@@ -103,7 +103,7 @@ def test_a_source_is_named_by_its_own_colours_alone():
 
 def test_limits_hold_for_the_population_they_come_from():
     found = embedded_limits(pairs=250)
-    assert set(found.limits) == {*GATES, "classes_kept"}
+    assert set(found.limits) == {*GATES, "classes_kept", "colours_kept"}
     assert found.count == 250
 
 

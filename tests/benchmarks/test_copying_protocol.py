@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from twig.benchmarks.copying import measures, protocol
 from twig.benchmarks.copying.catalogue import (
+    bank_candidates,
     followed_mask,
     han,
     jain,
@@ -25,11 +25,11 @@ from twig.benchmarks.copying.catalogue import (
 )
 from twig.benchmarks.copying.measures import (  # fmt: skip
     ALIGNED,
+    ARRANGEMENT,
     BACKGROUND,
-    LAYOUT,
+    DECORATION,
     PRIMARY,
     REPORTED,
-    aligned_overlap,
     copied,
     copy_limits,
     sharpness,
@@ -136,6 +136,14 @@ def test_each_curve_has_five_strengths():
     assert len({m.key for m in methods}) == len(methods)
 
 
+def test_candidates_of_the_bank_differ_in_their_drafts_and_limits():
+    requests = [method.request("a red star", None, 1) for method in bank_candidates()]
+    assert {each.draft.steps for each in requests} == {4, 6, 8, 10}
+    assert {each.final.steps for each in requests} == {each.redraft for each in requests} == {20}
+    assert len({(each.draft.steps, each.avoidance.moved_control.max_iou) for each in requests}) == len(requests)
+    assert all(each.avoidance.moved_control.warp == "bank" and each.gate is None for each in requests)
+
+
 # --- cells ---
 
 
@@ -210,7 +218,7 @@ def test_a_study_is_reported_in_tables_and_pictures(bed, tmp_path):
     assert len(list(study.run(cells))) == len(cells)
     text = report(study, references=64)
     assert "| nothing | 0 |" in text
-    for about in ("Copies", "Aligned", "Layout", "Background"):
+    for about in ("Copies", "Aligned", "Arrangement", "Background", "Decoration"):
         (line,) = lines_of(text, f"### {about} of each source")
         assert line.startswith("| nothing 0 |")
         assert line.count(" of 1 ") == len(held_out)
@@ -239,22 +247,15 @@ def test_a_layout_is_the_sources_wherever_it_stands_and_a_background_only_where_
     moved, bare = np.roll(source.pixels, 5, axis=1), np.full_like(source.pixels, 128)
     shapes = np.stack([labels, np.roll(labels, 5, axis=1), labels[:, ::-1], np.zeros_like(labels)])
     values = similarities([source.pixels, moved, bare, bare], shapes, source)
-    assert values[LAYOUT][:3] == pytest.approx([1, 1, 1], abs=1e-3)
-    assert values[LAYOUT][3] == 0
+    assert values[ARRANGEMENT][:3] == pytest.approx([1, 1, 1], abs=1e-3)
+    assert values[ARRANGEMENT][3] == 0
     assert values[BACKGROUND][0] == pytest.approx(1)
     assert values[BACKGROUND][2] < 0.9
+    assert values[DECORATION][0] == pytest.approx(1)
+    assert values[DECORATION][3] < 0.9
     full = similarities([source.pixels], np.ones_like(shapes[:1]), source)
-    assert np.isnan(full[BACKGROUND][0]), "objects leave no background"
-    assert not copied(full, dict.fromkeys(REPORTED, -1.0))[BACKGROUND][0]
-
-
-def test_overlap_is_the_best_of_all_shifts_and_a_mirror():
-    corner = torch.zeros(16, 16, dtype=torch.bool)
-    corner[:4, :2] = corner[:2, :6] = True
-    half = torch.zeros_like(corner)
-    half[8:12, 10:12] = True
-    shapes = torch.stack([corner.roll((7, 9), (0, 1)), corner.flip(-1), half])
-    assert aligned_overlap(shapes, corner).tolist() == pytest.approx([1, 1, 8 / 16], abs=1e-4)
+    assert np.isnan(full[DECORATION][0]), "objects hide all of it"
+    assert not copied(full, dict.fromkeys(REPORTED, -1.0))[DECORATION][0]
 
 
 def test_limits_of_an_older_study_are_found_again(source, tmp_path, monkeypatch):
@@ -263,7 +264,7 @@ def test_limits_of_an_older_study_are_found_again(source, tmp_path, monkeypatch)
     path.write_text(json.dumps({PRIMARY: 0.5}))
     monkeypatch.setattr(measures, "_copy_limits", lambda _: dict.fromkeys(REPORTED, 0.7))
     assert copy_limits(source, tmp_path / "limits")[PRIMARY] == 0.7
-    assert json.loads(path.read_text())[LAYOUT] == 0.7
+    assert json.loads(path.read_text())[ARRANGEMENT] == 0.7
 
 
 def test_limits_are_found_once(source, tmp_path, monkeypatch):
@@ -321,7 +322,7 @@ def test_pictures_of_each_source_are_counted_as_delivered():
     ]
     assert delivered_counts(rows, PRIMARY) == {("ours", 1.0): {13: (1, 3), 16: (1, 2)}}
     (one,) = summarise(rows, lambda _: True)
-    assert str(one.layout).endswith(" of 7")
+    assert str(one.arrangement).endswith(" of 7")
 
 
 def test_the_interval_is_of_sources_not_of_pictures():

@@ -19,6 +19,7 @@ from twig.engine.cli.main import USER_ERROR, run
 from twig.engine.judging.registry import Registry, index_works, pictures_in
 from twig.engine.judging.works import Works
 from twig.engine.models import layout
+from twig.engine.models.bank import Bank
 from twig.engine.models.checkpoint import load
 from twig.engine.records.inspection import read_mask
 from twig.engine.records.manifest import Manifest
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.slow
 READERS = {
     "calibration": Calibration.load,
     "registry": Registry.load,
+    "bank": Bank.load,
     "manifest": Manifest.load,
     "captions": read_lines,
     "prompts": read_prompts,
@@ -81,7 +83,7 @@ def test_names_that_are_no_text_are_said_so_that_they_can_be_printed(tmp_path, r
     [
         "generate star --rule @{}", "generate star --calibration {}", "generate star --registry {}",
         "generate star --source {}", "generate star --mask {}", "calibrate --captions {}", "inspect {}",
-        "registry list --registry {}",
+        "registry list --registry {}", "generate star --bank {}",
     ],
 )  # fmt: skip
 def test_a_command_says_what_lies_there_and_ends(tmp_path, capsys, monkeypatch, command, trap):

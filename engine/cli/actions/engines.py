@@ -23,6 +23,7 @@ def load_engine(choice: EngineChoice, requests: Requests = (), **more: str | Non
             variant=choice.variant,
             revision=choice.revision,
             calibration=choice.calibration,
+            bank=choice.bank,
             registry=choice.registry,
             max_pixels=choice.limit_pixels,
             **more,

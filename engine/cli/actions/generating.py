@@ -1,14 +1,16 @@
 """What `twig generate` does: requests out of options, pictures into a folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ...api.choices import Preset
+from ...api.choices import Preset, Warp
+from ...api.errors import InvalidRequestError
 from ...api.event import Event
-from ...api.mechanisms import Avoidance
+from ...api.mechanisms import Avoidance, MovedControl
 from ...api.pixels import load_picture
 from ...api.presets import BUNDLES
 from ...api.reading import MAX_RULE, read_text
@@ -44,10 +46,12 @@ def generate(
     *,
     preset: Preset,
     gate: bool | None,
+    warp: Warp | None,
     source: Path | None,
     mask: Path | None,
     settings: Mapping[str, Any],
     stage: Mapping[str, Any],
+    draft_steps: int | None,
     judged: Mapping[str, Any],
     log: str | None,
     log_prompts: bool,
@@ -58,19 +62,20 @@ def generate(
     """Draw each of `prompts` from each of `seeds` into the folder `out`; return the exit code.
 
     settings, stage, judged: fields that were given of the request, of both its stages and of its similarity policy,
-    whose rule may be @FILE. gate: avoid only where a draft looks recalled, or always; None as `preset` says. sign:
-    certificate and key of content credentials. log: a file, or the URL of a database, whose lines name manifests
-    from the folder that this runs in; None for the file in `out`. fail_on_refused: a refused picture has an exit code
-    of its own.
+    whose rule may be @FILE. gate: avoid only where a draft looks recalled, or always; warp: of the control map;
+    draft_steps: of the draft alone; None as `preset` says. sign: certificate and key of content credentials. log: a
+    file, or the URL of a database, whose lines name manifests from the folder that this runs in; None for the file in
+    `out`. fail_on_refused: a refused picture has an exit code of its own.
     """
     photo = None if source is None else load_picture(source)
     avoided = None if mask is None else read_mask(mask)
-    bundle, both = BUNDLES[preset], Stage(**stage)
+    bundle = BUNDLES[preset]
+    if draft_steps is not None:
+        bundle = replace(bundle, draft_steps=draft_steps)
     fields: dict[str, Any] = {
         **settings,
-        "draft": both,
-        "final": both,
-        "avoidance": bundle.avoidance,
+        **bundle.stages(Stage(**stage)),
+        "avoidance": bundle.avoidance if warp is None else _warped(bundle.avoidance, warp),
         "gate": bundle.gate if gate is None else Gate() if gate else None,
         "similarity": _policy(judged) if judged else bundle.similarity,
         "source": photo,
@@ -104,6 +109,12 @@ def _doubts(components: Components, requests: Sequence[GenerationRequest]) -> It
     if (unknown := unknown_text(components.tokenizer, texts)) is not None:
         yield unknown
     first, segmenter = requests[0], components.segmenter
+    control = first.avoidance.moved_control
+    if control is not None and control.warp == Warp.BANK and components.bank is None:
+        yield (
+            "this model has no bank of shapes, so that finals move the objects of their drafts; `twig calibrate` "
+            "gathers one, and --bank names it"
+        )
     avoiding = first.mask is None and first.avoidance != Avoidance.off()
     if first.source is not None and avoiding and segmenter is not None:
         seen = segmenter.seen(to_pixels(load_picture(first.source), *components.size))
@@ -116,6 +127,14 @@ def _doubts(components: Components, requests: Sequence[GenerationRequest]) -> It
         else:
             taken = ", ".join(f"{name} ({100 * share:.2g} % of it)" for name, share in seen.items())
             yield f"in the source the segmenter sees {taken}: that shape is kept away from"
+
+
+def _warped(avoidance: Avoidance, warp: Warp) -> Avoidance:
+    """A policy with another warp of its control; raises InvalidRequestError for one that has no control."""
+    if avoidance.moved_control is None:
+        raise InvalidRequestError(f"--warp {warp} is of the final's control map, and this preset follows none")
+    kept = avoidance.moved_control.model_dump(exclude={"warp", "max_iou"})
+    return avoidance.model_copy(update={"moved_control": MovedControl(**kept, warp=warp)})
 
 
 def _policy(given: Mapping[str, Any]) -> SimilarityPolicy:

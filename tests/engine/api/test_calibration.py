@@ -82,7 +82,7 @@ def written(**changes):
         ("[]", "expected an object, got list"),
         (written(limit=3), "unknown field 'limit'; known: version"),
         (json.dumps({"version": "1"}), "field 'count' is missing"),
-        (written(limits={"sim": 0.4}), "unknown metric 'sim'; known: classes_kept"),
+        (written(limits={"sim": 0.4}), "unknown metric 'sim'; known: arrangement, background, classes_kept"),
         (written(limits={"ssim": "low"}), "limit of ssim must be a number, got 'low'"),
         (written(limits={"ssim": float("nan")}), "limit of ssim must be finite"),
         (written(limits={"ssim": 1.5}), r"ssim lies in -1..1, got 1.5"),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from twig.engine.api.choices import PURPOSES
@@ -18,6 +20,16 @@ def test_presets_grow_heavier_from_off_to_strict():
     assert gentle.delayed_guidance.stop < default.delayed_guidance.stop
     assert BUNDLES[Preset.GENTLE].gate == BUNDLES[Preset.DEFAULT].gate is not None
     assert BUNDLES[Preset.STRICT].gate is None, "what is strict trusts no detector"
+
+
+def test_a_preset_may_draft_in_fewer_steps_than_its_final_and_again_in_as_many():
+    usual, brief = BUNDLES[Preset.STRICT], replace(BUNDLES[Preset.STRICT], draft_steps=4, redraft=True)
+    final = Stage(steps=20, guidance_scale=3.0)
+    assert usual.stages(final) == {"draft": final, "final": final, "redraft": None}
+    assert "draft" not in usual.settings
+    assert brief.stages(final) == {"draft": Stage(steps=4, guidance_scale=3.0), "final": final, "redraft": 20}
+    assert brief.stages(Stage(steps=3)) == {"draft": Stage(steps=3), "final": Stage(steps=3), "redraft": None}
+    assert GenerationRequest(prompt="a star", **brief.settings).redraft == 20
 
 
 @pytest.mark.parametrize("preset", list(Preset))

@@ -40,6 +40,16 @@ def test_a_retry_lengthens_the_final_bar(console):
     assert "1/6" in text(console)
 
 
+def test_another_draft_lengthens_the_draft_bar(console):
+    request = GenerationRequest(prompt="a", draft=Stage(steps=2), final=Stage(steps=3), redraft=6)
+    with StageBars([request], console) as bars:
+        bars.show(Event(0, 0, State.DRAFTING, 1, 2))
+        bars.show(Event(0, 0, State.DRAFTING, 0, 6, attempt=1))
+        bars.show(Event(0, 0, State.DRAFTING, 1, 6, attempt=1))
+    assert "2/8" in text(console)
+    assert "0/2" in [line for line in text(console).splitlines() if "segment" in line][-1]
+
+
 def test_a_heartbeat_says_now_and_then_how_far_it_is(make_result):
     console, now = Console(file=io.StringIO()), [0.0]
     beat = Heartbeat(console, drafts=2, images=4, rate=lambda: 41.26, clock=lambda: now[0])

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from twig.engine.api.mechanisms import Avoidance
 from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.settings import Stage
 from twig.engine.engine import Engine
-from twig.engine.judging.judge import Judge
+from twig.engine.judging.judge import Asked
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,31 @@ def label_map(*areas):
     ],
 )
 def test_classes_kept_are_those_of_both_maps(engine, final, control, kept):
-    judging: Judge = engine.judge
-    assert judging._classes_kept(label_map(*final), label_map(*control)) == kept
+    measured = shown(engine, label_map(*final), label_map(*control))
+    assert measured["classes_kept"][0] == kept
+
+
+def test_a_second_object_of_a_class_counts_and_is_told(engine):
+    double = label_map(600)
+    double[4, :] = 0  # rows 0 to 9 in two halves
+    assert shown(engine, double, label_map(600))["classes_kept"] == (0.5, "1 circle too many")
+
+
+def test_a_colour_is_asked_for_where_the_prompt_names_one(engine):
+    labels = label_map(600)
+    assert shown(engine, labels, labels, "a red circle")["colours_kept"] == (
+        0.0,
+        "0% of the circle is red, most of it grey",
+    )
+    assert shown(engine, labels, labels, "a circle")["colours_kept"] is None
+
+
+def shown(engine, final, control, prompt="a circle"):
+    """What the judge finds of a grey final with these labels."""
+    grey = torch.full((3, 64, 64), 0.5)
+    asked = engine.judge.asked(prompt, control)
+    assert isinstance(asked, Asked)
+    return engine.judge._shown(grey, final, asked)
 
 
 def test_only_finals_that_follow_a_map_are_asked_for_its_classes(engine):
@@ -51,8 +75,9 @@ def test_only_finals_that_follow_a_map_are_asked_for_its_classes(engine):
 
 def test_a_final_that_lost_a_class_is_drawn_again(engine, monkeypatch):
     answers = iter([0.5, 1.0])
-    monkeypatch.setattr(engine.judge, "_classes_kept", lambda seen, asked: next(answers))
+    monkeypatch.setattr("twig.engine.judging.judge.kept", lambda seen, asked: next(answers))
     policy = SimilarityPolicy(rule="refuse if classes_kept < 1; retry 2")
     (result,) = engine.generate(request(similarity=policy))
     assert [attempt.scores["classes_kept"].value for attempt in result.attempts] == [0.5, 1.0]
     assert result.verdict == "accepted"
+    assert result.attempts[0].reasons[0].startswith("classes_kept < 1.0: it is 0.5 (")

@@ -35,6 +35,14 @@ def test_masked_similarity_looks_inside_the_mask_only():
     assert measured(inside, source)["ssim_masked"] > 0.8 > 0.5 > measured(outside, source)["ssim_masked"]
 
 
+def test_the_background_is_what_lies_outside_both_shapes():
+    source, other, shape = scene(0), scene(9), disc()
+    objects = torch.where(shape[:, None], other, source)
+    everything_else = torch.where(shape[:, None], source, other)
+    assert measured(objects, source, shape, final_masks=shape)["background"] > 0.9
+    assert measured(everything_else, source, shape, final_masks=shape)["background"] < 0.6
+
+
 def test_an_empty_mask_means_the_whole_frame():
     a, b = scene(0), scene(1)
     empty = measured(a, b, torch.zeros(1, 64, 64, dtype=torch.bool))
@@ -82,7 +90,7 @@ def test_everything_is_computed_on_the_pictures_device():
 def test_what_is_measured_is_what_the_table_lists():
     assert measure(scene(0), scene(1), disc()).keys() == METRICS.keys()
     with_more = measure(scene(0), scene(1), disc(), final_masks=disc(), population=scene(2))
-    assert with_more.keys() == METRICS.keys() | {"mask_iou", "hausdorff"} | POPULATION_METRICS.keys()
+    assert with_more.keys() == METRICS.keys() | MASK_METRICS.keys() | POPULATION_METRICS.keys()
 
 
 @pytest.mark.parametrize(

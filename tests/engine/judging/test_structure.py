@@ -6,7 +6,7 @@ import torch
 from skimage.metrics import hausdorff_distance
 
 from smooth_scenes import disc, scene, whole
-from twig.engine.judging.structure import contour, hausdorff, l2_ratio, mask_iou, phash, tile_l2
+from twig.engine.judging.structure import arrangement, contour, hausdorff, l2_ratio, mask_iou, phash, tile_l2
 
 
 def test_hausdorff_is_scikit_images_on_contours():
@@ -14,6 +14,16 @@ def test_hausdorff_is_scikit_images_on_contours():
     lines = (contour(each)[0].numpy() for each in (a, b))
     expected = hausdorff_distance(*lines) / np.hypot(50, 70)
     assert float(hausdorff(a, b)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_arrangement_is_the_same_wherever_it_lies_at_every_size():
+    for factor in (1, 4):
+        a = disc(64 * factor, 64 * factor, 20 * factor, 20 * factor, 9 * factor)
+        a |= disc(64 * factor, 64 * factor, 44 * factor, 40 * factor, 6 * factor)
+        moved, nothing = a.roll((8 * factor, 12 * factor), (1, 2)).flip(2), torch.zeros_like(a)
+        apart = disc(64 * factor, 64 * factor, 40 * factor, 40 * factor, 5 * factor)
+        found = arrangement(torch.cat([moved, apart, nothing]), a.expand(3, -1, -1))
+        assert found.tolist() == pytest.approx([1, 0.2, 0], abs=0.03)
 
 
 def test_tile_l2_sees_one_tile_that_differs():

@@ -73,8 +73,8 @@ def test_a_score_that_is_no_number_is_said_to_be_none():
         (
             "classes_kept",
             "refuse if classes_kept < 0.95",
-            "the final lost a class of its map",
-            "see whether it still shows the classes of its map",
+            "the final lost or repeated an object of its map",
+            "see whether it shows the objects of its map",
         ),
         (
             "my_measure",

@@ -1,0 +1,250 @@
+"""Maps of new scenes out of a bank's shapes: what a prompt names, arranged as in scenes of other pictures.
+
+Each object takes the shape, the size and the place of a random object of its class in a scene with as many objects, so
+that houses stand and moons hang where they do; that is tried until the arrangement is unlike the one to keep away from,
+also after the best shift. The search runs on a small grid, and what it finds is painted once at full size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import binary_dilation, distance_transform_edt
+
+from ..models.bank import Bank, Shape
+from ..models.segmentation import plain_names
+from .gathering import ground_name
+from .objects import Aligned, coarse, objects_of
+from .pieces import shape_overlap
+from .words import in_all, lexicon
+
+_TRIES = 60  # arrangements
+_DRAWS = 6  # shapes for an object's place in one of them
+_FEWEST = 4  # shapes of scenes with as many objects, below which those of all scenes are drawn from
+_MOST_OBJECTS = 8
+_GRID = 64  # cells along the longer side of the frame that is searched
+_GAP = 2  # cells between objects
+_ALIKE = 0.5  # aligned IoU from which two arrangements are one
+_ALIKE_ALONE = 0.7  # of a single object, whose shape is its class's
+_ROUNDING = 0.01  # of the overlap, by the search's grid
+_FRAGMENT = 0.25  # of a class's largest object: what is smaller in a draft is a part of it that came loose
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A shape of a bank on a frame of any size: where its box lies and which pixels of that it covers."""
+
+    shape: Shape
+    mirrored: bool
+    frame: tuple[int, int]
+
+    @cached_property
+    def box(self) -> tuple[slice, slice]:
+        """Rows and columns, whole inside the frame; proportions stay, and so does its middle's place in the frame."""
+        scene, (height, width) = self.shape.scene, self.frame
+        scale = min(height / scene.rows, width / scene.columns)
+        sides = [
+            max(1, min(most, round(side * scale))) for side, most in zip(self.shape.mask.shape, self.frame, strict=True)
+        ]
+        middles = (
+            (self.shape.top + self.shape.mask.shape[0] / 2) / scene.rows * height,
+            (self.shape.left + self.shape.mask.shape[1] / 2) / scene.columns * width,
+        )
+        down, right = (
+            min(max(0, round(middle - side / 2)), most - side)
+            for middle, side, most in zip(middles, sides, self.frame, strict=True)
+        )
+        right = width - right - sides[1] if self.mirrored else right
+        return slice(down, down + sides[0]), slice(right, right + sides[1])
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """Pixels (h, w) bool of its box; a smooth outline where the frame is larger than its scene's."""
+        rows, columns = self.box
+        size = (columns.stop - columns.start, rows.stop - rows.start)
+        own = self.shape.mask[:, ::-1] if self.mirrored else self.shape.mask
+        if own.shape == size[::-1]:
+            return own
+        scaled = Image.fromarray(own.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
+        return np.asarray(scaled) >= 128
+
+    @cached_property
+    def grown(self) -> np.ndarray:
+        """It and `_GAP` pixels around it (H, W) bool."""
+        whole = np.zeros(self.frame, bool)
+        whole[self.box] = self.mask
+        return binary_dilation(whole, np.ones((2 * _GAP + 1,) * 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """A map (H, W) and the shapes that it shows, by their ids."""
+
+    labels: np.ndarray
+    shapes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """What is to be drawn and kept away from.
+
+    objects: label of each. labels (H, W): of the draft or photo; foreground (H, W) bool: its shape. avoided (H, W)
+    bool: a user's mask that takes that one's place.
+    """
+
+    objects: tuple[int, ...]
+    labels: np.ndarray
+    foreground: np.ndarray
+    avoided: np.ndarray | None = None
+
+
+class Composer:
+    """Composes maps of one segmenter's labels out of one bank.
+
+    names: of the labels, as the segmenter gives them. background: numbers of those that are no object.
+    """
+
+    def __init__(self, bank: Bank, names: Sequence[str], background: frozenset[int]) -> None:
+        self.bank = bank
+        self.names = plain_names(names)
+        self.background = background
+        self._lexicon = lexicon(tuple(names), background)
+
+    def objects(self, prompt: str, labels: np.ndarray) -> tuple[int, ...]:
+        """Label of each object that the prompt names, or where it names none, that the draft's labels (H, W) show."""
+        named = in_all(self._lexicon.read(prompt))
+        if named:
+            return tuple(named.elements())
+        found = objects_of(coarse(labels), self.background)
+        largest: dict[int, int] = {}
+        for one in found:
+            largest.setdefault(one.label, one.area)
+        return tuple(one.label for one in found if one.area >= _FRAGMENT * largest[one.label])
+
+    def compose(self, wanted: Wanted, max_iou: float, seed: int) -> Composition | None:
+        """Arrange the objects wanted so that they overlap what is to be avoided by at most `max_iou`, `shape_overlap`.
+
+        The first of `_TRIES` arrangements that does, and is unlike it wherever it may lie; else the one that overlaps
+        least. None where nothing or too much is wanted, an object has no shape in the bank, or none fits beside the
+        others. Depends on `seed` alone.
+        """
+        if not 0 < len(wanted.objects) <= _MOST_OBJECTS:
+            return None
+        shelves = {label: self._shelf(label, len(wanted.objects)) for label in set(wanted.objects)}
+        if not all(shelves.values()):
+            return None
+        rng = np.random.default_rng(seed)
+        search = _Search(self, wanted, max_iou, rng)
+        found = search.first(shelves)
+        if found is None:
+            return None
+        return Composition(self._painted(wanted, found, search.mirrored), tuple(one.shape.id for one in found))
+
+    def _shelf(self, label: int, count: int) -> tuple[Shape, ...]:
+        """Shapes of a class in scenes with `count` objects, in all where these are too few."""
+        every = self.bank.by_label.get(self.names[label], ())
+        alike = tuple(shape for shape in every if shape.scene.objects == count)
+        return alike if len(alike) >= _FEWEST else every
+
+    def _painted(self, wanted: Wanted, found: Sequence[Placed], mirrored: bool) -> np.ndarray:
+        """The background, without gaps and mirrored where the search's was, with the objects over it."""
+        canvas = _background(wanted.labels, wanted.foreground)
+        canvas = canvas[:, ::-1].copy() if mirrored else canvas
+        height, width = canvas.shape
+        for one in found:
+            placed = Placed(one.shape, one.mirrored, (height, width))
+            canvas[placed.box][placed.mask] = self.names.index(one.shape.label)
+        return canvas
+
+
+@lru_cache(maxsize=4096)
+def _placed(shape: Shape, mirrored: bool, frame: tuple[int, int]) -> Placed:
+    """A shape on a frame, remembered: grids of few sizes are searched again and again."""
+    return Placed(shape, mirrored, frame)
+
+
+class _Search:
+    """Draws arrangements on a small grid. mirrored: whether the background is to be mirrored."""
+
+    def __init__(self, composer: Composer, wanted: Wanted, max_iou: float, rng: np.random.Generator) -> None:
+        self.composer, self.wanted, self.rng = composer, wanted, rng
+        height, width = wanted.labels.shape
+        scale = min(1.0, _GRID / max(height, width))
+        self.frame = max(1, round(height * scale)), max(1, round(width * scale))
+        self.max_iou = max_iou - _ROUNDING * (scale < 1)
+        self.old = _sampled(wanted.foreground, self.frame)
+        self.avoided = None if wanted.avoided is None else _sampled(wanted.avoided, self.frame)
+        ground = _background(_sampled(wanted.labels, self.frame), self.old)
+        self.grounds = {composer.names[i] for i in np.unique(ground) if i in composer.background}
+        self.mirrored = len(self.grounds) > 1 and bool(rng.integers(2))
+        self.ground = ground[:, ::-1] if self.mirrored else ground
+
+    def first(self, shelves: dict[int, tuple[Shape, ...]]) -> tuple[Placed, ...] | None:
+        """The first arrangement that keeps away, else the one that does so best; None where none fits the frame."""
+        to_avoid = self.old if self.avoided is None else self.avoided
+        aligned = Aligned(to_avoid)
+        alike = _ALIKE_ALONE if len(self.wanted.objects) == 1 else _ALIKE
+        best, least = None, (True, np.inf)
+        for _ in range(_TRIES):
+            found = self._arranged(shelves)
+            if found is None:
+                continue
+            shape = np.zeros(self.frame, bool)
+            for one in found:
+                shape[one.box] |= one.mask
+            overlap = shape_overlap(shape, self.old, self.avoided)
+            excess = (True, overlap) if overlap > self.max_iou else (False, aligned.iou(shape))
+            if excess < (False, alike):
+                return found
+            if excess < least:
+                best, least = found, excess
+        return best
+
+    def _arranged(self, shelves: dict[int, tuple[Shape, ...]]) -> tuple[Placed, ...] | None:
+        """A shape for each object, apart from one another; None where one finds no room."""
+        taken, found = np.zeros(self.frame, bool), []
+        for label in self.rng.permutation(self.wanted.objects):
+            one = self._drawn(shelves[int(label)], taken)
+            if one is None:
+                return None
+            taken |= one.grown
+            found.append(one)
+        return tuple(found)
+
+    def _drawn(self, shelf: tuple[Shape, ...], taken: np.ndarray) -> Placed | None:
+        for _ in range(_DRAWS):
+            shape, mirrored = shelf[self.rng.integers(len(shelf))], bool(self.rng.integers(2))
+            one = _placed(shape, mirrored, self.frame)
+            if not taken[one.box][one.mask].any() and self._stands(one):
+                return one
+        return None
+
+    def _stands(self, one: Placed) -> bool:
+        """Whether it has beneath it what it had in its own scene, as far as that background is there at all."""
+        if one.shape.ground not in self.grounds or len(self.grounds) == 1:
+            return True
+        rows, columns = one.box
+        beneath = self.ground[rows.stop : rows.stop + 1, columns]
+        return ground_name(beneath, self.composer.names, self.composer.background) in ("", one.shape.ground)
+
+
+def _sampled(field: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
+    """Nearest neighbours of a field (H, W) on a smaller grid."""
+    rows, columns = (
+        ((np.arange(count) + 0.5) * side / count).astype(int) for count, side in zip(frame, field.shape, strict=True)
+    )
+    return field[np.ix_(rows, columns)]
+
+
+def _background(labels: np.ndarray, foreground: np.ndarray) -> np.ndarray:
+    """Labels (H, W) with the nearest background in place of the foreground, in cells of a few pixels."""
+    stride = -(-max(labels.shape) // _GRID)
+    small, gaps = labels[::stride, ::stride], foreground[::stride, ::stride]
+    surroundings = np.unique(small[~gaps])
+    if len(surroundings) < 2:
+        return np.full_like(labels, surroundings[0]) if len(surroundings) else labels.copy()
+    _, (rows, columns) = distance_transform_edt(gaps, return_indices=True)
+    filled = small[rows, columns].repeat(stride, 0).repeat(stride, 1)[: labels.shape[0], : labels.shape[1]]
+    return np.where(foreground, filled, labels)
