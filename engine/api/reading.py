@@ -62,6 +62,11 @@ def shown(value: object, most: int = _SHOWN) -> str:
     return printable(text if len(text) <= most else text[:most] + "...")
 
 
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can hold it: a name made of other bytes cannot be."""
+    return _SURROGATE.search(text) is None
+
+
 def quoted(text: object) -> str:
     """`text` as it is shown, uncut, between quotation marks that tell it from the words around it."""
     return f'"{printable(str(text))}"'

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -278,7 +279,7 @@ def file_hash(path: Path) -> str:
 def parse_head(text: str) -> Head:
     """Read a head as `twig audit head` prints it. Raises InvalidRequestError for another text."""
     number, _, digest = text.strip().partition(":")
-    if not number.isdecimal() or len(digest) != 64:
+    if not re.fullmatch("[0-9]{1,18}:[0-9a-f]{64}", text.strip()):
         raise InvalidRequestError(
             f"a head is a line's number and its digest, as `twig audit head` prints, got {quoted(shown(text))}"
         )

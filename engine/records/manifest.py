@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from ..api.choices import Precision
 from ..api.pixels import Picture, load_picture
 from ..api.portable import Real
-from ..api.reading import read_model, reading
+from ..api.reading import is_text, read_model, reading
 from ..api.request import GenerationRequest
 from ..api.result import Attempt, GateDecision, GenerationResult, Verdict
 from ..api.rules import Rule
@@ -33,7 +33,10 @@ LIBRARIES = ("twig-engine", "torch", "diffusers", "transformers", "safetensors",
 
 
 class InputRecord(Record):
-    """A picture or mask the user brought: where it lay, None if it was handed over in memory, and its pixels' hash."""
+    """A picture or mask the user brought: where it lay and its pixels' hash.
+
+    path: None if it was handed over in memory, or lay under a name that is no text, which no record can hold.
+    """
 
     path: Path | None
     sha256: str
@@ -42,6 +45,8 @@ class InputRecord(Record):
     def of(cls, given: Picture | np.ndarray | None, pixels: Image.Image | np.ndarray) -> Self:
         """Record `pixels`, read from `given` if that is a path."""
         path = Path(given).resolve() if isinstance(given, str | Path) else None
+        if path is not None and not is_text(str(path)):
+            path = None
         return cls(path=path, sha256=pixel_hash(pixels))
 
     @classmethod

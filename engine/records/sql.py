@@ -7,7 +7,7 @@ are searched by is indexed where it stands in their text: it is kept once, and n
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, timedelta
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,6 @@ _FOUND = {
 }
 """How a database finds a value in a line's text. PostgreSQL lets nobody write one that is no JSON."""
 _SERVED = tuple(_FOUND)
-_SECOND = timedelta(seconds=1)
-_WHOLE = "%Y-%m-%dT%H:%M:%S"
 
 _FEW = 1000  # values that a statement names at once
 _LARGEST = 2**63 - 1
@@ -148,9 +146,9 @@ class SqlStore:
             yield found["model_sha256"] >= query.model
             yield found["model_sha256"] < query.model + "g"  # what follows is hexadecimal
         if query.since is not None:
-            yield found["time"] >= query.since.astimezone(UTC).strftime(_WHOLE)
+            yield found["time"] >= _second(query.since)
         if query.until is not None:
-            yield found["time"] < (query.until.astimezone(UTC) + _SECOND).strftime(_WHOLE)
+            yield found["time"] < _second(query.until) + "~"  # beyond whatever a time of that second goes on with
 
     def _found(self, name: str) -> str:
         return _FOUND[self._url.get_backend_name()].format(name)
@@ -241,6 +239,11 @@ def _head(connection: Connection) -> Head | None:
         return None if row is None else Head(**row)
     except ValidationError as error:
         raise RecordError("what the database holds is no head of an audit log; it was altered") from error
+
+
+def _second(time: datetime) -> str:
+    """How the texts of times begin that lie in the same second, in UTC as all lines are."""
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds")
 
 
 def _batches(numbers: Collection[int]) -> Iterator[list[int]]:

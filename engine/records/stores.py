@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from ..api.errors import RecordError
+from ..api.errors import InvalidRequestError, RecordError
+from ..api.reading import is_text, quoted, shown
 from ..api.writing import append, check_folder, check_line, open_own, read_log, read_regular, write_whole
 from .chain import BEGINNING, Head, Line, digest_of, linked, parsed, without_erasable, written
 from .secret import Secret
@@ -39,6 +40,13 @@ class Query:
     nearest: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InvalidRequestError for what no line can hold."""
+        for name in ("prompt_hmac", "manifest_sha256", "model", "verdict", "nearest"):
+            value = getattr(self, name)
+            if value is not None and not (is_text(value) and "\0" not in value):
+                raise InvalidRequestError(f"{name} is looked for as text, got {quoted(shown(value))}")
 
     def matches(self, line: Mapping[str, Any]) -> bool:
         """Whether a line is one of those."""

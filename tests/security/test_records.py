@@ -6,11 +6,14 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sqlite3
 import stat
 import struct
 import sys
 import zlib
+from contextlib import closing
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ from twig.engine.cli.main import run
 from twig.engine.cli.status import DIFFERS, DONE, USER_ERROR
 from twig.engine.records import stores
 from twig.engine.records.audit import AuditLog
+from twig.engine.records.chain import linked, written
 from twig.engine.records.manifest import Manifest
 from twig.engine.records.output import OutputFolder
 from twig.engine.records.stores import Query
@@ -102,13 +106,15 @@ def test_forty_kills_leave_no_picture_without_its_record_and_nothing_half_writte
         seeds = (number // 2, number)  # the first is often of a run that was killed before
         return [replace(base, request=base.request.model_copy(update={"seed": seed})) for seed in seeds]
 
-    counted = Countdown()
-    kind = "audit.jsonl" if isinstance(folder.log.path, Path) else f"sqlite:///{tmp_path}/elsewhere/audit.db"
-    elsewhere = AuditLog(tmp_path / "elsewhere" / kind if kind == "audit.jsonl" else kind, root=tmp_path / "elsewhere")
-    save(replace(folder, path=tmp_path / "elsewhere", log=elsewhere), results(0), counted)
+    kept = str(folder.log.path).replace("/out/", "/elsewhere/")
+    elsewhere = AuditLog(kept if "/elsewhere/" in kept else f"sqlite:///{tmp_path}/elsewhere/audit.db", root=tmp_path)
+    counts = []
+    for number in range(len(kinds)):
+        counts.append(Countdown())
+        save(replace(folder, path=tmp_path / "elsewhere", log=elsewhere), results(number + 3), counts[number])
     killed, found = 0, []
     for number in range(KILLS):
-        limit = 1 + number * counted.lines // KILLS
+        limit = 1 + number * counts[number % len(kinds)].lines // KILLS
         process = multiprocessing.get_context("fork").Process(
             target=save, args=(folder, results(number), Countdown(limit))
         )
@@ -358,3 +364,138 @@ def test_a_log_that_cannot_be_kept_is_found_before_anything_is_drawn(tmp_path, m
     assert run(["audit", "verify", url]) == USER_ERROR
     told = capsys.readouterr()
     assert "hush" not in (told.err + told.out).replace('"hush"://', "")
+
+
+def test_a_source_whose_name_is_no_text_is_recorded_by_its_pixels(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (64, 64), "red").save(name)
+    assert generate(tiny_checkpoint, "out", "--source", name, "--preset", "off") == DONE
+    (manifest,) = manifests(Path("out"))
+    assert Manifest.load(manifest).source.path is None
+    assert run(["inspect", str(manifest), "--replay", "--source", name]) == DONE
+
+
+# --- what a log is asked for, and what somebody made of a database ---
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("search", "--since", "0001-01-01"), ("search", "--until", "9999-12-31T23:59:59"),
+        ("search", "--model", "\udcff"),
+        ("search", "--nearest", "\udcff"), ("search", "--verdict", "%"), ("search", "--line", "9" * 40),
+        ("search", "--line", "-1"), ("verify", "--head", "9" * 5000 + ":" + "0" * 64),
+        ("verify", "--head", "\u0664:" + "0" * 64), ("verify", "--head", "1:" + "\udcff" * 64),
+        ("forget", "--line", "1", "--reason", "\udcff"), ("forget", "--line", "1", "--reason", "a\nb"),
+        ("forget", "--line", "9" * 40),
+    ],
+    ids=lambda words: " ".join(words)[:30].encode("ascii", "replace").decode(),
+)  # fmt: skip
+def test_whatever_a_log_is_asked_for_is_found_or_refused(place, capsys, words):
+    log = AuditLog(place)
+    for _ in range(2):
+        log.store.append({"event": "made", "time": "2026-01-01T00:00:00Z", "verdict": "accepted"})
+    verb, *options = words
+    status = run(["audit", verb, str(place), *options])
+    assert status in (DONE, USER_ERROR)
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == (status == USER_ERROR)
+    assert log.verify().findings == ()
+
+
+def test_a_line_is_found_by_all_that_it_can_be_searched_by(place):
+    log = AuditLog(place)
+    times = [f"2026-01-0{day}T00:00:0{second}{rest}Z" for day in (1, 2) for second in (0, 1) for rest in ("", ".5")]
+    for number, time in enumerate(times):
+        model, nearest = f"{number:064x}", "a\u00e9" if number else "b"
+        line = {"event": "made", "gate": {"nearest": "other", "verdict": "x"}, "time": time, "verdict": "accepted"}
+        log.store.append(line | {"model_sha256": model, "nearest": nearest, "prompt_hmac": f"{number % 2}"})
+
+    def found(**wanted):
+        return [line["number"] for line in log.store.find(Query(**wanted))]
+
+    assert found(nearest="other") == []
+    assert found(nearest="b") == [1]
+    assert found(nearest="a\u00e9", prompt_hmac="1") == [2, 4, 6, 8]
+    assert found(model="0" * 63) == list(range(1, 9))
+    assert found(model="0" * 63 + "3") == [4]
+    assert found(numbers=frozenset({3, 10**30, -1})) == [3]
+    zone = datetime.fromisoformat
+    assert found(since=zone("2026-01-01T00:00:00.5Z"), until=zone("2026-01-02T00:00:00.5Z")) == [2, 3, 4, 5]
+    assert found(since=zone("2026-01-01T02:00:01+02:00"), until=zone("2026-01-02T00:00:00Z")) == [3, 4]
+
+
+SPOILT = {
+    "bytes": "UPDATE twig_audit_lines SET text = x'ff00'",
+    "no text": "UPDATE twig_audit_lines SET text = CAST(x'ff00' AS text)",
+    "no JSON": "UPDATE twig_audit_lines SET text = 'rubbish'",
+    "not a number": """UPDATE twig_audit_lines SET text = '{"number":1,"previous":"","digest":"","a":NaN}'""",
+    "beyond a number": """UPDATE twig_audit_lines SET text = '{"number":1,"previous":"","digest":"","a":1e999}'""",
+    "deep": "UPDATE twig_audit_lines SET text = printf('%.*c', 100000, '[')",
+    "another head": "UPDATE twig_audit_head SET number = 'x'",
+    "a head of bytes": "UPDATE twig_audit_head SET digest = x'00ff'",
+    "no heads": "DROP TABLE twig_audit_head",
+    "no lines": "DROP TABLE twig_audit_lines",
+    "another column": "ALTER TABLE twig_audit_lines RENAME COLUMN text TO other",
+}
+
+
+@pytest.mark.parametrize("statement", SPOILT.values(), ids=SPOILT)
+def test_a_database_that_somebody_spoilt_is_said_to_be(tmp_path, capsys, statement):
+    pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
+    url = f"sqlite:///{tmp_path}/audit.db"
+    AuditLog(url).store.append({"event": "made", "time": "2026-01-01T00:00:00Z", "verdict": "accepted"})
+    with closing(sqlite3.connect(tmp_path / "audit.db", isolation_level=None)) as database:
+        database.execute(statement)
+    assert run(["audit", "verify", url]) in (DIFFERS, USER_ERROR)
+    for words in (["search"], ["search", "--verdict", "accepted"], ["head"], ["export"], ["forget", "--line", "1"]):
+        capsys.readouterr()
+        status = run(["audit", words[0], url, *words[1:]])
+        assert status in (DONE, USER_ERROR)
+        assert len(capsys.readouterr().err.splitlines()) == (status == USER_ERROR)
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish" * 100, b"SQLite format 3\0" + b"\xff" * 4096])
+def test_a_file_that_is_no_database_is_refused_in_a_line(tmp_path, capsys, content):
+    pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
+    (tmp_path / "audit.db").write_bytes(content)
+    for verb in ("verify", "search", "head"):
+        assert run(["audit", verb, f"sqlite:///{tmp_path}/audit.db"]) == USER_ERROR
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+LOGS = {
+    "empty": b"", "a line of nothing": b"\n", "no text": b"\xff\xfe\n", "no digest": b'{"number":1}\n',
+    "not a number": b'{"number":1,"previous":"","digest":"","a":NaN}\n', "deep": b"[" * 10**6,
+    "many digits": b'{"number":' + b"9" * 5000 + b',"previous":"","digest":""}\n',
+    "odd numbers": b'{"number":-5,"previous":"\\ud800","digest":"x","event":"forgotten","forgotten":[1,true,1e9]}\n',
+    "a line without an end": b"x" * (2**26 + 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", LOGS.values(), ids=LOGS)
+def test_a_log_written_by_anybody_is_read_or_refused(tmp_path, capsys, content):
+    log = tmp_path / "audit.jsonl"
+    log.write_bytes(content)
+    for words in (["verify"], ["search"], ["head"], ["export"], ["forget", "--line", "1"]):
+        capsys.readouterr()
+        status = run(["audit", words[0], str(log), *words[1:]])
+        assert status in (DONE, DIFFERS, USER_ERROR)
+        assert len(capsys.readouterr().err.splitlines()) == (status == USER_ERROR)
+    assert log.read_bytes().startswith(content), "half a line of a log from before the chain may get its end"
+
+
+@pytest.mark.parametrize("name", ["twig-1-0.json", "twig-thesis.json"])
+def test_a_forged_line_makes_nobody_remove_a_file(tmp_path, name):
+    """It is put between true lines by somebody without the secret, and names a file that would be removed with it."""
+    log, victim = AuditLog(tmp_path / "out/audit.jsonl"), tmp_path / name
+    log.check()
+    victim.write_text("mine")
+    for _ in range(3):
+        log.store.append({"event": "made", "time": "2026-01-01T00:00:00Z", "verdict": "accepted"})
+    first, _, third = log.path.read_bytes().splitlines()
+    line = linked({"event": "made", "manifest": f"../{name}", "verdict": "accepted"}, 2, json.loads(first)["digest"])
+    log.path.write_bytes(b"\n".join([first, written(line).encode(), third, b""]))
+    log.forget(Query(numbers=frozenset({2})))
+    assert victim.read_text() == "mine"

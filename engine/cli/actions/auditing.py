@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 
 from ...api.errors import InvalidRequestError, printable
@@ -97,9 +98,17 @@ def _query(log: AuditLog, wanted: Wanted) -> Query:
         model=wanted.model,
         verdict=wanted.verdict,
         nearest=wanted.nearest,
-        since=wanted.since and wanted.since.astimezone(),
-        until=wanted.until and wanted.until.astimezone(),
+        since=_zoned(wanted.since),
+        until=_zoned(wanted.until),
     )
+
+
+def _zoned(time: datetime | None) -> datetime | None:
+    """A time of this machine's zone."""
+    try:
+        return None if time is None else time.astimezone()
+    except (ValueError, OverflowError) as error:  # the first and the last day there are, in some zones
+        raise InvalidRequestError(f"{time} is a time that no line can have") from error
 
 
 def _values(record: AuditRecord) -> str:
