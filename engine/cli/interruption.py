@@ -10,24 +10,6 @@ from .status import INTERRUPTED, TERMINATED
 _STATUSES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came: as Ctrl-C, with a status of its own."""
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated`, so that what is open is closed and what is half written is removed."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise Terminated
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 class Stop:
     """Whether a run was asked to stop, to be looked at between steps. status: the exit code of a run that stops so."""
 
@@ -44,7 +26,25 @@ class Stop:
         again, self._came = self._came, True
         self.status = _STATUSES[signal.Signals(number)]
         if again:
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def terminated_as_interrupted(stop: Stop) -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that what is open is closed and what is half written is removed.
+
+    `stop` then has its status.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        stop.note(number, frame)
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

@@ -18,11 +18,11 @@ from .bank import bank_app
 from .calibrate import calibrate
 from .generate import generate
 from .inspect import inspect
-from .interruption import Terminated, terminated_as_interrupted
+from .interruption import Stop, terminated_as_interrupted
 from .plain import PlainCommand
 from .registry import registry_app
 from .serve import keys_app, serve
-from .status import BROKEN_PIPE, DONE, EPILOG, INTERRUPTED, TERMINATED, UNEXPECTED, USER_ERROR
+from .status import BROKEN_PIPE, DONE, EPILOG, INTERRUPTED, UNEXPECTED, USER_ERROR
 from .warning import complain, warnings_told
 from .words import findings, in_options
 
@@ -50,14 +50,13 @@ def run(arguments: Sequence[str]) -> int:
 
     What a user got wrong is one line on stderr, and so is what nobody thought of, unless `--debug` asks for more.
     """
-    words = [word for word in arguments if word != DEBUG]
+    words, stop = [word for word in arguments if word != DEBUG], Stop()
     try:
-        with warnings_told(), terminated_as_interrupted():
-            return command_line()(words or ["--help"], prog_name="twig", standalone_mode=False) or DONE
-    except Terminated:
-        return TERMINATED
+        with warnings_told(), terminated_as_interrupted(stop):
+            status = command_line()(words or ["--help"], prog_name="twig", standalone_mode=False) or DONE
+        return stop.status if status == INTERRUPTED else status  # which Typer makes of an interrupt
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return stop.status
     except SystemExit as stopped:  # so end completions; and Typer, where nobody reads what it writes
         if isinstance(stopped.__context__, BrokenPipeError):
             return BROKEN_PIPE
