@@ -96,13 +96,13 @@ class GenerationRequest(Portable, Settings):
     """One two-step generation.
 
     prompt: what to draw. redraft: steps of another draft, from which a final is drawn again that was refused and had
-    lost an object of its map; None keeps the first. seed: everything random derives from it. width, height: pixels, the
-    model's own size if None. num_images: finals that share one draft. source: a picture, or the Path where one lies,
-    that takes the draft's place (only its mask goes on); a text is a picture's own data in base64, never a path. mask:
-    the user's own avoidance mask, boolean (height, width). gate: avoid only where the draft looks recalled; None avoids
-    always. framing: what SDXL is told of the picture's size. priority: higher goes first. timeout: seconds after which
-    the request expires. preview: show the predicted picture every so many steps, 0 for never. explain: record what each
-    mechanism did.
+    lost an object of its map, where that showed the draft's; None keeps the first. seed: everything random derives from
+    it. width, height: pixels, the model's own size if None. num_images: finals that share one draft. source: a picture,
+    or the Path where one lies, that takes the draft's place (only its mask goes on); a text is a picture's own data in
+    base64, never a path. mask: the user's own avoidance mask, boolean (height, width). gate: avoid only where the draft
+    looks recalled; None avoids always. framing: what SDXL is told of the picture's size. priority: higher goes first.
+    timeout: seconds after which the request expires. preview: show the predicted picture every so many steps, 0 for
+    never. explain: record what each mechanism did.
 
     What a stranger sends is read by `from_json`.
     """

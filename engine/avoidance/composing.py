@@ -112,11 +112,12 @@ class Composer:
         self.background = background
         self._lexicon = lexicon(tuple(names), background)
 
-    def objects(self, prompt: str, labels: np.ndarray) -> tuple[int, ...]:
-        """Label of each object that the prompt names, or where it names none, that the draft's labels (H, W) show."""
-        named = in_all(self._lexicon.read(prompt))
-        if named:
-            return tuple(named.elements())
+    def named(self, prompt: str) -> tuple[int, ...]:
+        """Label of each object that a prompt names."""
+        return tuple(in_all(self._lexicon.read(prompt)).elements())
+
+    def shown(self, labels: np.ndarray) -> tuple[int, ...]:
+        """Label of each object that a draft's labels (H, W) show, fragments left out."""
         found = objects_of(coarse(labels), self.background)
         largest: dict[int, int] = {}
         for one in found:

@@ -49,9 +49,9 @@ class Shared:
 class Own:
     """What one image has for itself: seed and control of the running attempt, past attempts, and its picture.
 
-    policy: in force. control_map (H, W): that ControlNet follows; shapes: of the bank in it, by id. noise (C, h, w):
-    what the running attempt starts from; noise_moved: how far sharpness steps moved it, as a share of its norm, where
-    it is explained.
+    policy: in force. control_map (H, W): that ControlNet follows; shapes: of the bank in it, by id; inherits: whether
+    its objects are those of the draft rather than those that the prompt names. noise (C, h, w): what the running
+    attempt starts from; noise_moved: how far sharpness steps moved it, as a share of its norm, where it is explained.
     """
 
     seed: int = 0
@@ -60,6 +60,7 @@ class Own:
     early: list[tuple[int, bool]] = field(default_factory=list)
     control_map: np.ndarray | None = None
     shapes: tuple[str, ...] = ()
+    inherits: bool = True
     attempts: list[Attempt] = field(default_factory=list)
     image: Tensor | None = None
     masses: list[Tensor] = field(default_factory=list)

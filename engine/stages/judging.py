@@ -52,10 +52,14 @@ class Judging:
         return _ENDS[attempt.decision if attempt.passed else self.judged_by.rule(job.request).then]
 
     def wants_redraft(self, job: Job) -> bool:
-        """Whether the job's last attempt failed, had lost an object of its map, and another draft is due for that."""
+        """Whether the job's last attempt had lost an object of its map, and another draft is due for that.
+
+        It can help where the map's objects came from the draft: a few steps may have drawn what cannot be drawn again.
+        """
         request, score = job.request, job.own.attempts[-1].scores.get("classes_kept")
         lost = score is not None and score.crossed
-        return lost and request.redraft is not None and request.source is None and not job.redrafted
+        due = request.redraft is not None and request.source is None and not job.redrafted
+        return lost and due and job.own.inherits
 
     def _keep_attempt(self, job: Job, image: Tensor, measured: Measured) -> None:
         own, run = job.own, job.trajectory

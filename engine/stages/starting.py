@@ -119,7 +119,7 @@ class Starting:
         """Embed the moved label map and, for a negative branch, the draft's own as control images, by `Hint`."""
         control = job.avoidance.moved_control
         own, labels = job.own, job.shared.labels
-        own.control_map, own.shapes = None, ()
+        own.control_map, own.shapes, own.inherits = None, (), True
         if control is None:
             return None, None
         segmenter = self.components.segmenter
@@ -138,11 +138,13 @@ class Starting:
         assert segmenter is not None
         if self.composer is None:
             return None
-        objects = self.composer.objects(job.request.prompt, labels)
+        named = self.composer.named(job.request.prompt)
         avoided = job.request.mask
         shape = job.shared.mask if avoided is None else avoidance_mask(labels, segmenter.background)
-        wanted = Wanted(objects, labels, shape, avoided)
-        return self.composer.compose(wanted, control.max_iou, job.own.seed)
+        wanted = Wanted(named or self.composer.shown(labels), labels, shape, avoided)
+        found = self.composer.compose(wanted, control.max_iou, job.own.seed)
+        job.own.inherits = found is None or not named
+        return found
 
     def _embedded(self, labels: np.ndarray) -> Tensor:
         segmenter, networks = self.components.segmenter, self.arenas.networks

@@ -102,6 +102,11 @@ def test_banks_are_taken_from_their_file(tiny_checkpoint, components, tmp_path):
 # --- another draft ---
 
 
+def moving(**changes):
+    """A request whose map shows what its draft did."""
+    return request(**{"avoidance": Avoidance()} | changes)
+
+
 @pytest.fixture
 def forgetful(engine, monkeypatch):
     """An engine whose finals lose an object at first: the measure of each attempt, one after another."""
@@ -118,7 +123,7 @@ def test_a_final_that_lost_an_object_is_drawn_from_a_draft_of_more_steps(forgetf
     states = []
     engine = forgetful(0.5, 0.5, 1.0)
     (result,) = engine.generate(
-        request(redraft=6, similarity=LOST), lambda event: states.append((event.state, event.attempt))
+        moving(redraft=6, similarity=LOST), lambda event: states.append((event.state, event.attempt))
     )
     assert result.verdict is Verdict.ACCEPTED
     assert len(result.attempts) == 3
@@ -131,14 +136,14 @@ def test_a_final_that_lost_an_object_is_drawn_from_a_draft_of_more_steps(forgetf
 
 
 def test_the_second_draft_is_what_the_same_seed_draws_in_as_many_steps(forgetful):
-    (again,) = forgetful(0.5, 1.0).generate(request(redraft=6, similarity=LOST, seed=5))
-    (long,) = forgetful(1.0).generate(request(draft=Stage(steps=6), seed=5))
+    (again,) = forgetful(0.5, 1.0).generate(moving(redraft=6, similarity=LOST, seed=5))
+    (long,) = forgetful(1.0).generate(moving(draft=Stage(steps=6), seed=5))
     assert np.array_equal(np.asarray(again.draft), np.asarray(long.draft))
     assert np.array_equal(again.mask, long.mask)
 
 
 def test_other_images_keep_the_first_draft(forgetful):
-    lost, kept = forgetful(0.5, 1.0, 1.0).generate(request(num_images=2, redraft=6, similarity=LOST))
+    lost, kept = forgetful(0.5, 1.0, 1.0).generate(moving(num_images=2, redraft=6, similarity=LOST))
     assert sorted((lost.draft_rows, kept.draft_rows)) == [4, 16]
     assert not np.array_equal(np.asarray(lost.draft), np.asarray(kept.draft))
 
@@ -148,7 +153,13 @@ def test_other_images_keep_the_first_draft(forgetful):
 )
 def test_nothing_is_drafted_again_unless_asked_for_and_an_object_was_lost(forgetful, changes):
     settings = {"redraft": 6, "similarity": LOST} | changes
-    (result,) = forgetful(0.5, 1.0).generate(request(**settings))
+    (result,) = forgetful(0.5, 1.0).generate(moving(**settings))
+    assert len(result.attempts) == 2
+    assert result.draft_rows == 4
+
+
+def test_a_map_of_what_the_prompt_names_needs_no_other_draft(forgetful):
+    (result,) = forgetful(0.5, 1.0).generate(request(redraft=6, similarity=LOST))
     assert len(result.attempts) == 2
     assert result.draft_rows == 4
 
@@ -156,12 +167,12 @@ def test_nothing_is_drafted_again_unless_asked_for_and_an_object_was_lost(forget
 @pytest.mark.parametrize("steps", [2, 1, 1000])
 def test_a_second_draft_has_more_steps_than_the_first_and_no_more_than_the_engine_takes(engine, steps):
     with pytest.raises(InvalidRequestError, match="a second draft has more steps than the first, 2, and at most"):
-        engine.generate(request(redraft=steps))
+        engine.generate(moving(redraft=steps))
 
 
 def test_a_redrafting_job_is_counted_with_the_rows_it_still_spends(forgetful):
     engine = forgetful(0.5, 1.0)
-    engine.submit(request(redraft=6, similarity=LOST))
+    engine.submit(moving(redraft=6, similarity=LOST))
     due = []
     while engine.pending:
         engine.step()
@@ -173,7 +184,7 @@ def test_a_redrafting_job_is_counted_with_the_rows_it_still_spends(forgetful):
 
 
 def test_a_short_draft_ends_without_noise(engine):
-    always = engine.generate(request(draft=Stage(steps=4), similarity=ALWAYS))
+    always = engine.generate(moving(draft=Stage(steps=4), similarity=ALWAYS))
     assert always[0].draft is not None
     for solver in ("ddim", "euler", "dpmpp_2m"):
         table = solver_table(Stage(solver=solver).solver, 4, engine.components.scheduler)

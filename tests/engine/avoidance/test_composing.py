@@ -7,7 +7,7 @@ from small_banks import CIRCLE, SQUARE, STAR, drawn, small_bank
 from tiny_models import LABELS
 from twig.engine.avoidance.composing import Composer, Wanted
 from twig.engine.avoidance.gathering import gathered, shapes_of
-from twig.engine.avoidance.objects import Aligned, coarse, counted, objects_of
+from twig.engine.avoidance.objects import Aligned, counted, objects_of
 from twig.engine.avoidance.pieces import intersection_over_union
 
 
@@ -115,16 +115,12 @@ def test_objects_stand_on_the_ground_they_stood_on():
         assert set(np.unique(found)) == {0, 1, 2, 3}
 
 
-def test_a_prompt_names_what_is_drawn_and_else_the_draft_shows_it(composer):
-    assert composer.objects("two squares and a red star", DRAFT) == (SQUARE, SQUARE, STAR)
-    assert sorted(composer.objects("something", DRAFT)) == [CIRCLE, STAR]
+def test_a_prompt_names_objects_and_a_draft_shows_them(composer):
+    assert composer.named("two squares and a red star") == (SQUARE, SQUARE, STAR)
+    assert composer.named("something") == ()
+    assert sorted(composer.shown(DRAFT)) == [CIRCLE, STAR]
     loose = DRAFT.copy()
     loose[2:9, 54:62] = CIRCLE
-    assert sorted(composer.objects("something", loose)) == [CIRCLE, STAR], "a fragment is no second circle"
-    assert composer.objects("something", np.zeros((64, 64), int)) == ()
-
-
-def test_large_drafts_are_counted_too(composer):
-    large = DRAFT.repeat(8, 0).repeat(8, 1)
-    assert sorted(composer.objects("something", large)) == [CIRCLE, STAR]
-    assert coarse(large).shape == (128, 128)
+    assert sorted(composer.shown(loose)) == [CIRCLE, STAR], "a fragment is no second circle"
+    assert composer.shown(np.zeros((64, 64), int)) == ()
+    assert sorted(composer.shown(DRAFT.repeat(8, 0).repeat(8, 1))) == [CIRCLE, STAR]
