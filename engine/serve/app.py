@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from ..api.errors import TwigError
 from ..engine import Engine
-from . import health, images
+from . import auditing, health, images, offering, static
 from .config import ServeConfig
 from .errors import SERVER, ApiError, told
 from .middleware import Around
@@ -25,8 +25,9 @@ def application(engine: Engine, config: ServeConfig) -> FastAPI:
     service = Service.over(engine, config)
     app = FastAPI(lifespan=_lifespan, openapi_url=None, redirect_slashes=False)
     app.state.service = service
-    app.include_router(images.router)
-    app.include_router(health.router)
+    app.state.study = offering.study_of(config)
+    for part in (images, health, offering, auditing, *([static] if config.page.shown else [])):
+        app.include_router(part.router)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(TwigError, _failed)
     app.add_exception_handler(HTTPException, _unrouted)

@@ -98,6 +98,13 @@ class Records(Settings):
     pictures: bool = False
 
 
+class Page(Settings):
+    """The page at `/`. shown: whether there is one. study: folder of a `twig assess`, whose trade-off it shows."""
+
+    shown: bool = True
+    study: Path | None = None
+
+
 class Drain(Settings):
     """How it ends on SIGTERM. grace: seconds that it is unready and still listens; deadline: seconds to finish in."""
 
@@ -113,6 +120,7 @@ class ServeConfig(Settings):
     drawing: Drawing = Drawing()
     bounds: Bounds = Bounds()
     records: Records = Records()
+    page: Page = Page()
     drain: Drain = Drain()
 
     @classmethod
@@ -152,6 +160,7 @@ _PATHS = {
     "listen": ("keys",),
     "model": ("path", "controlnet", "segmenter", "calibration", "registry"),
     "records": ("folder", "log"),
+    "page": ("study",),
 }
 
 

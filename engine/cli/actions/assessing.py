@@ -14,8 +14,9 @@ from ...api.presets import BUNDLES
 from ...api.writing import append_line, check_folder, write_whole
 from ...judging.works import Works
 from ...study.assessment import Assessment, Picture, Plan, read_prompts
+from ...study.findings import FILE as FINDINGS
 from ...study.limits import PAIRS_NEEDED
-from ...study.report import recommendation, render, summaries
+from ...study.report import findings, recommendation, render, summaries
 from ..interruption import interrupted_between_steps
 from ..options import EngineChoice
 from ..progress import StageBars
@@ -38,7 +39,7 @@ def assess(
 ) -> int:
     """Draw each of a file's prompts from `seeds` seeds under each preset, hold them against the folder `sources`.
 
-    Writes rows and report into the folder `out`, also when Ctrl-C ends the study; returns the exit code. hourly_price:
+    Writes rows, report and its numbers into the folder `out`, also when Ctrl-C ends the study; returns the exit code. hourly_price:
     what an hour of this machine costs.
     """
     plan = Plan(read_prompts(prompts), {preset.value: BUNDLES[preset] for preset in presets}, seeds, steps)
@@ -48,7 +49,7 @@ def assess(
     study = Assessment(engine, works, plan)
     _announce(study)
     status = _run(study, out / ROWS)
-    _report(study, out / REPORT, hourly_price, status == DONE)
+    _report(study, out, hourly_price, status == DONE)
     return status
 
 
@@ -88,9 +89,11 @@ def _run(study: Assessment, path: Path) -> int:
     return DONE
 
 
-def _report(study: Assessment, path: Path, hourly_price: float | None, finished: bool) -> None:
-    judged = study.limits()
+def _report(study: Assessment, out: Path, hourly_price: float | None, finished: bool) -> None:
+    judged, path = study.limits(), out / REPORT
     write_whole(path, render(study, judged, hourly_price, finished).encode(), private=True)
+    numbers = findings(study, judged, hourly_price, finished).model_dump_json(indent=1)
+    write_whole(out / FINDINGS, numbers.encode() + b"\n", private=True)
     found = summaries(study.pictures, judged.limits, hourly_price)
     for one in found:
         close = f"{one.close:7.1%} too close, " if judged.limits else ""
