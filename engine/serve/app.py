@@ -14,6 +14,7 @@ from ..engine import Engine
 from . import auditing, health, images, offering, static
 from .config import ServeConfig
 from .errors import SERVER, ApiError, told
+from .jobs import routes
 from .middleware import Around
 from .service import Service, note
 
@@ -26,7 +27,7 @@ def application(engine: Engine, config: ServeConfig) -> FastAPI:
     app = FastAPI(lifespan=_lifespan, openapi_url=None, redirect_slashes=False)
     app.state.service = service
     app.state.study = offering.study_of(config)
-    for part in (images, health, offering, auditing, *([static] if config.page.shown else [])):
+    for part in (images, routes, health, offering, auditing, *([static] if config.page.shown else [])):
         app.include_router(part.router)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(TwigError, _failed)
@@ -40,15 +41,17 @@ def application(engine: Engine, config: ServeConfig) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Start the engine and warm it up while liveness is told already; end it within the operator's deadline."""
     service: Service = app.state.service
-    await asyncio.to_thread(service.keeper.prepare)
+    await asyncio.to_thread(service.prepare)
     await service.engine.__aenter__()
     warming = asyncio.ensure_future(_warm(service))
+    service.worker.start()
     try:
         yield
     finally:
         service.draining = True
         await warming
         await service.engine.close(deadline=service.config.drain.deadline)
+        await service.worker.stop()
 
 
 async def _warm(service: Service) -> None:

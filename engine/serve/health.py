@@ -1,5 +1,7 @@
 """Whether the server lives and is ready, what it serves, and what it counts."""
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
@@ -42,7 +44,7 @@ async def model(request: Request, name: str, key: Generating) -> Response:
 @router.get("/metrics")
 async def metrics(request: Request, key: Watching) -> Response:
     """What Prometheus scrapes."""
-    return Response(service_of(request).metrics.page(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await asyncio.to_thread(service_of(request).metrics.page), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/twig/records/{id}")

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from socket import socket
 from types import FrameType
 
 import torch
@@ -20,6 +21,9 @@ from .logs import log_as_json
 from .service import Service, is_loopback
 
 _log = logging.getLogger(__name__)
+
+_LAST_WORDS = 10
+"""Seconds after the deadline for answers that say that their requests were cancelled."""
 
 
 def check(config: ServeConfig) -> None:
@@ -63,7 +67,7 @@ def serve(config: ServeConfig, *, only_check: bool = False) -> None:
     app = application(engine, config)
     service: Service = app.state.service
     _check_drawing(service)
-    service.keeper.prepare()
+    service.prepare()
     if only_check:
         return
     log_as_json()
@@ -87,11 +91,11 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=max(1, round(config.drain.deadline)),
+                timeout_graceful_shutdown=round(config.drain.deadline) + _LAST_WORDS,
             )
         )
         self.service: Service = app.state.service
-        self.grace = config.drain.grace
+        self.grace, self.deadline = config.drain.grace, config.drain.deadline
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Become unready at the first signal and stop listening after the grace; at once at a second one."""
@@ -102,6 +106,12 @@ class Server(uvicorn.Server):
         _log.info("asked to stop: unready now, listening for %g s more", self.grace)
         loop = asyncio.get_running_loop()
         loop.call_soon_threadsafe(loop.call_later, self.grace, self.stop)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Stop listening and let what runs finish; what has not within the deadline is cancelled, and answered so."""
+        ending = asyncio.ensure_future(self.service.engine.close(deadline=self.deadline))
+        await super().shutdown(sockets)
+        await ending
 
     def stop(self) -> None:
         """Stop listening; when asked again, stop waiting too."""
