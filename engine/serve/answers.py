@@ -181,7 +181,7 @@ def mask_text(mask: np.ndarray) -> str:
 
 
 def _maps(result: GenerationResult) -> dict[str, str]:
-    """Pictures of an explanation: labels found and given to ControlNet, heat where the final is close. None shows it."""
+    """Labels found and given to ControlNet, and heat where the final is close; none of them shows the final."""
     labels = {"labels": label_picture(result.label_map), "control": label_picture(result.control_map)}
     seen = {name: picture.convert("RGB") for name, picture in labels.items() if picture is not None}
     return {name: _png(picture) for name, picture in (seen | closeness(result)).items()}

@@ -19,7 +19,7 @@ def _finite(value: object) -> object:
 
 
 Known = Annotated[float | None, BeforeValidator(_finite)]
-Share = Annotated[float | None, BeforeValidator(_finite), Field(ge=0, le=1)]
+Share = Annotated[Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator(_finite)]
 
 
 class _Record(BaseModel):

@@ -39,8 +39,8 @@ def assess(
 ) -> int:
     """Draw each of a file's prompts from `seeds` seeds under each preset, hold them against the folder `sources`.
 
-    Writes rows, report and its numbers into the folder `out`, also when Ctrl-C ends the study; returns the exit code. hourly_price:
-    what an hour of this machine costs.
+    Writes rows, report and its numbers into the folder `out`, also when Ctrl-C ends the study; returns the exit code.
+    hourly_price: what an hour of this machine costs.
     """
     plan = Plan(read_prompts(prompts), {preset.value: BUNDLES[preset] for preset in presets}, seeds, steps)
     check_folder(out)
