@@ -12,8 +12,8 @@ ARGUMENTS = (
 )  # fmt: skip
 
 NAMELESS = """() => {
-  const named = (each) => (each.getAttribute("aria-label") ?? [...(each.labels ?? [])].map((l) => l.textContent).join("")
-    + each.textContent).trim();
+  const labels = (each) => [...(each.labels ?? [])].map((label) => label.textContent).join("");
+  const named = (each) => (each.getAttribute("aria-label") ?? labels(each) + each.textContent).trim();
   const controls = "a, button, input, select, textarea, summary, [role=region], [role=group], svg[role=img]";
   const shown = [...document.querySelectorAll(controls)].filter((each) => each.checkVisibility());
   const pictures = [...document.images].filter((each) => !each.hasAttribute("alt"));
@@ -45,6 +45,22 @@ FAINT = """() => {
     .map((each) => `${contrast(each).toFixed(2)} ${each.outerHTML.slice(0, 120)}`);
 }"""
 """Text whose contrast to its ground is less than 4.5 to 1."""
+
+
+SMALL = """() => [...document.querySelectorAll("button, summary, nav a, .save, label.button")]
+  .filter((each) => each.checkVisibility() && each.getBoundingClientRect().height < 24)
+  .map((each) => each.textContent)"""
+"""What is to be touched and is lower than 24 pixels."""
+
+PIXELS = """async (image) => {
+  const size = { width: image.naturalWidth, height: image.naturalHeight };
+  const canvas = Object.assign(document.createElement("canvas"), size);
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  const blob = await new Promise((done) => canvas.toBlob(done));
+  const bytes = new Uint8Array(await blob.arrayBuffer());
+  return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+}"""
+"""What a picture shows, as a PNG in base64."""
 
 
 @contextmanager

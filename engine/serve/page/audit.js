@@ -126,14 +126,14 @@ export class Audit {
   }
 
   shown({ id, manifest, manifest_sha256: named, computed, lines, address }) {
-    const { request, attempts, verdict, rule, model, created } = manifest;
+    const { request, verdict, rule, model, created } = manifest;
     const numbers = lines.map((line) => line.number).join(", ");
     const same = computed === named;
     const facts = {
       prompt: request.prompt,
       verdict: verdictText(verdict),
       made: when(created),
-      seed: attempts.map((attempt) => String(attempt.seed)).join(", "),
+      seed: String(request.seed),
       rule,
       model: [model.source, lines[0]?.model_sha256, model.dtype, model.device].filter(Boolean).join(", "),
     };

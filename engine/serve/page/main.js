@@ -107,5 +107,6 @@ window.addEventListener("hashchange", view);
 tell();
 onLanguage(() => runs.forEach((run) => run.render()));
 const audit = new Audit(() => settings);
+audit.ask();
 view();
 open();

@@ -48,25 +48,25 @@ export function tell() {
   for (const listener of listeners) listener();
 }
 
+/** How this browser writes numbers and dates in the page's language. */
+function locale() {
+  return navigator.languages.find((tag) => tag.startsWith(language)) ?? language;
+}
+
 /** A number with three digits that count. */
 export function number(value) {
   if (value === null) return t("number.none");
-  return new Intl.NumberFormat(language, { maximumSignificantDigits: 3 }).format(value);
+  return new Intl.NumberFormat(locale(), { maximumSignificantDigits: 3 }).format(value);
 }
 
 /** A share of one in per cent. */
 export function percent(value, digits = 0) {
   if (value === null) return t("number.none");
-  return new Intl.NumberFormat(language, { style: "percent", maximumFractionDigits: digits }).format(value);
+  return new Intl.NumberFormat(locale(), { style: "percent", maximumFractionDigits: digits }).format(value);
 }
 
 /** A moment, to the second; a day alone where no time is said. */
 export function when(text) {
   const style = text.length > 10 ? { dateStyle: "medium", timeStyle: "medium" } : { dateStyle: "long", timeZone: "UTC" };
-  return new Intl.DateTimeFormat(language, style).format(new Date(text));
-}
-
-/** Several words in a row. */
-export function listed(words) {
-  return new Intl.ListFormat(language, { type: "conjunction" }).format(words);
+  return new Intl.DateTimeFormat(locale(), style).format(new Date(text));
 }

@@ -38,7 +38,7 @@ def test_a_line_is_found_by_its_prompt_and_its_record_is_checked(opened, page_se
     search(tab, prompt="a star for the auditor")
     page = tab.page
     page.wait_for_selector("#audit-lines table")
-    assert page.locator("#audit-status").inner_text() == "1 lines, the latest first."
+    assert page.locator("#audit-status").inner_text() == "Lines found: 1, the latest first."
     page.locator("#audit-lines button").click()
     page.wait_for_selector("#record-title")
     record = page.locator("#audit-record")
@@ -68,7 +68,7 @@ def test_a_manifest_that_was_altered_is_seen(opened, page_server):
     assert "NO line of the log names this manifest" in tab.page.locator("#audit-record").inner_text()
     tab.page.click("#audit-verify")
     tab.page.locator("#audit-status .differs").wait_for()
-    assert "NOT whole: 1 finding" in tab.page.locator("#audit-status").inner_text()
+    assert "NOT whole. Findings: 1" in tab.page.locator("#audit-status").inner_text()
 
 
 def test_nothing_found_is_said(opened):
