@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 from twig.engine.study.findings import Findings, PresetFindings
 
 
-def findings(close=0.25):
+def findings(close=0.25, model="a-model"):
     """Of three presets; `close`: share of the first one's pictures that were too close."""
     return Findings(
         made=datetime(2026, 3, 1, tzinfo=UTC),
         twig="0",
-        model="a-model",
+        model=model,
         prompts=24,
         seeds=4,
         works=16,

@@ -161,7 +161,7 @@ export class Run {
     const inside = address
       ? shownAs(address, t(`alt.${kind}`, { prompt: this.prompt }), this.preview && kind === "final" ? "preview" : null)
       : el("span", { class: "faint" }, this.missing(kind));
-    return el("figure", { class: this.now === kind ? "now" : null }, el("div", { class: "frame" }, inside), el("figcaption", {}, caption));
+    return el("figure", { class: this.now === kind ? "now" : null }, el("div", { class: address ? "frame" : "frame void" }, inside), el("figcaption", {}, caption));
   }
 
   missing(kind) {

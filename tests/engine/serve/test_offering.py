@@ -2,8 +2,8 @@
 
 import httpx2
 import pytest
-from findings import findings
 
+from findings import findings
 from servers import running
 from twig.engine.api.errors import ForeignFileError
 from twig.engine.serve.app import application

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from findings import findings
 
+from findings import findings
 from twig.engine.api.errors import ForeignFileError
 from twig.engine.study.findings import FILE, Findings
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
+
 from browsing import Watched, chromium
 from findings import findings
-
 from servers import Running, running
 
 

@@ -5,9 +5,9 @@ import io
 import json
 
 import pytest
-from browsing import PIXELS
 from PIL import Image
 
+from browsing import PIXELS
 from servers import wait_for
 from twig.engine.records.manifest import Manifest
 

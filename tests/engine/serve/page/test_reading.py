@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from browsing import FAINT, NAMELESS, SMALL
 
 pytestmark = pytest.mark.serving
