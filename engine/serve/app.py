@@ -1,7 +1,6 @@
 """The application: routes, errors in one shape, and an engine that starts and ends with it."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,12 +12,10 @@ from ..api.errors import TwigError
 from ..engine import Engine
 from . import auditing, health, images, offering, static
 from .config import ServeConfig
-from .errors import SERVER, ApiError, told
+from .errors import ApiError, told
 from .jobs import routes
 from .middleware import Around
 from .service import Service, note
-
-_log = logging.getLogger(__name__)
 
 
 def application(engine: Engine, config: ServeConfig) -> FastAPI:
@@ -32,7 +29,7 @@ def application(engine: Engine, config: ServeConfig) -> FastAPI:
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(TwigError, _failed)
     app.add_exception_handler(HTTPException, _unrouted)
-    app.add_exception_handler(Exception, _unexpected)
+    app.add_exception_handler(Exception, _failed)
     app.add_middleware(Around, metrics=service.metrics, bounds=config.bounds)
     return app
 
@@ -65,11 +62,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, TwigError)
-    answer = told(error)
-    if answer.status == 500:
-        _log.error("a request failed", exc_info=error)
-    return _answer(request, answer)
+    return _answer(request, told(error))
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
@@ -77,12 +70,6 @@ async def _unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = "not_found" if error.status_code == 404 else "method_not_allowed"
     return _answer(request, ApiError(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}"))
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    return _answer(
-        request, ApiError(500, "internal_error", "an error of the server's own; its log says where", type=SERVER)
-    )
 
 
 def _answer(request: Request, error: ApiError) -> Response:

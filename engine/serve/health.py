@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
+from ..api.reading import shown
 from .errors import ApiError
 from .service import Auditing, Generating, Watching, service_of
 
@@ -37,7 +38,7 @@ async def models(request: Request, key: Generating) -> Response:
 async def model(request: Request, name: str, key: Generating) -> Response:
     """One of them."""
     if name not in _names(request):
-        raise ApiError(404, "model_not_found", f"the model {name!r} does not exist here", param="model")
+        raise ApiError(404, "model_not_found", f"the model {shown(repr(name))} does not exist here", param="model")
     return JSONResponse(_model(name, request))
 
 

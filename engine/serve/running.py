@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, aclosing
 from typing import NamedTuple, TypeVar
 
 from starlette.requests import Request
@@ -85,10 +85,9 @@ async def while_there(request: Request, items: AsyncGenerator[Item]) -> AsyncGen
             yield item
     finally:
         gone.cancel()
-        if upcoming is not None:
+        if upcoming is not None and not upcoming.done():
             upcoming.cancel()
-            with suppress(BaseException):
-                await upcoming
+            await asyncio.wait({upcoming})
         await items.aclose()
 
 

@@ -61,6 +61,8 @@ class Service:
             desk,
         )
         service.worker = Worker(desk, service.runner.drawn, service.answers, lambda: not service.ready)
+        service.metrics.watch("twig_jobs_waiting", "Jobs in the background that wait.", desk.store.waiting)
+        service.metrics.watch("twig_jobs_running", "Jobs that this server draws.", lambda: len(service.worker.running))
         return service
 
     def prepare(self) -> None:
