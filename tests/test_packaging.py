@@ -44,7 +44,8 @@ def test_the_package_brings_its_types_and_its_model():
     stubs = [ROOT / "__init__.pyi", *(path for layer in LAYERS for path in (ROOT / layer).rglob("*.pyi"))]
     for path in [ROOT / "py.typed", *stubs]:
         assert (installed / path.relative_to(ROOT)).is_file(), path
-    assert asset_files(installed / "engine/assets") == asset_files(ROOT / "engine/assets")
+    for folder in ("engine/assets", "engine/serve/page"):
+        assert asset_files(installed / folder) == asset_files(ROOT / folder)
 
 
 def test_the_version_is_written_once():

@@ -27,7 +27,7 @@ LOOP = (
 
 WINGS = {
     "cli": {"serve", "study", "replay", "loop", "judging", "batching", "records", "models", "api"},
-    "serve": {"loop", "batching", "records", "api"},
+    "serve": {"study", "loop", "batching", "records", "api"},
     "study": {"loop", "judging", "batching", "avoidance", "models", "api"},
     "replay": {"loop", "records", "api"},
     "loop": {"stages", "judging", "batching", "backends", "records", "avoidance", "models", "sampling", "api"},

@@ -48,9 +48,10 @@ def assess(
 ) -> int:
     """Measure how close a model comes to a folder of works, without avoidance and with it, and write a report.
 
-    Says first about how long it takes. Writes report.html, which opens from disk, and rows.jsonl, a line for each
-    picture. Where works and prompts make too few pairs to find limits on, the model's own are used, and the report says
-    so. It shows works and prompts: it is as confidential as they are. Ctrl-C reports on what was drawn so far.
+    Says first about how long it takes. Writes report.html, which opens from disk, its numbers as findings.json, and
+    rows.jsonl, a line for each picture. Where works and prompts make too few pairs to find limits on, the model's own
+    are used, and the report says so. It shows works and prompts: it is as confidential as they are. Ctrl-C reports on
+    what was drawn so far.
     """
     chosen = _chosen(presets)
     return actions.assess(

@@ -18,7 +18,7 @@ from .wording import ending_text
 ALIKE = 0.5
 """Structural similarity of a pixel's surroundings from which on they are called alike."""
 
-_STRIP = 32
+_STRIP, _MOST_OPAQUE = 32, 220
 _LETTERS = 124  # to a line
 
 
@@ -191,6 +191,25 @@ def _overlay(result: GenerationResult, name: str) -> Image.Image | str:
     values = np.clip(np.nan_to_num(_closer(explanation, name)), 0, 1)
     grey = np.asarray(result.image.convert("L"), np.float64)[..., None]
     return Image.fromarray((0.35 * grey + 0.65 * heat(values)).astype(np.uint8))
+
+
+def closeness(result: GenerationResult) -> dict[str, Image.Image]:
+    """Where the final is still like its draft or source ("reference") and the nearest registered work ("work").
+
+    Heat on clear ground (RGBA, H x W of the picture), to be laid over whatever the reader may see. Raises
+    InvalidRequestError without an explanation.
+    """
+    explanation = _explanation(result)
+    return {
+        name: _clear_heat(_closer(explanation, name))
+        for name in ("reference", "work")
+        if name in explanation.similarity
+    }
+
+
+def _clear_heat(values: np.ndarray) -> Image.Image:
+    shares = np.clip(np.nan_to_num(values), 0, 1)
+    return Image.fromarray(np.dstack((heat(shares), (_MOST_OPAQUE * shares).round().astype(np.uint8))))
 
 
 def _key() -> Image.Image:

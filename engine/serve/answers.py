@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +13,10 @@ from PIL import Image
 
 from ..api.request import GenerationRequest
 from ..api.result import GateDecision, GenerationResult, Score, Verdict
-from ..records.drawing import mask_picture
-from ..records.explaining import explanation_record
+from ..records.drawing import label_picture, mask_picture
+from ..records.explaining import closeness, explanation_record
 from ..records.pictures import encoded
+from ..records.sheets import contact_sheet
 from ..records.wording import held_measures, why_text
 from .bodies import ImageBody
 from .errors import SERVER, ApiError
@@ -111,7 +113,9 @@ class Answers:
         if wanted.mask and result.mask is not None:
             said["mask"] = mask_text(result.mask)
         if wanted.explain and result.explanation is not None:
-            said["explanation"] = explanation_record(result)
+            said["explanation"] = explanation_record(result) | {"maps": _maps(result)}
+        if wanted.sheet:
+            said["sheet"] = _png(contact_sheet([replace(result, image=self._shown(result))]))
         if wanted.manifest:
             said["manifest"] = _manifest(answer.kept)
         return said
@@ -175,6 +179,17 @@ def mask_text(mask: np.ndarray) -> str:
     """A mask (H, W) as a PNG in base64, white where the draft's shape is kept away from."""
     picture = mask_picture(mask)
     assert picture is not None
+    return _png(picture)
+
+
+def _maps(result: GenerationResult) -> dict[str, str]:
+    """Labels found and given to ControlNet, and heat where the final is close; none of them shows the final."""
+    labels = {"labels": label_picture(result.label_map), "control": label_picture(result.control_map)}
+    seen = {name: picture.convert("RGB") for name, picture in labels.items() if picture is not None}
+    return {name: _png(picture) for name, picture in (seen | closeness(result)).items()}
+
+
+def _png(picture: Image.Image) -> str:
     return base64.b64encode(encoded(picture, "png")).decode("ascii")
 
 

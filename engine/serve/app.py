@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from ..api.errors import TwigError
 from ..engine import Engine
-from . import health, images
+from . import auditing, health, images, offering, static
 from .config import ServeConfig
 from .errors import ApiError, told
 from .jobs import routes
@@ -23,9 +23,9 @@ def application(engine: Engine, config: ServeConfig) -> FastAPI:
     service = Service.over(engine, config)
     app = FastAPI(lifespan=_lifespan, openapi_url=None, redirect_slashes=False)
     app.state.service = service
-    app.include_router(images.router)
-    app.include_router(routes.router)
-    app.include_router(health.router)
+    app.state.study = offering.study_of(config)
+    for part in (images, routes, health, offering, auditing, *([static] if config.page.shown else [])):
+        app.include_router(part.router)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(TwigError, _failed)
     app.add_exception_handler(HTTPException, _unrouted)

@@ -99,12 +99,13 @@ def _check_bounds(body: ImageBody, bounds: Bounds, key: Key) -> None:
         message = f"twig.priority: {options.priority} is above this key's {key.priority}"
         raise ApiError(403, "priority_too_high", message, param="twig.priority")
     if not bounds.drafts and (_asks_for_drafts(options) or body.partial_images):
-        message = "this server shows neither drafts nor previews: leave out twig.draft, twig.explain and partial_images"
+        fields = "twig.draft, twig.explain, twig.sheet and partial_images"
+        message = f"this server shows neither drafts nor previews: leave out {fields}"
         raise ApiError(403, "drafts_not_shown", message)
 
 
 def _asks_for_drafts(options: TwigOptions) -> bool:
-    return options.draft or options.explain
+    return options.draft or options.explain or options.sheet
 
 
 def _at_most(field: str, value: float, most: float, unit: str = "") -> None:

@@ -43,7 +43,7 @@ class TwigOptions(Settings):
     """What a client may ask of Twig beyond the API, `extra_body={"twig": {...}}`.
 
     seed: drawn by lot unless given, and told in the answer. preset, rule, retries: only tighter than the operator's.
-    always: avoid also where the gate would stay shut. draft, mask, explain, manifest: have them in the answer.
+    always: avoid also where the gate would stay shut. draft, mask, explain, sheet, manifest: have them in the answer.
     priority: up to the key's. deadline: seconds after which the answer is 504. background: a job that outlives the
     connection, answered by 202.
     """
@@ -60,6 +60,7 @@ class TwigOptions(Settings):
     draft: bool = False
     mask: bool = False
     explain: bool = False
+    sheet: bool = False
     manifest: bool = False
     priority: int | None = Field(default=None, ge=-100, le=100)
     deadline: float | None = Field(default=None, gt=0)
@@ -148,10 +149,10 @@ class ImageBody(Settings):
         return self.output_format or "png"
 
 
-_ImageBody = TypeVar("_ImageBody", bound=ImageBody)
+_Body = TypeVar("_Body", bound=Settings)
 
 
-def from_json(data: bytes, kind: type[_ImageBody]) -> _ImageBody:
+def from_json(data: bytes, kind: type[_Body]) -> _Body:
     """The body that `data` is. Raises ApiError naming the first field that is wrong."""
     try:
         values = parse_json(data.decode(), "the body")
@@ -162,7 +163,7 @@ def from_json(data: bytes, kind: type[_ImageBody]) -> _ImageBody:
     return _validated(values, kind)
 
 
-def from_form(fields: Iterable[tuple[str, str]], kind: type[_ImageBody]) -> _ImageBody:
+def from_form(fields: Iterable[tuple[str, str]], kind: type[_Body]) -> _Body:
     """The body that the fields of a form are, `twig[seed]` for what is nested. Raises ApiError as `from_json`."""
     values: dict[str, Any] = {}
     options: dict[str, Any] = {}
@@ -183,7 +184,7 @@ def _typed(text: str, name: str, model: type[Settings]) -> Any:
     return text or None
 
 
-def _validated(values: dict[str, Any], kind: type[_ImageBody]) -> _ImageBody:
+def _validated(values: dict[str, Any], kind: type[_Body]) -> _Body:
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -98,6 +98,13 @@ class Records(Settings):
     pictures: bool = False
 
 
+class Page(Settings):
+    """The page at `/`. shown: whether there is one. study: folder of a `twig assess`, whose trade-off it shows."""
+
+    shown: bool = True
+    study: Path | None = None
+
+
 class Jobs(Settings):
     """Jobs in the background, and answers that are given again to the same key of idempotency.
 
@@ -131,6 +138,7 @@ class ServeConfig(Settings):
     drawing: Drawing = Drawing()
     bounds: Bounds = Bounds()
     records: Records = Records()
+    page: Page = Page()
     jobs: Jobs = Jobs()
     drain: Drain = Drain()
 
@@ -171,6 +179,7 @@ _PATHS = {
     "listen": ("keys",),
     "model": ("path", "controlnet", "segmenter", "calibration", "registry"),
     "records": ("folder", "log"),
+    "page": ("study",),
 }
 
 

@@ -48,6 +48,13 @@ class Keeper:
         """The record of that id: its manifest, and the lines that name it. Raises ApiError where there is none."""
         return await asyncio.to_thread(self._find, id)
 
+    def place(self, id: str) -> Path:
+        """Where the manifest of that id lies. Raises ApiError where there is none."""
+        path = self.config.folder / f"{id}.json"
+        if not _ID.fullmatch(id) or not path.is_file():
+            raise ApiError(404, "record_not_found", "there is no record of this id", param="id")
+        return path
+
     def _keep(self, result: GenerationResult) -> Kept:
         if self.config.pictures:
             path = manifest_beside(self.folder.save(result))
@@ -56,9 +63,7 @@ class Keeper:
         return Kept(path.stem, file_hash(path), path)
 
     def _find(self, id: str) -> dict[str, Any]:
-        path = self.config.folder / f"{id}.json"
-        if not _ID.fullmatch(id) or not path.is_file():
-            raise ApiError(404, "record_not_found", "there is no record of this id", param="id")
+        path = self.place(id)
         digest = file_hash(path)
         lines = [line for line in self.log.search(Query(manifest_sha256=digest)) if line.manifest == path.name]
         return {

@@ -13,12 +13,17 @@ from .errors import ApiError
 _ORDER = list(Preset)  # from the lightest to the heaviest
 
 
+def presets_from(operators: Preset) -> list[Preset]:
+    """The presets that clients may ask for, from the operator's own to the strictest."""
+    return _ORDER[_ORDER.index(operators) :]
+
+
 def preset_for(asked: Preset | None, operators: Preset) -> Preset:
     """The preset that is asked for, if it is no lighter than the operator's. Raises ApiError."""
     if asked is None:
         return operators
     if _ORDER.index(asked) < _ORDER.index(operators):
-        served = ", ".join(_ORDER[_ORDER.index(operators) :])
+        served = ", ".join(presets_from(operators))
         message = f"twig.preset: {asked} avoids less than this server's {operators}; served are {served}"
         raise ApiError(400, "preset_too_light", message, param="twig.preset")
     return asked

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..api.settings import Stage
 from ..judging.judge import PREFIX
 from .assessment import Assessment, Picture
 from .charts import chart
+from .findings import Findings, PresetFindings
 from .intervals import bootstrap
 from .limits import PAIRS_NEEDED, PROMPTS_NEEDED, StudyLimits
 
@@ -114,6 +115,27 @@ def rule(limits: Mapping[str, float]) -> str:
     signs = {"similarity": ">", "distance": "<"}
     crossed = [f"{PREFIX}{name} {signs[ALL_METRICS[name].direction]} {limit:.4g}" for name, limit in limits.items()]
     return f"refuse if {' or '.join(crossed)}; retry 2; then review"
+
+
+def findings(study: Assessment, judged: StudyLimits, hourly_price: float | None, finished: bool) -> Findings:
+    """The numbers of a report, for programs."""
+    found = summaries(study.pictures, judged.limits, hourly_price)
+    best, undecided = recommendation(study, found)
+    return Findings(
+        made=datetime.now(UTC),
+        twig=__version__,
+        model=study.engine.components.name,
+        prompts=len(study.plan.prompts),
+        seeds=study.plan.seeds,
+        works=len(study.works.names),
+        steps=study.plan.steps or Stage().steps,
+        finished=finished,
+        limits=dict(judged.limits),
+        limits_from=judged.source,
+        recommended=None if best is None else best.name,
+        undecided=undecided or None,
+        presets=tuple(PresetFindings(**asdict(one)) for one in found),
+    )
 
 
 def render(study: Assessment, judged: StudyLimits, hourly_price: float | None, finished: bool) -> str:

@@ -14,8 +14,9 @@ from ...api.presets import BUNDLES
 from ...api.writing import append_line, folder_if_used, write_whole
 from ...judging.works import Works
 from ...study.assessment import Assessment, Picture, Plan, read_prompts
+from ...study.findings import FILE as FINDINGS
 from ...study.limits import PAIRS_NEEDED, StudyLimits
-from ...study.report import recommendation, render, summaries
+from ...study.report import findings, recommendation, render, summaries
 from ..interruption import interrupted_between_steps
 from ..options import EngineChoice, Manner
 from ..progress import StageBars
@@ -41,7 +42,7 @@ def assess(
 ) -> int:
     """Draw each of a file's prompts from `seeds` seeds under each preset, hold them against the folder `sources`.
 
-    Writes rows and report into the folder `out`, also when a signal ends the study; returns the exit code.
+    Writes rows, report and its numbers into the folder `out`, also when a signal ends the study; returns the exit code.
     hourly_price: what an hour of this machine costs.
     """
     plan = Plan(read_prompts(prompts), {preset.value: BUNDLES[preset] for preset in presets}, seeds, steps)
@@ -57,6 +58,8 @@ def assess(
         judged = study.limits()
         page = render(study, judged, hourly_price, status == DONE)
         write_whole(out / REPORT, page.encode(), private=True)
+        numbers = findings(study, judged, hourly_price, status == DONE).model_dump_json(indent=1)
+        write_whole(out / FINDINGS, numbers.encode() + b"\n", private=True)
     _tell(study, judged, out, hourly_price, status == DONE, manner)
     return status
 

@@ -19,6 +19,7 @@ from twig.engine.judging.works import Works
 from twig.engine.study import assessment
 from twig.engine.study.assessment import JUDGED, Assessment, Picture, Plan, read_prompts
 from twig.engine.study.charts import chart
+from twig.engine.study.findings import Findings
 from twig.engine.study.limits import PAIRS_NEEDED, PROMPTS_NEEDED, pair_count
 from twig.engine.study.report import PresetSummary, recommendation, recommended, render, rule, summaries
 
@@ -103,6 +104,16 @@ def test_the_report_opens_from_disk_with_nothing_beside_it(reported):
     assert "a blue &lt;house&gt;" in page
     assert "refuse if registry_ssim &gt;" in page
     assert (reported[1] / "report.html").stat().st_mode & 0o077 == 0
+
+
+def test_the_numbers_of_the_report_are_beside_it_without_works_and_prompts(reported):
+    path = reported[1] / "findings.json"
+    found = Findings.load(reported[1])
+    assert [one.name for one in found.presets] == ["off", "strict"]
+    assert (found.prompts, found.seeds, found.steps, found.finished) == (2, 2, 4, True)
+    assert all(one.count == 4 and 0 <= one.close <= 1 and one.seconds > 0 for one in found.presets)
+    assert "house" not in path.read_text()
+    assert path.stat().st_mode & 0o077 == 0
 
 
 def test_what_cannot_be_studied_is_one_line(study_folder, tmp_path, capsys):

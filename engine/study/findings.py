@@ -1,0 +1,66 @@
+"""What a study found, for programs: the numbers of its report, without a work, a prompt or a picture."""
+
+import math
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from ..api.reading import read_model
+
+FILE = "findings.json"
+"""Name of the file in a study's folder."""
+
+
+def _finite(value: object) -> object:
+    """Numbers as JSON has them: what is not known is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Known = Annotated[float | None, BeforeValidator(_finite)]
+Share = Annotated[Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator(_finite)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PresetFindings(_Record):
+    """One preset: what `report.PresetSummary` says of it; None for what is not known."""
+
+    name: str = Field(max_length=64)
+    count: int = Field(ge=0)
+    close: Share
+    low: Share
+    high: Share
+    p95: Known
+    largest: Known
+    kept: Share
+    sharpness: Known
+    rows: Known
+    seconds: Known
+    price: Known
+
+
+class Findings(_Record):
+    """The whole study. limits: by measure, empty where there are none. recommended: a preset, None with the reason."""
+
+    made: datetime
+    twig: str
+    model: str
+    prompts: int = Field(ge=0)
+    seeds: int = Field(ge=0)
+    works: int = Field(ge=0)
+    steps: int = Field(ge=1)
+    finished: bool
+    limits: dict[str, float]
+    limits_from: str
+    recommended: str | None
+    undecided: str | None
+    presets: tuple[PresetFindings, ...] = Field(max_length=16)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what a study wrote, the file itself or its folder. Raises ForeignFileError for what is none."""
+        return read_model(path / FILE if path.is_dir() else path, cls)
