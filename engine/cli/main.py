@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from ..._version import __version__
 from ..api.errors import TwigError
 from .audit import audit_app
+from .batch import batch
 from .calibrate import calibrate
 from .generate import generate
 from .inspect import inspect
@@ -95,6 +96,7 @@ def command_line() -> typer.Typer:
     app.command(cls=PlainCommand)(inspect)
     app.command()(calibrate)
     app.command()(serve)
+    app.command(cls=PlainCommand)(batch)
     app.add_typer(keys_app, name="keys")
     app.add_typer(registry_app, name="registry")
     app.add_typer(audit_app, name="audit")

@@ -4,7 +4,7 @@ import base64
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..api.request import GenerationRequest
 from ..api.result import GenerationResult, Score, Verdict
 from ..records.drawing import mask_picture
 from ..records.explaining import explanation_record
+from ..records.manifest import Manifest
 from ..records.pictures import encoded
 from ..records.wording import held_measures, why_text
 from .bodies import ImageBody
@@ -86,23 +87,7 @@ class Answers:
     def told(self, answer: Answer) -> dict[str, Any]:
         """What Twig says of an image: verdict and why, scores with their limits, gate, cost, record."""
         result, wanted = answer.result, self.body.twig
-        said = {
-            "verdict": result.verdict,
-            "why": why_text(result, brought=result.request.source is not None) or None,
-            "index": result.index,
-            "seed": result.request.seed,
-            "scores": _scores(result),
-            "gate": None if result.gate is None else {
-                "opened": result.gate.opened,
-                "signals": {name: {"value": s.value, "limit": s.limit} for name, s in result.gate.signals.items()},
-            },
-            "rule": result.rule,
-            "attempts": len(result.attempts),
-            "rows": result.rows,
-            "seconds": result.timings,
-            "record": answer.kept.id,
-            "manifest_sha256": answer.kept.sha256,
-        }  # fmt: skip
+        said = account(result, answer.kept, brought=result.request.source is not None)
         if wanted.draft and result.draft is not None:
             said["draft"] = self._text(result.draft)
         if wanted.mask and result.mask is not None:
@@ -111,8 +96,8 @@ class Answers:
             said["explanation"] = explanation_record(result)
         if wanted.manifest:
             said["manifest"] = _manifest(answer.kept)
-        finite: dict[str, Any] = _finite(said)
-        return finite
+        told: dict[str, Any] = finite(said)
+        return told
 
     def _one(self, answer: Answer) -> dict[str, Any]:
         image = self._shown(answer.result)
@@ -169,6 +154,31 @@ class Answers:
         return base64.b64encode(encoded(image, self.body.format, quality)).decode("ascii")
 
 
+def account(judged: GenerationResult | Manifest, kept: Kept, brought: bool) -> dict[str, Any]:
+    """What Twig says of every image: verdict and why, scores with their limits, gate, cost, record.
+
+    brought: whether a photo took the draft's place. Distances may be infinite in it.
+    """
+    attempts = judged.attempts
+    return {
+        "verdict": judged.verdict,
+        "why": why_text(judged, brought=brought) or None,
+        "index": judged.index,
+        "seed": judged.request.seed,
+        "scores": _scores(attempts[-1].scores if attempts else {}, judged.rule),
+        "gate": None if judged.gate is None else {
+            "opened": judged.gate.opened,
+            "signals": {name: {"value": s.value, "limit": s.limit} for name, s in judged.gate.signals.items()},
+        },
+        "rule": judged.rule,
+        "attempts": len(attempts),
+        "rows": judged.rows,
+        "seconds": judged.timings,
+        "record": kept.id,
+        "manifest_sha256": kept.sha256,
+    }  # fmt: skip
+
+
 def mask_text(mask: np.ndarray) -> str:
     """A mask (H, W) as a PNG in base64, white where the draft's shape is kept away from."""
     picture = mask_picture(mask)
@@ -176,10 +186,10 @@ def mask_text(mask: np.ndarray) -> str:
     return base64.b64encode(encoded(picture, "png")).decode("ascii")
 
 
-def _scores(result: GenerationResult) -> dict[str, Any]:
+def _scores(scores: Mapping[str, Score], rule: str) -> dict[str, Any]:
     """Each measure with its limit and the operator that crosses it, None where the rule says nothing of it."""
-    held = {each.name: each for each in held_measures(result.scores, result.rule)}
-    return {name: _score(score, held.get(name)) for name, score in result.scores.items()}
+    held = {each.name: each for each in held_measures(scores, rule)}
+    return {name: _score(score, held.get(name)) for name, score in scores.items()}
 
 
 def _score(score: Score, held: Any) -> dict[str, Any]:
@@ -195,10 +205,10 @@ def _manifest(kept: Kept) -> dict[str, Any]:
     return manifest | {"model": manifest["model"] | places}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """A value as strict JSON has it: infinity and what is no number are null."""
     if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
+        return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,6 +4,7 @@ from .auditing import forget_lines as forget_lines
 from .auditing import print_head as print_head
 from .auditing import search_log as search_log
 from .auditing import verify_log as verify_log
+from .batching import batch as batch
 from .calibrating import calibrate as calibrate
 from .generating import generate as generate
 from .inspecting import inspect as inspect
