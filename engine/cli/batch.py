@@ -19,6 +19,9 @@ def batch(
         Path | None, typer.Option("--config", "-c", help="The operator's file, as of `twig serve`; else its defaults.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; else as in the file, or a GPU.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Engines on the Ray cluster that RAY_ADDRESS names; else one engine here.")
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
@@ -27,4 +30,4 @@ def batch(
     Answers go to results.jsonl, a line each, what failed to errors.jsonl; pictures, manifests and the audit log lie
     beside them. Take lines out of errors.jsonl to have them tried again.
     """
-    return actions.batch(requests, out, config, device=device, manner=Manner(json, quiet))
+    return actions.batch(requests, out, config, device=device, workers=workers, manner=Manner(json, quiet))

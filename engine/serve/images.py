@@ -14,15 +14,12 @@ from .answers import Answers
 from .bodies import ImageBody, from_form, from_json
 from .errors import ApiError
 from .keys import Key
-from .running import ClientLeftError, while_there
+from .leaving import LEFT, ClientLeftError, while_there
 from .service import Generating, Service, note, service_of
 from .streaming import Pictures, event_stream
 from .uploads import Uploads, decoded
 
 GENERATION, EDIT = "image_generation", "image_edit"
-LEFT = 499
-"""Status in logs of a request whose client did not wait for it."""
-
 _MOST_FIELDS, _MOST_TEXT = 64, 2**17
 _IMAGE_NAMES = ("image", "image[]")
 
@@ -52,7 +49,7 @@ async def _answered(request: Request, key: Key, body: ImageBody, brought: Upload
     service = service_of(request)
     wanted = service.asking.request(body, key, brought)
     told = while_there(request, service.runner.events(wanted, key))
-    answers = _answers(service, body, wanted)
+    answers = answers_of(service, body, wanted)
     try:
         if body.stream:
             first = await anext(told)  # so that a full queue is a status and not a broken stream
@@ -65,7 +62,8 @@ async def _answered(request: Request, key: Key, body: ImageBody, brought: Upload
     return JSONResponse(await asyncio.to_thread(answers.whole, finished))
 
 
-def _answers(service: Service, body: ImageBody, wanted: GenerationRequest) -> Answers:
+def answers_of(service: Service, body: ImageBody, wanted: GenerationRequest) -> Answers:
+    """What words the answers to a request that a body stands for."""
     tokens = service.engine.engine.components.tokenizer(wanted.prompt, truncation=True, verbose=False).input_ids
     return Answers(body, wanted, service.config.drawing.review == "deliver", len(tokens))
 

@@ -1,6 +1,5 @@
 """What a running server is made of, and who may ask it for what."""
 
-import ipaddress
 import time
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -13,7 +12,8 @@ from ..api.choices import Role
 from ..engine import Engine
 from .admission import Admission
 from .asking import Asking
-from .config import LOOPBACK, ServeConfig
+from .checking import is_loopback
+from .config import ServeConfig
 from .errors import KEY, ApiError
 from .keeping import Keeper
 from .keys import LOCAL, Key, Keys
@@ -109,11 +109,3 @@ def _check_local(request: Request) -> None:
     if not all(host is not None and is_loopback(host) for host in hosts):
         message = "this server has no keys and answers its own machine alone, by its name localhost"
         raise ApiError(403, "not_local", message, type=KEY)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own."""
-    try:
-        return host in LOOPBACK or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -12,12 +12,19 @@ from .extras import serving
 from .speaking import write_json
 
 
-def serve(path: Path | None, *, host: str | None, port: int | None, only_check: bool) -> int:
-    """Serve as the file at `path` says, at another host and port where they are given; return the exit code."""
-    server, settings = serving("server"), serving("config")
+def serve(path: Path | None, *, host: str | None, port: int | None, devices: str | None, only_check: bool) -> int:
+    """Serve as the file at `path` says, at another host and port, and on several devices, where they are given.
+
+    Return the exit code.
+    """
+    settings = serving("config")
     config = settings.ServeConfig() if path is None else settings.ServeConfig.load(path)
     config = config.with_("listen", **given(host=host, port=port))
-    server.serve(config, only_check=only_check)
+    if devices is not None and not only_check:
+        several = serving("devices.server")
+        several.serve_devices(config, several.device_names(devices))
+        return DONE
+    serving("server").serve(config, only_check=only_check)
     if only_check:
         print("nothing is wrong: the model loads, its rule is measured, and records can be kept")
     return DONE

@@ -9,7 +9,7 @@ from ..config import ServeConfig
 from ..server import load
 from .drawing import Drawer
 from .ledger import Ledger
-from .lines import Survey
+from .lines import Survey, read
 
 
 class Batch:
@@ -40,7 +40,8 @@ class Batch:
             return
         drawer = Drawer(load(config), config, self.ledger.folder)
         drawer.prepare()
-        with closing(drawer.answers(self.survey.read(self.left), stopped)) as answers:
+        lines = read(self.survey.path, self.survey.places(self.left))
+        with closing(drawer.answers(lines, stopped)) as answers:
             for answer in answers:
                 yield self.ledger.write(answer)
 

@@ -32,6 +32,14 @@ class Line(NamedTuple):
         return key_of(self.text or b"")
 
 
+class Place(NamedTuple):
+    """Where a line is. offset: where it begins, in bytes. repeats: whether an earlier line has its custom_id."""
+
+    number: int
+    offset: int
+    repeats: bool
+
+
 class Entry(BaseModel):
     """What a line says: a request of the images API, under a name that its answer bears too."""
 
@@ -98,12 +106,18 @@ class Survey:
         """
         return np.flatnonzero(~np.isin(self.texts, failed) & (self.repeats | ~np.isin(self.names, answered)))
 
-    def read(self, indices: Iterable[int]) -> Iterator[tuple[Line, bool]]:
-        """The lines at `indices`, and whether each repeats another's custom_id. Raises ForeignFileError."""
-        with open_regular(self.path, _MOST_FILE) as file:
-            for index in indices:
-                file.seek(int(self.offsets[index]))
-                yield Line(int(self.numbers[index]), _next(file)), bool(self.repeats[index])
+    def places(self, indices: Iterable[int]) -> Iterator[Place]:
+        """Where the lines at `indices` are."""
+        for index in indices:
+            yield Place(int(self.numbers[index]), int(self.offsets[index]), bool(self.repeats[index]))
+
+
+def read(path: Path, places: Iterable[Place]) -> Iterator[tuple[Line, bool]]:
+    """The lines at `places`, and whether each repeats another's custom_id. Raises ForeignFileError."""
+    with open_regular(path, _MOST_FILE) as file:
+        for number, offset, repeats in places:
+            file.seek(offset)
+            yield Line(number, _next(file)), repeats
 
 
 def _lines(file: BufferedReader) -> Iterator[tuple[int, Line]]:

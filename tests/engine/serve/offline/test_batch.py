@@ -15,6 +15,7 @@ from twig.engine.records.audit import AuditLog
 from twig.engine.records.stores import Query
 from twig.engine.serve.offline.ledger import Ledger
 from twig.engine.serve.offline.lines import MOST_LINE, Survey
+from twig.engine.serve.offline.lines import read as read_lines
 
 PROMPT = "a red star on a green field"
 
@@ -150,7 +151,7 @@ def test_many_lines_cost_few_bytes(tmp_path):
     survey = Survey.of(path)
     held = (survey.numbers, survey.offsets, survey.names, survey.texts, survey.repeats)
     assert sum(array.itemsize for array in held) <= 33, "bytes a line"
-    ((read_line, repeats),) = survey.read([1999])
+    ((read_line, repeats),) = read_lines(path, survey.places([1999]))
     assert (json.loads(read_line.text)["custom_id"], read_line.number, repeats) == ("request-1999", 2000, False)
 
 
