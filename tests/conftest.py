@@ -33,6 +33,20 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixt
 
 
 @pytest.fixture(scope="session")
+def postgresql():
+    """URL of a database on a server of this run's own."""
+    pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    from databases import CannotStartError, server
+
+    try:
+        with server() as url:
+            yield url
+    except CannotStartError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def builder(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory):
     """What builds the artifacts of the tiny models, whose weights are the same in every worker, into one store."""
     from shared_graphs import SharedGraphs

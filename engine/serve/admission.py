@@ -67,6 +67,16 @@ class Admission:
             entered()
             tenant.running.remove(rows)
 
+    async def charge(self, key: Key, request: GenerationRequest) -> int:
+        """Take what a request costs from its key's allowance, without a place in the queue; return it in rows.
+
+        Raises ApiError, and what the engine's door raises.
+        """
+        rows = await asyncio.to_thread(self.engine.estimate, request)
+        if key.rows_per_minute is not None:
+            self._spend(self._tenants[key.id], rows, key.rows_per_minute)
+        return rows
+
     async def expected_wait(self) -> float:
         """Seconds that what is queued will take; 0 before anything was measured."""
         rate = self.engine.rows_per_second

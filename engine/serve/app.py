@@ -1,7 +1,6 @@
 """The application: routes, errors in one shape, and an engine that starts and ends with it."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,11 +12,10 @@ from ..api.errors import TwigError
 from ..engine import Engine
 from . import health, images
 from .config import ServeConfig
-from .errors import SERVER, ApiError, told
+from .errors import ApiError, told
+from .jobs import routes
 from .middleware import Around
 from .service import Service, note
-
-_log = logging.getLogger(__name__)
 
 
 def application(engine: Engine, config: ServeConfig) -> FastAPI:
@@ -26,11 +24,12 @@ def application(engine: Engine, config: ServeConfig) -> FastAPI:
     app = FastAPI(lifespan=_lifespan, openapi_url=None, redirect_slashes=False)
     app.state.service = service
     app.include_router(images.router)
+    app.include_router(routes.router)
     app.include_router(health.router)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(TwigError, _failed)
     app.add_exception_handler(HTTPException, _unrouted)
-    app.add_exception_handler(Exception, _unexpected)
+    app.add_exception_handler(Exception, _failed)
     app.add_middleware(Around, metrics=service.metrics, bounds=config.bounds)
     return app
 
@@ -39,15 +38,17 @@ def application(engine: Engine, config: ServeConfig) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Start the engine and warm it up while liveness is told already; end it within the operator's deadline."""
     service: Service = app.state.service
-    await asyncio.to_thread(service.keeper.prepare)
+    await asyncio.to_thread(service.prepare)
     await service.engine.__aenter__()
     warming = asyncio.ensure_future(_warm(service))
+    service.worker.start()
     try:
         yield
     finally:
         service.draining = True
         await warming
-        await service.engine.close(cancel=True)  # a server has let it finish by now
+        await service.engine.close(deadline=service.config.drain.deadline)
+        await service.worker.stop()
 
 
 async def _warm(service: Service) -> None:
@@ -61,11 +62,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, TwigError)
-    answer = told(error)
-    if answer.status == 500:
-        _log.error("a request failed", exc_info=error)
-    return _answer(request, answer)
+    return _answer(request, told(error))
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
@@ -73,12 +70,6 @@ async def _unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = "not_found" if error.status_code == 404 else "method_not_allowed"
     return _answer(request, ApiError(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}"))
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    return _answer(
-        request, ApiError(500, "internal_error", "an error of the server's own; its log says where", type=SERVER)
-    )
 
 
 def _answer(request: Request, error: ApiError) -> Response:

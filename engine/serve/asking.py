@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from ..api.presets import BUNDLES
+from ..api.reading import shown
 from ..api.request import GenerationRequest
 from ..api.settings import Stage
 from .bodies import ImageBody, TwigOptions
@@ -61,7 +62,7 @@ class Asking:
     def _check_model(self, body: ImageBody) -> None:
         served = self.config.model
         if body.model is not None and body.model not in (served.name, *served.aliases):
-            message = f"the model {body.model!r} does not exist here; there is {served.name!r}"
+            message = f"the model {shown(repr(body.model))} does not exist here; there is {served.name!r}"
             raise ApiError(404, "model_not_found", message, param="model")
 
     def _mask(self, brought: Uploads, width: int | None, height: int | None) -> np.ndarray:

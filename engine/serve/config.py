@@ -98,6 +98,24 @@ class Records(Settings):
     pictures: bool = False
 
 
+class Jobs(Settings):
+    """Jobs in the background, and answers that are given again to the same key of idempotency.
+
+    store: URL of a database, SQLite or PostgreSQL, which several servers may share; a file in the folder of the records
+    unless given. artefacts: a folder, or s3://bucket/prefix at `endpoint`, of requests and answers; beside it unless
+    given. running: jobs at a time. waiting: jobs that may wait. lease: seconds after which the jobs of a server that
+    died are run by another. keep: hours that answers are kept.
+    """
+
+    store: str | None = None
+    artefacts: str | None = None
+    endpoint: str | None = None
+    running: int = Field(default=4, ge=1)
+    waiting: int = Field(default=1000, ge=1)
+    lease: float = Field(default=30.0, ge=0.5)
+    keep: float = Field(default=24.0, gt=0)
+
+
 class Drain(Settings):
     """How it ends on SIGTERM. grace: seconds that it is unready and still listens; deadline: seconds to finish in."""
 
@@ -113,6 +131,7 @@ class ServeConfig(Settings):
     drawing: Drawing = Drawing()
     bounds: Bounds = Bounds()
     records: Records = Records()
+    jobs: Jobs = Jobs()
     drain: Drain = Drain()
 
     @classmethod

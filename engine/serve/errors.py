@@ -1,16 +1,19 @@
 """Errors as clients of the OpenAI API know them: a status, a body of one shape, headers that say whether to retry."""
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from ..api.errors import EngineBusyError, EngineClosedError, InvalidRequestError, TwigError
+from ..api.errors import EngineBusyError, EngineClosedError, InvalidRequestError
 from ..api.reading import shown
 
 REQUEST, SERVER, KEY, LIMIT = "invalid_request_error", "server_error", "authentication_error", "rate_limit_error"
 """Values of an error's `type`."""
+
+_log = logging.getLogger(__name__)
 
 _CODES = {
     "extra_forbidden": "unknown_parameter",
@@ -64,17 +67,18 @@ def wrong_field(error: ValidationError, within: str = "") -> ApiError:
     return ApiError(400, code, f"{shown(place or 'the body')}: {shown(said, 600)}", param=place or None)
 
 
-def told(error: TwigError) -> ApiError:
-    """What a client is told of an error of the engine."""
+def told(error: Exception) -> ApiError:
+    """What a client is told of an error of the engine, or of one that nobody thought of, which goes to the log."""
     if isinstance(error, InvalidRequestError):
         return ApiError(400, "invalid_value", shown(error, 1000))
     if isinstance(error, EngineBusyError):
         return ApiError(429, "engine_busy", str(error), type=LIMIT, retry_after=1)
     if isinstance(error, EngineClosedError):
         return draining()
+    _log.error("a request failed", exc_info=error)
     return ApiError(500, "internal_error", "the server could not do this; its log says why", type=SERVER)
 
 
 def draining() -> ApiError:
     """What a server says that takes nothing more."""
-    return ApiError(503, "shutting_down", "this server is shutting down; try again", type=SERVER, retry_after=5)
+    return ApiError(503, "shutting_down", "this server takes nothing more; try again", type=SERVER, retry_after=5)

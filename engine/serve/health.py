@@ -1,9 +1,12 @@
 """Whether the server lives and is ready, what it serves, and what it counts."""
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
+from ..api.reading import shown
 from .errors import ApiError
 from .service import Auditing, Generating, Watching, service_of
 
@@ -35,14 +38,14 @@ async def models(request: Request, key: Generating) -> Response:
 async def model(request: Request, name: str, key: Generating) -> Response:
     """One of them."""
     if name not in _names(request):
-        raise ApiError(404, "model_not_found", f"the model {name!r} does not exist here", param="model")
+        raise ApiError(404, "model_not_found", f"the model {shown(repr(name))} does not exist here", param="model")
     return JSONResponse(_model(name, request))
 
 
 @router.get("/metrics")
 async def metrics(request: Request, key: Watching) -> Response:
     """What Prometheus scrapes."""
-    return Response(service_of(request).metrics.page(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await asyncio.to_thread(service_of(request).metrics.page), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/twig/records/{id}")

@@ -1,7 +1,9 @@
 """The routes of the OpenAI images API: generations and edits, each answered at once or as a stream."""
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 
 from fastapi import APIRouter, Request
@@ -9,13 +11,13 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from ..api.request import GenerationRequest
-from .answers import Answers
 from .bodies import ImageBody, from_form, from_json
 from .errors import ApiError
+from .jobs.desk import Ticket
+from .jobs.idempotency import HEADER, fingerprint, job_id, name_of, once
 from .keys import Key
 from .leaving import LEFT, ClientLeftError, while_there
-from .service import Generating, Service, note, service_of
+from .service import Generating, note, service_of
 from .streaming import Pictures, event_stream
 from .uploads import Uploads, decoded
 
@@ -31,7 +33,7 @@ async def generations(request: Request, key: Generating) -> Response:
     """Draw pictures of a prompt."""
     _check_kind(request, "application/json")
     body = from_json(await request.body(), ImageBody)
-    return await _answered(request, key, body, None, GENERATION)
+    return await _answered(Asked(request, key, body, GENERATION), {})
 
 
 @router.post("/v1/images/edits")
@@ -40,32 +42,55 @@ async def edits(request: Request, key: Generating) -> Response:
     _check_kind(request, "multipart/form-data")
     fields, files = await _form(request)
     body = from_form(fields, ImageBody)
-    service = service_of(request)
-    uploads = await asyncio.to_thread(decoded, files, service.config.bounds.upload_pixels)
-    return await _answered(request, key, body, uploads, EDIT)
+    uploads = await asyncio.to_thread(decoded, files, service_of(request).config.bounds.upload_pixels)
+    return await _answered(Asked(request, key, body, EDIT, uploads), files)
 
 
-async def _answered(request: Request, key: Key, body: ImageBody, brought: Uploads | None, name: str) -> Response:
-    service = service_of(request)
-    wanted = service.asking.request(body, key, brought)
-    told = while_there(request, service.runner.events(wanted, key))
-    answers = answers_of(service, body, wanted)
+@dataclass(frozen=True)
+class Asked:
+    """What one request brought. name: of its events in a stream."""
+
+    request: Request
+    key: Key
+    body: ImageBody
+    name: str
+    brought: Uploads | None = None
+
+
+async def _answered(asked: Asked, files: Mapping[str, bytes]) -> Response:
+    """Answer a request, or give the answer that its key of idempotency was given before."""
+    text = asked.request.headers.get(HEADER)
+    if text is None:
+        return await _drawn(asked, None)
+    if asked.body.stream:
+        raise ApiError(
+            400, "unsupported_parameter", "a stream is not kept: leave out the Idempotency-Key", param=HEADER
+        )
+    name = name_of(text, asked.key)
+    desk = service_of(asked.request).desk
+    return await once(desk, name, fingerprint(asked.body, files), lambda: _drawn(asked, job_id(name)))
+
+
+async def _drawn(asked: Asked, job: str | None) -> Response:
+    """Draw what was asked for, now or as a job, whose id may be known already."""
+    service, body = service_of(asked.request), asked.body
+    wanted = service.asking.request(body, asked.key, asked.brought)
+    if body.twig.background:
+        await service.runner.admission.charge(asked.key, wanted)
+        told = await service.desk.submit(Ticket(body, wanted), asked.key, job)
+        return JSONResponse(told, status_code=202, headers={"location": f"/v1/twig/jobs/{told['id']}"})
+    heard = while_there(asked.request, service.runner.events(wanted, asked.key))
+    answers = service.answers(body, wanted)
     try:
         if body.stream:
-            first = await anext(told)  # so that a full queue is a status and not a broken stream
-            stream = event_stream(first, told, Pictures(answers, name), partial(note, request))
+            first = await anext(heard)  # so that a full queue is a status and not a broken stream
+            stream = event_stream(first, heard, Pictures(answers, asked.name), partial(note, asked.request))
             return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
-        async with aclosing(told):
-            finished = [heard.answer async for heard in told if heard.answer is not None]
+        async with aclosing(heard):
+            finished = [each.answer async for each in heard if each.answer is not None]
     except ClientLeftError:
         return Response(status_code=LEFT)
     return JSONResponse(await asyncio.to_thread(answers.whole, finished))
-
-
-def answers_of(service: Service, body: ImageBody, wanted: GenerationRequest) -> Answers:
-    """What words the answers to a request that a body stands for."""
-    tokens = service.engine.engine.components.tokenizer(wanted.prompt, truncation=True, verbose=False).input_ids
-    return Answers(body, wanted, service.config.drawing.review == "deliver", len(tokens))
 
 
 def _check_kind(request: Request, wanted: str) -> None:

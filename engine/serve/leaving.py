@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -37,10 +36,9 @@ async def while_there(request: Request, items: AsyncGenerator[Item]) -> AsyncGen
             yield item
     finally:
         gone.cancel()
-        if upcoming is not None:
+        if upcoming is not None and not upcoming.done():
             upcoming.cancel()
-            with suppress(BaseException):
-                await upcoming
+            await asyncio.wait({upcoming})
         await items.aclose()
 
 

@@ -1,12 +1,14 @@
 """What can be seen of a server from outside: metrics for Prometheus, spans for OpenTelemetry. Never a prompt."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from opentelemetry import trace
 from opentelemetry.propagate import extract
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from ..api.errors import TwigError
 from ..api.event import Event, State
 from ..engine import Engine
 from ..exposition import Collector
@@ -45,10 +47,19 @@ class Metrics:
         )
         self.errors = Counter("twig_http_errors", "Errors answered, by their code.", ["code"], registry=self.registry)
         self.open = Gauge("twig_http_open_requests", "Requests that are being answered.", registry=self.registry)
-        queued = Gauge("twig_queued_rows", "Rows of the UNet that wait or run.", registry=self.registry)
-        queued.set_function(lambda: engine.queued_rows)
-        rate = Gauge("twig_rows_per_second", "Rows of the UNet a second of work, lately.", registry=self.registry)
-        rate.set_function(lambda: engine.rows_per_second)
+        self.watch("twig_queued_rows", "Rows of the UNet that wait or run.", lambda: engine.queued_rows)
+        self.watch("twig_rows_per_second", "Rows of the UNet a second of work, lately.", lambda: engine.rows_per_second)
+
+    def watch(self, name: str, help: str, value: Callable[[], float]) -> None:
+        """Have a value asked for whenever the page is; one that cannot be had is no number."""
+
+        def had() -> float:
+            try:
+                return value()
+            except TwigError:
+                return math.nan
+
+        Gauge(name, help, registry=self.registry).set_function(had)
 
     def page(self) -> bytes:
         """What Prometheus scrapes, in its text format."""

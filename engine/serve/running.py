@@ -1,7 +1,7 @@
 """One request's way through the server: admitted, run, its spans and its record kept, left when its client leaves."""
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import NamedTuple, TypeVar
 
 from ..aio import AsyncEngine
@@ -30,24 +30,29 @@ class Runner:
         self.engine, self.admission, self.keeper = engine, admission, keeper
 
     async def events(self, request: GenerationRequest, key: Key) -> AsyncGenerator[Told]:
-        """Yield what happens to a request until its last image is finished; closing it early cancels the request.
+        """Admit a request and yield what happens to it until its last image is finished; closing early cancels it.
 
         Raises ApiError and the engine's errors before the first event.
         """
-        with admission_span() as span:
-            placing = self.admission.place(key, request)
-            place = await placing.__aenter__()
-            span.set_attribute("twig.rows.estimated", place.rows)
+        async with AsyncExitStack() as stack:
+            with admission_span() as span:
+                place = await stack.enter_async_context(self.admission.place(key, request))
+                span.set_attribute("twig.rows.estimated", place.rows)
+            drawn = await stack.enter_async_context(aclosing(self.drawn(request)))
+            async for told in drawn:
+                place.entered()
+                yield told
+
+    async def drawn(self, request: GenerationRequest) -> AsyncGenerator[Told]:
+        """Yield what happens to a request that is let in."""
         spans = Spans()
         try:
             async with aclosing(self.engine.stream(request)) as events:
                 async for event in events:
-                    place.entered()
                     spans.hear(event)
                     yield Told(event, await self._answer(event))
         finally:
             spans.close()
-            await placing.__aexit__(None, None, None)
 
     async def _answer(self, event: Event) -> Answer | None:
         return None if event.result is None else Answer(event.result, await self.keeper.keep(event.result))

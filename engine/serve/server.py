@@ -49,7 +49,7 @@ def serve(config: ServeConfig, *, only_check: bool = False) -> None:
     app = application(engine, config)
     service: Service = app.state.service
     check_drawing(service)
-    service.keeper.prepare()
+    service.prepare()
     if only_check:
         return
     log_as_json()

@@ -9,12 +9,17 @@ from fastapi import Depends, Request
 
 from ..aio import AsyncEngine
 from ..api.choices import Role
+from ..api.request import GenerationRequest
 from ..engine import Engine
 from .admission import Admission
+from .answers import Answers
 from .asking import Asking
+from .bodies import ImageBody
 from .checking import is_loopback
 from .config import ServeConfig
 from .errors import KEY, ApiError
+from .jobs.desk import Desk
+from .jobs.worker import Worker
 from .keeping import Keeper
 from .keys import LOCAL, Key, Keys
 from .observing import Metrics
@@ -32,6 +37,8 @@ class Service:
     keeper: Keeper
     metrics: Metrics
     keys: Keys | None
+    desk: Desk
+    worker: Worker = field(init=False)
     warm: bool = False
     draining: bool = False
     started: int = field(default_factory=lambda: int(time.time()))
@@ -42,7 +49,8 @@ class Service:
         served, components = AsyncEngine(engine), engine.components
         calibrated = components.calibration is not None and bool(components.calibration.limits)
         keeper = Keeper(engine, config.records)
-        return cls(
+        desk = Desk(config.jobs, config.records.folder)
+        service = cls(
             config,
             served,
             Asking(config, components.size, calibrated),
@@ -50,7 +58,22 @@ class Service:
             keeper,
             Metrics(engine),
             None if config.listen.keys is None else Keys(config.listen.keys),
+            desk,
         )
+        service.worker = Worker(desk, service.runner.drawn, service.answers, lambda: not service.ready)
+        service.metrics.watch("twig_jobs_waiting", "Jobs in the background that wait.", desk.store.waiting)
+        service.metrics.watch("twig_jobs_running", "Jobs that this server draws.", lambda: len(service.worker.running))
+        return service
+
+    def prepare(self) -> None:
+        """Raise RecordError or OSError unless records and jobs can be kept."""
+        self.keeper.prepare()
+        self.desk.check()
+
+    def answers(self, body: ImageBody, request: GenerationRequest) -> Answers:
+        """What words the answer to a body, of which `request` was made."""
+        tokens = self.engine.engine.components.tokenizer(request.prompt, truncation=True, verbose=False).input_ids
+        return Answers(body, request, self.config.drawing.review == "deliver", len(tokens))
 
     @property
     def ready(self) -> bool:

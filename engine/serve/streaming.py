@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from ..api.errors import TwigError
 from ..api.event import Event, State
 from .answers import Answers, mask_text
 from .errors import ApiError, told
@@ -57,8 +56,8 @@ async def event_stream(
                 heard = upcoming.result()
         except ClientLeftError:
             return
-        except (ApiError, TwigError) as error:
-            answer = told(error) if isinstance(error, TwigError) else error
+        except Exception as error:  # the status is sent already, so that nobody else could tell the client
+            answer = error if isinstance(error, ApiError) else told(error)
             note(answer)
             yield _written("error", answer.body)
         finally:

@@ -19,7 +19,7 @@ from ..api.errors import TwigError
 from .bodies import ImageBody, from_json
 from .config import ServeConfig
 from .errors import ApiError, told
-from .images import GENERATION, answers_of
+from .images import GENERATION
 from .keys import LOCAL
 from .running import Told
 from .server import load
@@ -53,7 +53,7 @@ class TwigModel:
         if args.get("model_instance_kind") == "GPU":
             config = config.with_("model", device=f"cuda:{args['model_instance_device_id']}")
         self.service = Service.over(load(config), config)
-        self.service.keeper.prepare()
+        self.service.prepare()
         self.service.engine.engine.warmup()
         self._thread.start()
         self._wait(self.service.engine.__aenter__())
@@ -97,8 +97,11 @@ class TwigModel:
 
     async def _draw(self, text: bytes, sender: Any) -> None:
         body = from_json(text, ImageBody)
+        if body.twig.background:
+            message = "twig.background: a stream of Triton's is answered while it is open; leave it out"
+            raise ApiError(400, "unsupported_parameter", message, param="twig.background")
         wanted = self.service.asking.request(body, LOCAL)
-        answers = answers_of(self.service, body, wanted)
+        answers = self.service.answers(body, wanted)
         async with aclosing(self.service.runner.events(wanted, LOCAL)) as heard:
             if body.stream:
                 async for event in _events(heard, Pictures(answers, GENERATION)):

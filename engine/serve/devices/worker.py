@@ -41,7 +41,7 @@ def worker_application(config: ServeConfig) -> FastAPI:
     app = application(load(config), config)
     service: Service = app.state.service
     check_drawing(service)
-    service.keeper.prepare()
+    service.prepare()
 
     async def told() -> dict[str, Any]:
         engine = service.engine.engine

@@ -1,6 +1,7 @@
 """The server as a process: from a fresh start to a picture, and from SIGTERM to an end that loses nothing."""
 
 import base64
+import hashlib
 import io
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from servers import process, wait_for
+from twig.engine.records.audit import LOG_NAME, AuditLog
 
 pytestmark = pytest.mark.serving
 
@@ -30,7 +32,7 @@ def test_a_fresh_start_draws_a_picture_and_sigterm_finishes_what_runs(tmp_path):
         answers = []
 
         def ask(prompt):
-            options = {"twig": {"steps": 30, "always": True}}
+            options = {"twig": {"steps": 12, "always": True}}
             answers.append(server.client().images.generate(prompt=prompt, extra_body=options).data[0].twig["verdict"])
 
         running = threading.Thread(target=ask, args=["a red star"])
@@ -46,7 +48,7 @@ def test_a_fresh_start_draws_a_picture_and_sigterm_finishes_what_runs(tmp_path):
         assert server.started.wait(30) == 0
         assert server.status("/livez") == 0
     assert answers == ["accepted", "accepted"]
-    assert not any("star" in str(line) for line in server.log)
+    assert not any("red star" in str(line) for line in server.log)
 
 
 def test_what_is_not_finished_within_the_deadline_is_told_so(tmp_path):
@@ -71,3 +73,36 @@ def test_what_is_not_finished_within_the_deadline_is_told_so(tmp_path):
 
 def metrics(server):
     return httpx2.get(f"{server.url}/metrics").text
+
+
+def test_a_kill_loses_no_job_and_answers_none_twice(tmp_path):
+    settings = config(tmp_path, "jobs: {lease: 1}\ndrawing: {steps: 3, rule: 'refuse if ssim > 1'}")
+    with process(settings) as server:
+        ids = [ask_for_job(server, seed) for seed in range(4)]
+        wait_for(lambda: any(status(server, id) == "done" for id in ids), seconds=60)
+        server.started.kill()
+        server.started.wait()
+        answered = set(answers(tmp_path))
+    with process(settings) as server:
+        wait_for(lambda: all(status(server, id) == "done" for id in ids), seconds=120)
+        told = [httpx2.get(f"{server.url}/v1/twig/jobs/{id}").json()["response"] for id in ids]
+        assert [each["body"]["data"][0]["twig"]["seed"] for each in told] == list(range(4))
+        kept = answers(tmp_path)
+        assert answered <= set(kept)
+        assert len(kept) == 4
+    assert AuditLog(tmp_path / "kept" / LOG_NAME).verify().findings == ()
+
+
+def ask_for_job(server, seed):
+    body = {"prompt": "a red star", "twig": {"background": True, "seed": seed}}
+    return httpx2.post(f"{server.url}/v1/images/generations", json=body).json()["id"]
+
+
+def status(server, id):
+    return httpx2.get(f"{server.url}/v1/twig/jobs/{id}").json()["status"]
+
+
+def answers(folder):
+    """Answers that are kept, each with the digest of what it says."""
+    kept = (folder / "kept" / "jobs").glob("*-answer")
+    return [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in kept]

@@ -76,12 +76,13 @@ class Triton:
         self.process = subprocess.Popen(
             [server / "bin" / "tritonserver", f"--model-repository={folder / 'repository'}",
              f"--backend-directory={server / 'backends'}", f"--http-port={self.http}", f"--grpc-port={self.grpc}",
-             f"--metrics-port={metrics}", "--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--disable-auto-complete-config"],
+             f"--metrics-port={metrics}", "--http-address=127.0.0.1", "--grpc-address=127.0.0.1",
+             "--disable-auto-complete-config"],
             env={**os.environ, "LD_LIBRARY_PATH": f"{sysconfig.get_config_var('LIBDIR')}:{libraries}",
                  "PYTHONPATH": f"{CACHE / 'numpy'}:{os.environ.get('PYTHONPATH', '')}"},
             stderr=self.log, stdout=self.log,
         )  # fmt: skip
-        wait_for(lambda: self.ready or self.process.poll() is not None, seconds=180)
+        wait_for(lambda: self.ready or self.process.poll() is not None, seconds=300)
         assert self.ready, (folder / "log.txt").read_text()
 
     @property

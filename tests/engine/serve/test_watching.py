@@ -103,6 +103,7 @@ def test_logs_are_json_without_prompts(served, client, caplog):
         answer = client.images.with_raw_response.generate(prompt=PROMPT)
         with pytest.raises(openai.BadRequestError):
             draw(client, colour=PROMPT)
+        wait_for(lambda: len([record for record in caplog.records if record.name == "twig.access"]) == 2)
     lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records if record.name == "twig.access"]
     ours = next(line for line in lines if line["request_id"] == answer.headers["x-request-id"])
     assert (ours["route"], ours["status"], ours["tenant"]) == ("/v1/images/generations", 200, "local")

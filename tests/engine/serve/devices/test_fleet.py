@@ -29,7 +29,7 @@ def fleet(tmp_path_factory, tiny_checkpoint):
         "bounds: {steps: 1000}\n"
     )
     with process(config, "--devices", "cpu,cpu") as server:
-        wait_for(lambda: states(server) == {"ready"}, seconds=120)
+        wait_for(lambda: states(server) == {"ready"}, seconds=300)
         yield server
 
 
@@ -51,8 +51,7 @@ def workers(server):
         with suppress(OSError):
             if path.read_text().rpartition(")")[2].split()[1] == str(server.started.pid):
                 words = (path.parent / "cmdline").read_bytes().split(b"\0")
-                if any(word.endswith(b".sock") for word in words):
-                    found[[word for word in words if word.endswith(b".sock")][0].decode()[-6]] = int(path.parent.name)
+                found |= {word.decode()[-6]: int(path.parent.name) for word in words if word.endswith(b".sock")}
     return found
 
 
@@ -93,7 +92,7 @@ def test_devices_share_requests_and_a_lost_one_comes_back(fleet):
     assert lost[0].code == "device_lost"
     assert lost[0].response.headers["x-should-retry"] == "true"
     assert client.images.generate(prompt=PROMPT).data[0].twig["verdict"] == "accepted", "the other goes on"
-    wait_for(lambda: states(fleet) == {"ready"}, seconds=120)
+    wait_for(lambda: states(fleet) == {"ready"}, seconds=300)
     assert samples(fleet, "twig_device_restarts")[busy] == 1
 
     running = list(workers(fleet).values())
