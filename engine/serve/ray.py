@@ -60,8 +60,6 @@ class Wanted:
         return max(context.capacity_adjusted_min_replicas, min(context.capacity_adjusted_max_replicas, wanted)), {}
 
 
-@serve.deployment(name="twig")
-@serve.ingress()
 class Replica:
     """An engine on one device, and the application over it."""
 
@@ -85,11 +83,14 @@ class Replica:
             raise RuntimeError("the engine does not run any more")
 
 
+_DEPLOYMENT: Any = serve.deployment(name="twig")(serve.ingress()(Replica))
+
+
 def app(options: Options) -> Application:
     """The application for `serve run` and config files. Raises what reading the operator's file raises."""
     config = ServeConfig() if options.config is None else ServeConfig.load(options.config.absolute())
     policy = AutoscalingPolicy(policy_function=Wanted, policy_kwargs={"seconds": options.seconds})
-    return Replica.options(
+    return _DEPLOYMENT.options(
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": 0 if on_cpu(config) else 1},
         autoscaling_config=AutoscalingConfig(
             min_replicas=options.least,

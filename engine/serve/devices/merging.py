@@ -16,7 +16,7 @@ def merged(pages: Mapping[str, str], own: Iterable[Metric] = ()) -> bytes:
             into = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             for sample in family.samples:
                 into.samples.append(sample._replace(labels={**sample.labels, "device": device}))
-    return generate_latest(_Collected([*families.values(), *own]))  # type: ignore[arg-type] # all it takes is `collect`
+    return generate_latest(_Collected([*families.values(), *own]))
 
 
 @dataclass

@@ -130,6 +130,7 @@ def triton(environment, tmp_path_factory, tiny_checkpoint):
 
 def test_a_real_server_draws_streams_refuses_and_lets_go(triton):
     (whole,) = triton.over_http(prompt=PROMPT, n=2, twig={"seed": 5})
+    assert "data" in whole, whole
     assert [item["twig"]["verdict"] for item in whole["data"]] == ["accepted", "accepted"]
     events = triton.over_grpc(prompt=PROMPT, stream=True, partial_images=1, twig={"seed": 5, "steps": 4})
     assert [event["type"] for event in events] == ["image_generation.partial_image", "image_generation.completed"]

@@ -26,7 +26,7 @@ def fleet(tmp_path_factory, tiny_checkpoint):
     config.write_text(
         f"model: {{path: {tiny_checkpoint}, slots: 4, rows: 4}}\nrecords: {{folder: {folder / 'records'}}}\n"
         "drawing: {steps: 1, rule: refuse if ssim > 1, preset: gentle}\ndrain: {grace: 0, deadline: 20}\n"
-        "bounds: {steps: 1000}\n"
+        "bounds: {steps: 500}\n"
     )
     with process(config, "--devices", "cpu,cpu") as server:
         wait_for(lambda: states(server) == {"ready"}, seconds=300)
@@ -70,7 +70,7 @@ def test_devices_share_requests_and_a_lost_one_comes_back(fleet):
 
     # A client that leaves is noticed behind the front too.
     with client.images.generate(
-        prompt=PROMPT, stream=True, partial_images=3, extra_body={"twig": {"steps": 1000}}
+        prompt=PROMPT, stream=True, partial_images=3, extra_body={"twig": {"steps": 500}}
     ) as stream:
         next(iter(stream))
         assert sum(samples(fleet, "twig_queued_rows").values()) > 0
@@ -80,7 +80,7 @@ def test_devices_share_requests_and_a_lost_one_comes_back(fleet):
 
     def ask():
         with pytest.raises(openai.InternalServerError) as error:
-            client.images.generate(prompt=PROMPT, extra_body={"twig": {"steps": 1000}})
+            client.images.generate(prompt=PROMPT, extra_body={"twig": {"steps": 500}})
         lost.append(error.value)
 
     asking = threading.Thread(target=ask)
