@@ -3,14 +3,17 @@
 import json
 import os
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx2
 import openai
 import pytest
+import yaml
 
 from descendants import descendants
 from servers import wait_for
+from twig.engine.serve import config as operators
 from twig.engine.serve.config import ServeConfig
 from twig.engine.serve.offline.batch import opened
 
@@ -26,7 +29,7 @@ PORT = 18265
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster of this process's own."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=128 * 2**20)
     yield
     serve.shutdown()
     ray.shutdown()
@@ -116,6 +119,17 @@ def test_replicas_follow_the_rows_that_are_queued():
     assert wanted([900, 300], [50, 30]) == 3, "1200 rows, of which a replica draws 400 in 10 s"
     assert wanted([0, 0], [50, 30]) == 1
     assert wanted([10**6, 0], [50, 30]) == 4
+
+
+def test_the_file_that_deploys_it_is_one():
+    from ray.serve.schema import ServeDeploySchema
+
+    from twig.engine.serve.ray import Options
+
+    values = yaml.safe_load((Path(operators.__file__).parent / "deploy" / "ray.yaml").read_text())
+    (deployed,) = ServeDeploySchema.model_validate(values).applications
+    assert deployed.import_path == "twig.engine.serve.ray:app"
+    assert Options(**deployed.args).most == 8
 
 
 def test_a_batch_over_a_cluster_outlives_a_worker(cluster, config, tmp_path):

@@ -45,7 +45,7 @@ def environment():
             server = packages / "pytriton" / "tritonserver"
             stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
             shutil.copy(stub, server / "backends" / "python")
-            numpy = CACHE / "numpy"  # alone, so that it may go before the one that Twig was installed with
+            numpy = CACHE / "numpy"  # alone, to go before the one that Twig was installed with
             numpy.mkdir()
             for path in packages.glob("numpy*"):
                 (numpy / path.name).symlink_to(path)
@@ -70,6 +70,8 @@ class Triton:
         )
         assert run(["export", "--to", "triton-repository", "--config", f"{folder / 'serve.yaml'}",
                     "--out", f"{folder / 'repository'}"]) == 0  # fmt: skip
+        model = folder / "repository" / "twig" / "1" / "model.py"
+        model.write_text(f"import sys\n\nsys.path.insert(0, {str(CACHE / 'numpy')!r})\n{model.read_text()}")
         self.http, self.grpc, metrics = (free_port() for _ in range(3))
         server, libraries = environment / "pytriton" / "tritonserver", environment / "nvidia_pytriton.libs"
         self.log = (folder / "log.txt").open("w")
@@ -78,8 +80,7 @@ class Triton:
              f"--backend-directory={server / 'backends'}", f"--http-port={self.http}", f"--grpc-port={self.grpc}",
              f"--metrics-port={metrics}", "--http-address=127.0.0.1", "--grpc-address=127.0.0.1",
              "--disable-auto-complete-config"],
-            env={**os.environ, "LD_LIBRARY_PATH": f"{sysconfig.get_config_var('LIBDIR')}:{libraries}",
-                 "PYTHONPATH": f"{CACHE / 'numpy'}:{os.environ.get('PYTHONPATH', '')}"},
+            env={**os.environ, "LD_LIBRARY_PATH": f"{sysconfig.get_config_var('LIBDIR')}:{libraries}"},
             stderr=self.log, stdout=self.log,
         )  # fmt: skip
         wait_for(lambda: self.ready or self.process.poll() is not None, seconds=300)
