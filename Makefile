@@ -34,7 +34,7 @@ test: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
-test-serving: $(VENV)/.installed-dev
+test-serving: $(VENV)/.installed-serving
 	$(PYTEST) -m serving $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
@@ -57,6 +57,11 @@ dist: $(VENV)/.installed-dev
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+# Ray is large, and these tests alone need it.
+$(VENV)/.installed-serving: $(VENV)/.installed-dev
+	$(PIP) $(EDITABLE) "$(PACKAGE)[ray]"
+	@touch $@
 
 # --no-deps, so that this index serves PyTorch alone; the next install brings what it depends on.
 $(VENV)/.torch:

@@ -18,6 +18,7 @@ class Target(StrEnum):
     ONNX = "onnx"
     OPENVINO = "openvino"
     TENSORRT = "tensorrt"
+    TRITON_REPOSITORY = "triton-repository"
 
 
 ModelOption = Annotated[str | None, typer.Option(help="Folder in diffusers' layout or hub id; the embedded model.")]
@@ -44,8 +45,18 @@ def export(
     ] = AttentionForm.INLINE,
     store: StoreOption = None,
     check: Annotated[bool, typer.Option(help="Compare networks and final images with PyTorch.")] = True,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Of a triton-repository: the operator's file, as of `serve`.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Of a triton-repository: its folder.")] = Path("triton"),
 ) -> int:
-    """Build a model's networks for a backend, and report how far each is from PyTorch."""
+    """Build a model's networks for a backend, and report how far each is from PyTorch.
+
+    To triton-repository: write a model repository of Triton Inference Server, as the operator's file says.
+    """
+    if to is Target.TRITON_REPOSITORY:
+        print(_work("triton_repository", "serve").write_repository(out, config))
+        return 0
     parts = {"model": model, "controlnet": controlnet, "segmenter": segmenter}
     return _commands().export_model(to.value, parts, precision.value, buckets, store, attention, compared=check)
 
@@ -72,8 +83,12 @@ def prune(
 
 
 def _commands() -> Any:
+    return _work("commands", "export")
+
+
+def _work(module: str, extra: str) -> Any:
     """The work, whose libraries are an extra."""
     try:
-        return importlib.import_module(".commands", __package__)
+        return importlib.import_module(f".{module}", __package__)
     except ModuleNotFoundError as error:
-        raise BackendError(f"this needs {error.name}; pip install 'twig-engine[export]'") from error
+        raise BackendError(f"this needs {error.name}; pip install 'twig-engine[{extra}]'") from error

@@ -15,6 +15,7 @@ from ..._version import __version__
 from ..api.errors import TwigError, printable
 from .audit import audit_app
 from .bank import bank_app
+from .batch import batch
 from .calibrate import calibrate
 from .generate import generate
 from .inspect import inspect
@@ -98,6 +99,7 @@ def command_line() -> typer.Typer:
     app.command(cls=PlainCommand)(inspect)
     app.command()(calibrate)
     app.command()(serve)
+    app.command(cls=PlainCommand)(batch)
     app.add_typer(keys_app, name="keys")
     app.add_typer(registry_app, name="registry")
     app.add_typer(audit_app, name="audit")

@@ -5,7 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from ..api.event import Event, State
 from ..api.request import GenerationRequest
@@ -109,3 +117,42 @@ class StageBars:
     def _extend(self, state: State, steps: int) -> None:
         total = self._progress.tasks[self._bars[state]].total
         self._progress.update(self._bars[state], total=(total or 0) + steps)
+
+
+class LineBar:
+    """A bar of `total` lines, of which `done` are answered, on a terminal; elsewhere a line every `PERIOD` seconds."""
+
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        console: Console,
+        *,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        shown = console.is_terminal and not quiet
+        self._progress = Progress(*columns, console=console, disable=not shown, redirect_stdout=False)
+        self._bar = self._progress.add_task("lines", total=total, completed=done)
+        self._total, self._done, self._console, self._clock = total, done, console, clock
+        self._unwatched = not (quiet or shown)
+        self._began = self._said = clock()
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Leave the bar as it stands."""
+        self._progress.stop()
+
+    def advance(self) -> None:
+        """Count a line that was answered, and say how far it all is if it is time to."""
+        self._done += 1
+        self._progress.advance(self._bar)
+        if self._unwatched and (now := self._clock()) - self._said >= PERIOD:
+            self._said = now
+            text = f"twig: lines {self._done} of {self._total}, {now - self._began:.0f} s"
+            print(text, file=self._console.file, flush=True)

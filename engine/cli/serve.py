@@ -23,13 +23,17 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen to; else as in the file, or 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen to; else as in the file, or 8000.")] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(help="An engine on each: 0,1 are GPUs, cpu,cpu is for trials; else one."),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Load everything, say what is wrong, and end.")] = False,
 ) -> int:
     """Serve pictures over HTTP as the OpenAI images API does, with Twig's verdicts, until SIGTERM or Ctrl-C.
 
     Without keys only this machine is listened to.
     """
-    return actions.serve(config, host=host, port=port, only_check=check)
+    return actions.serve(config, host=host, port=port, devices=devices, only_check=check)
 
 
 @keys_app.command("add", cls=PlainCommand)

@@ -4,7 +4,7 @@ import base64
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from ..api.request import GenerationRequest
 from ..api.result import GateDecision, GenerationResult, Score, Verdict
 from ..records.drawing import label_picture, mask_picture
 from ..records.explaining import closeness, explanation_record
+from ..records.manifest import Manifest
 from ..records.pictures import encoded
 from ..records.sheets import contact_sheet
 from ..records.wording import held_measures, why_text
@@ -87,23 +88,9 @@ class Answers:
 
     def told(self, answer: Answer) -> dict[str, Any]:
         """What Twig says of an image: verdict and why, scores with their limits, gate, cost, record."""
-        result = answer.result
-        said = {
-            "verdict": result.verdict,
-            "why": why_text(result, brought=result.request.source is not None) or None,
-            "index": result.index,
-            "seed": result.request.seed,
-            "scores": _scores(result),
-            "gate": _gate(result.gate),
-            "rule": result.rule,
-            "attempts": len(result.attempts),
-            "rows": result.rows,
-            "seconds": result.timings,
-            "record": answer.kept.id,
-            "manifest_sha256": answer.kept.sha256,
-        }
-        finite: dict[str, Any] = _finite(said | self._asked_for(answer))
-        return finite
+        said = account(answer.result, answer.kept, brought=answer.result.request.source is not None)
+        told: dict[str, Any] = finite(said | self._asked_for(answer))
+        return told
 
     def _asked_for(self, answer: Answer) -> dict[str, Any]:
         """What is told to those alone who ask for it, where there is such a thing."""
@@ -175,6 +162,28 @@ class Answers:
         return base64.b64encode(encoded(image, self.body.format, quality)).decode("ascii")
 
 
+def account(judged: GenerationResult | Manifest, kept: Kept, brought: bool) -> dict[str, Any]:
+    """What Twig says of every image: verdict and why, scores with their limits, gate, cost, record.
+
+    brought: whether a photo took the draft's place. Distances may be infinite in it.
+    """
+    attempts = judged.attempts
+    return {
+        "verdict": judged.verdict,
+        "why": why_text(judged, brought=brought) or None,
+        "index": judged.index,
+        "seed": judged.request.seed,
+        "scores": _scores(attempts[-1].scores if attempts else {}, judged.rule),
+        "gate": _gate(judged.gate),
+        "rule": judged.rule,
+        "attempts": len(attempts),
+        "rows": judged.rows,
+        "seconds": judged.timings,
+        "record": kept.id,
+        "manifest_sha256": kept.sha256,
+    }
+
+
 def mask_text(mask: np.ndarray) -> str:
     """A mask (H, W) as a PNG in base64, white where the draft's shape is kept away from."""
     picture = mask_picture(mask)
@@ -200,10 +209,10 @@ def _gate(gate: GateDecision | None) -> dict[str, Any] | None:
     return {"opened": gate.opened, "signals": signals}
 
 
-def _scores(result: GenerationResult) -> dict[str, Any]:
+def _scores(scores: Mapping[str, Score], rule: str) -> dict[str, Any]:
     """Each measure with its limit and the operator that crosses it, None where the rule says nothing of it."""
-    held = {each.name: each for each in held_measures(result.scores, result.rule)}
-    return {name: _score(score, held.get(name)) for name, score in result.scores.items()}
+    held = {each.name: each for each in held_measures(scores, rule)}
+    return {name: _score(score, held.get(name)) for name, score in scores.items()}
 
 
 def _score(score: Score, held: Any) -> dict[str, Any]:
@@ -219,10 +228,10 @@ def _manifest(kept: Kept) -> dict[str, Any]:
     return manifest | {"model": manifest["model"] | places}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """A value as strict JSON has it: infinity and what is no number are null."""
     if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
+        return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

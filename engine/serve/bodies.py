@@ -160,7 +160,7 @@ def from_json(data: bytes, kind: type[_Body]) -> _Body:
         raise ApiError(400, "invalid_json", f"the body is not JSON in UTF-8: {shown(error)}") from error
     if not isinstance(values, dict):
         raise ApiError(400, "invalid_json", "the body must be a JSON object")
-    return _validated(values, kind)
+    return from_values(values, kind)
 
 
 def from_form(fields: Iterable[tuple[str, str]], kind: type[_Body]) -> _Body:
@@ -173,7 +173,7 @@ def from_form(fields: Iterable[tuple[str, str]], kind: type[_Body]) -> _Body:
         if key in into:
             raise ApiError(400, "invalid_value", f"{shown(name)} is given twice", param=name)
         into[key] = _typed(text, key, model)
-    return _validated(values | ({"twig": options} if options else {}), kind)
+    return from_values(values | ({"twig": options} if options else {}), kind)
 
 
 def _typed(text: str, name: str, model: type[Settings]) -> Any:
@@ -184,7 +184,8 @@ def _typed(text: str, name: str, model: type[Settings]) -> Any:
     return text or None
 
 
-def _validated(values: dict[str, Any], kind: type[_Body]) -> _Body:
+def from_values(values: dict[str, Any], kind: type[_Body]) -> _Body:
+    """The body that a JSON object is. Raises ApiError naming the first field that is wrong."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:

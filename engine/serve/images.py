@@ -16,15 +16,12 @@ from .errors import ApiError
 from .jobs.desk import Ticket
 from .jobs.idempotency import HEADER, fingerprint, job_id, name_of, once
 from .keys import Key
-from .running import ClientLeftError, while_there
+from .leaving import LEFT, ClientLeftError, while_there
 from .service import Generating, note, service_of
 from .streaming import Pictures, event_stream
 from .uploads import Uploads, decoded
 
 GENERATION, EDIT = "image_generation", "image_edit"
-LEFT = 499
-"""Status in logs of a request whose client did not wait for it."""
-
 _MOST_FIELDS, _MOST_TEXT = 64, 2**17
 _IMAGE_NAMES = ("image", "image[]")
 

@@ -1,11 +1,8 @@
 """One request's way through the server: admitted, run, its spans and its record kept, left when its client leaves."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from typing import NamedTuple, TypeVar
-
-from starlette.requests import Request
 
 from ..aio import AsyncEngine
 from ..api.event import Event
@@ -24,10 +21,6 @@ class Told(NamedTuple):
 
     event: Event
     answer: Answer | None
-
-
-class ClientLeftError(Exception):
-    """Nobody waits for the answer any more."""
 
 
 class Runner:
@@ -63,34 +56,3 @@ class Runner:
 
     async def _answer(self, event: Event) -> Answer | None:
         return None if event.result is None else Answer(event.result, await self.keeper.keep(event.result))
-
-
-async def while_there(request: Request, items: AsyncGenerator[Item]) -> AsyncGenerator[Item]:
-    """Yield `items` as long as the client of `request`, whose body was read, is connected.
-
-    Raises ClientLeftError, and closes `items`, as soon as it is not.
-    """
-    gone = asyncio.ensure_future(_disconnected(request))
-    upcoming: asyncio.Task[Item] | None = None
-    try:
-        while True:
-            upcoming = asyncio.ensure_future(anext(items))
-            await asyncio.wait({upcoming, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not upcoming.done():
-                raise ClientLeftError
-            try:
-                item = upcoming.result()
-            except StopAsyncIteration:
-                return
-            yield item
-    finally:
-        gone.cancel()
-        if upcoming is not None and not upcoming.done():
-            upcoming.cancel()
-            await asyncio.wait({upcoming})
-        await items.aclose()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

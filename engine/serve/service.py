@@ -1,6 +1,5 @@
 """What a running server is made of, and who may ask it for what."""
 
-import ipaddress
 import time
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -16,7 +15,8 @@ from .admission import Admission
 from .answers import Answers
 from .asking import Asking
 from .bodies import ImageBody
-from .config import LOOPBACK, ServeConfig
+from .checking import is_loopback
+from .config import ServeConfig
 from .errors import KEY, ApiError
 from .jobs.desk import Desk
 from .jobs.worker import Worker
@@ -132,11 +132,3 @@ def _check_local(request: Request) -> None:
     if not all(host is not None and is_loopback(host) for host in hosts):
         message = "this server has no keys and answers its own machine alone, by its name localhost"
         raise ApiError(403, "not_local", message, type=KEY)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own."""
-    try:
-        return host in LOOPBACK or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

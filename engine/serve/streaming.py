@@ -8,7 +8,8 @@ from typing import Any
 from ..api.event import Event, State
 from .answers import Answers, mask_text
 from .errors import ApiError, told
-from .running import ClientLeftError, Told
+from .leaving import ClientLeftError
+from .running import Told
 
 _QUIET = 15.0
 """Seconds without an event after which a comment keeps proxies from closing the connection."""

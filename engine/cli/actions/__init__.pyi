@@ -5,6 +5,7 @@ from .auditing import print_head as print_head
 from .auditing import search_log as search_log
 from .auditing import verify_log as verify_log
 from .banking import show_bank as show_bank
+from .batching import batch as batch
 from .calibrating import calibrate as calibrate
 from .generating import generate as generate
 from .inspecting import inspect as inspect

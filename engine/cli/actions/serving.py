@@ -1,24 +1,30 @@
 """What `twig serve` and `twig keys` do. The server needs the extra `serve`, and keys do not."""
 
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ...api.choices import Role
-from ...api.errors import TwigError
 from ...serve.keys import Key, Keys
 from ..options import Manner, given
 from ..status import DONE
+from .extras import serving
 from .speaking import write_json
 
 
-def serve(path: Path | None, *, host: str | None, port: int | None, only_check: bool) -> int:
-    """Serve as the file at `path` says, at another host and port where they are given; return the exit code."""
-    server, settings = _module("server"), _module("config")
+def serve(path: Path | None, *, host: str | None, port: int | None, devices: str | None, only_check: bool) -> int:
+    """Serve as the file at `path` says, at another host and port, and on several devices, where they are given.
+
+    Return the exit code.
+    """
+    settings = serving("config")
     config = settings.ServeConfig() if path is None else settings.ServeConfig.load(path)
     config = config.with_("listen", **given(host=host, port=port))
-    server.serve(config, only_check=only_check)
+    if devices is not None and not only_check:
+        several = serving("devices.server")
+        several.serve_devices(config, several.device_names(devices))
+        return DONE
+    serving("server").serve(config, only_check=only_check)
     if only_check:
         print("nothing is wrong: the model loads, its rule is measured, and records can be kept")
     return DONE
@@ -63,11 +69,3 @@ def _line(key: Key) -> str:
     limits += [f"{key.concurrent} at a time"] if key.concurrent is not None else []
     ended = f", revoked {key.revoked:%Y-%m-%d %H:%M}" if key.revoked is not None else ""
     return f"{key.id}  {key.name!r}  {'+'.join(key.roles)}  {', '.join(limits)}{ended}"
-
-
-def _module(name: str) -> Any:
-    """A module of the server. Raises TwigError where what it needs is not installed."""
-    try:
-        return import_module(f"...serve.{name}", __package__)
-    except ImportError as error:
-        raise TwigError(f"serving needs more packages: pip install 'twig-engine[serve]' ({error})") from error

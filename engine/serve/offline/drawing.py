@@ -1,0 +1,195 @@
+"""Lines of a batch on an engine: a few in flight at a time, each answered by what its pictures' records say."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ...api.errors import InvalidRequestError, TwigError
+from ...api.event import Event
+from ...api.request import GenerationRequest
+from ...api.result import GenerationResult, Verdict
+from ...engine import Engine
+from ...records.audit import LOG_NAME, AuditLog, file_hash
+from ...records.manifest import Manifest
+from ...records.naming import run_name
+from ...records.output import OutputFolder, manifest_beside
+from ..answers import account, finite
+from ..asking import Asking
+from ..bodies import ImageBody, from_values
+from ..config import ServeConfig
+from ..errors import SERVER, ApiError, told
+from ..keeping import Kept
+from ..keys import LOCAL
+from .ledger import Answered
+from .lines import Entry, Line, entry_of, key_of
+
+_ENDLESS = {Verdict.FAILED, Verdict.EXPIRED, Verdict.CANCELLED}
+"""Verdicts of images that were not judged."""
+
+_IN_FILES = "a batch's pictures and records lie in its folder; leave it out"
+
+
+class Drawer:
+    """Draws lines on `engine` as a server under `config` would, and writes their records into the folder `out`."""
+
+    def __init__(self, engine: Engine, config: ServeConfig, out: Path) -> None:
+        components = engine.components
+        calibrated = components.calibration is not None and bool(components.calibration.limits)
+        self.engine, self.config = engine, config
+        self.asking = Asking(config, components.size, calibrated)
+        log = AuditLog(config.records.log or out / LOG_NAME, prompts=config.records.prompts, root=out)
+        self.folder = OutputFolder.of(engine, out, log)
+        self._running: dict[int, _Running] = {}
+
+    def prepare(self) -> None:
+        """Raise RecordError or OSError unless records can be written; sweep what a killed run left half written."""
+        self.folder.prepare()
+
+    def answers(
+        self, lines: Iterable[tuple[Line, bool]], stopped: Callable[[], bool] = lambda: False
+    ) -> Generator[Answered]:
+        """Yield an answer for each line as it is finished; its records are on the disk by then.
+
+        lines: each with whether it repeats a custom_id. So many are read ahead as keep the engine's batches full.
+        Once it is `stopped` or closed, what is in flight is cancelled and leaves no record.
+        """
+        coming, finished = iter(lines), deque[Answered]()
+        line: tuple[Line, bool] | None = None
+        try:
+            while True:
+                while len(self._running) < self._window and (line := next(coming, None)) is not None:
+                    if (refused := self._enter(*line)) is not None:
+                        finished.append(refused)
+                        break
+                while finished:
+                    yield finished.popleft()
+                if stopped():
+                    return
+                if self._running:
+                    self.engine.advance()
+                    finished.extend(self._ended())
+                elif line is None:
+                    return
+        finally:
+            self._leave()
+
+    @property
+    def _window(self) -> int:
+        """Lines in flight: those that draw, and as many as take their places at once."""
+        limits = self.engine.limits
+        return min(limits.slots + limits.rows, limits.waiting)
+
+    def _leave(self) -> None:
+        """Cancel what is in flight, whose results nobody waits for."""
+        for id in self._running:
+            self.engine.cancel(id)
+        self._running.clear()
+        self.engine.drain()
+
+    def _enter(self, line: Line, repeats: bool) -> Answered | None:
+        """Begin to draw a line; the answer of one that cannot be drawn."""
+        try:
+            entry = entry_of(line)
+        except InvalidRequestError as error:
+            return _unread(line, None, str(error))
+        if repeats:
+            return _unread(line, entry.custom_id, "an earlier line has this custom_id; give each one of its own")
+        try:
+            request = request_of(entry, self.asking)
+            running = _Running(line, entry, request)
+            self._running[self.engine.submit(request, running.hear)] = running
+        except (ApiError, InvalidRequestError) as error:
+            return _refused(line, entry, error if isinstance(error, ApiError) else told(error))
+        return None
+
+    def _ended(self) -> Iterator[Answered]:
+        """Answers of what has just ended, records written."""
+        for id in [id for id, running in self._running.items() if running.whole]:
+            running = self._running.pop(id)
+            yield self._answer(running)
+
+    def _answer(self, running: "_Running") -> Answered:
+        images = [self._image(result) for result in sorted(running.results, key=lambda result: result.index)]
+        line, entry = running.line, running.entry
+        if all(result.verdict in _ENDLESS for result in running.results):
+            message = running.results[0].error or "not finished in time"
+            error = ApiError(500, "generation_failed", message, type=SERVER, more={"twig": images[0]["twig"]})
+            return _refused(line, entry, error)
+        body = {"created": int(time.time()), "output_format": "png", "data": images}
+        key = key_of(entry.custom_id)
+        return Answered(line.number, key, entry.custom_id, _response(200, key, body), None, False)
+
+    def _image(self, result: GenerationResult) -> dict[str, Any]:
+        """What the record of an image says: the one that a killed run left of it, else the one that is written now."""
+        path = self._left(result) or manifest_beside(self.folder.save(result))
+        manifest = Manifest.load(path)
+        kept = Kept(path.stem, file_hash(path), path)
+        return {"file": manifest.image, "twig": finite(account(manifest, kept, brought=False))}
+
+    def _left(self, result: GenerationResult) -> Path | None:
+        """The manifest of a whole record that this very request left when a run was killed, None where there is none.
+
+        What is drawn again in other company can end in other last bits, which would be a second record.
+        """
+        name = run_name(Manifest.of(result, self.folder.model), self.folder.log.secret)
+        path = self.folder.path / f"{name}-{result.index}.json"
+        with suppress(TwigError):
+            image = Manifest.load(path).image
+            if image is not None and (path.parent / image).is_file():
+                return path
+        return None
+
+
+class _Running:
+    """A line that is being drawn."""
+
+    def __init__(self, line: Line, entry: Entry, request: GenerationRequest) -> None:
+        self.line, self.entry, self.request = line, entry, request
+        self.results: list[GenerationResult] = []
+
+    def hear(self, event: Event) -> None:
+        """Keep a result."""
+        if event.result is not None:
+            self.results.append(event.result)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every image is finished."""
+        return len(self.results) == self.request.num_images
+
+
+def request_of(entry: Entry, asking: Asking) -> GenerationRequest:
+    """The request of a line: as a server takes its body, but that nothing expires which names no deadline.
+
+    A seed that is not named follows from custom_id and prompt, so that a run that is taken up again draws the same.
+    Raises ApiError naming the field that is wrong.
+    """
+    body = from_values(entry.body, ImageBody)
+    for name, asked in (("stream", body.stream), ("output_format", body.format != "png")):
+        _check_absent(name, asked)
+    for name in ("draft", "mask", "manifest", "background"):
+        _check_absent(f"twig.{name}", getattr(body.twig, name))
+    request = asking.request(body, LOCAL)
+    seed = key_of(f"{entry.custom_id}\n{body.prompt}") >> 1 if body.twig.seed is None else request.seed
+    return request.model_copy(update={"seed": seed, "timeout": body.twig.deadline})
+
+
+def _check_absent(name: str, asked: bool) -> None:
+    if asked:
+        raise ApiError(400, "unsupported_parameter", f"{name}: {_IN_FILES}", param=name)
+
+
+def _unread(line: Line, custom_id: str | None, message: str) -> Answered:
+    return Answered(line.number, line.key, custom_id, None, {"code": "invalid_line", "message": message}, True)
+
+
+def _refused(line: Line, entry: Entry, error: ApiError) -> Answered:
+    response = _response(error.status, line.key, finite(error.body))
+    return Answered(line.number, line.key, entry.custom_id, response, None, True)
+
+
+def _response(status: int, key: int, body: dict[str, Any]) -> dict[str, Any]:
+    return {"status_code": status, "request_id": f"{key:016x}", "body": body}
