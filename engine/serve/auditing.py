@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import AwareDatetime, Field
 from starlette.responses import JSONResponse, Response
 
+from ..api.reading import MAX_JSON
 from ..api.result import Verdict
 from ..api.settings import Settings
 from ..api.writing import read_regular
@@ -74,7 +75,7 @@ async def verification(request: Request, key: Auditing) -> Response:
 async def manifest(request: Request, id: str, key: Auditing) -> Response:
     """A manifest byte for byte, so that its digest is the one that the log names."""
     keeper = service_of(request).keeper
-    content = await asyncio.to_thread(lambda: read_regular(keeper.place(id)))
+    content = await asyncio.to_thread(lambda: read_regular(keeper.place(id), MAX_JSON))
     return Response(content, media_type="application/json", headers=_PRIVATE)
 
 
