@@ -88,7 +88,7 @@ class OutputFolder:
 
         requests: all of the call, where not all of them have results.
         """
-        called = requests or list({id(result.request): result.request for result in results}.values())
+        called = requests or list(dict.fromkeys(result.request for result in results))
         path = self.sheet_path(called, results[0])
         runs = dict.fromkeys(
             run_name(Manifest.of(result, self.model, source=self.source, mask=self.mask), self.log.secret)
