@@ -10,6 +10,7 @@ from .engine.api.errors import EngineClosedError as EngineClosedError
 from .engine.api.errors import InvalidRequestError as InvalidRequestError
 from .engine.api.errors import NonFiniteLatentError as NonFiniteLatentError
 from .engine.api.errors import TwigError as TwigError
+from .engine.api.errors import TwigWarning as TwigWarning
 from .engine.api.event import Event as Event
 from .engine.api.event import State as State
 from .engine.api.mechanisms import Avoidance as Avoidance

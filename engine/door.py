@@ -8,15 +8,22 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from .api.errors import CheckpointError, InvalidRequestError
+from .api.errors import CheckpointError, InvalidRequestError, TwigWarning
 from .api.mechanisms import Avoidance
 from .api.pixels import load_picture
 from .api.request import Framing, GenerationRequest
 from .api.settings import Stage
+from .estimates import draft_run, final_run
 from .judging.judge import Judge
 from .models.checkpoint import Components
 from .models.pictures import to_pixels
+from .models.weighting import weighting_text
 from .sampling.solver import solver_table
+
+MAX_STEPS = 150
+"""Most steps of a stage, unless an engine is told otherwise."""
+MAX_PIXELS = 2**20
+"""Most pixels of a picture, unless an engine is told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -29,28 +36,44 @@ class Admission:
 
 @dataclass(frozen=True)
 class Door:
-    """Checks requests for one model. `max_pixels` bounds width x height, `max_steps` the steps of a stage.
+    """Checks requests for one model.
 
-    judging: checks rules and the metrics they name. check_size: refuses (height, width) in pixels that a network cannot
-    run at.
+    max_pixels bounds width x height, max_steps the steps of a stage, max_rows the rows of the UNet that a step needs: a
+    run that needs more than a call has would never be scheduled. judging: checks rules and the metrics they name.
+    check_size: refuses (height, width) in pixels that a network cannot run at.
     """
 
     components: Components
     max_steps: int
     max_pixels: int
+    max_rows: int
     judging: Judge
     check_size: Callable[[int, int], None]
 
     def admit(self, request: GenerationRequest) -> Admission:
         """Return the request's latent shape and source, or raise InvalidRequestError naming the offending value."""
+        height, width = self.check(request)
+        _warn_of_weights(request)
+        _check_mask(request)
+        factor = self.components.vae_scale_factor
+        return Admission((height // factor, width // factor), _source(request, height, width))
+
+    def check(self, request: GenerationRequest) -> tuple[int, int]:
+        """Return the picture's (height, width), or raise InvalidRequestError naming the offending value.
+
+        The model's weights need not be there, and what the request brings is not opened.
+        """
         height, width = self._size(request)
         for stage, settings in (("draft", request.draft), ("final", request.final)):
             if settings.steps > self.max_steps:
-                raise InvalidRequestError(f"{stage} steps {settings.steps} exceed this engine's {self.max_steps}")
+                raise InvalidRequestError(
+                    f"{stage} steps {settings.steps} exceed this engine's {self.max_steps}, its max_steps"
+                )
             _check_steps(stage, settings, self.components.scheduler)
         self._check_prompt("prompt", request.prompt)
         self._check_prompt("negative prompt", request.negative_prompt)
         self._check_parts(request)
+        self._check_rows(request)
         self._check_framing(request)
         self._check_tokens(request)
         self.judging.rule(request)
@@ -58,10 +81,8 @@ class Door:
         if request.mask is not None and request.mask.shape != (height, width):
             raise InvalidRequestError(f"mask is {request.mask.shape}, the picture is {(height, width)} (height, width)")
         factor = self.components.vae_scale_factor
-        shape = height // factor, width // factor
-        _check_mask(request)
-        self._check_registry(request, shape)
-        return Admission(shape, _source(request, height, width))
+        self._check_registry(request, (height // factor, width // factor))
+        return height, width
 
     def _size(self, request: GenerationRequest) -> tuple[int, int]:
         default_height, default_width = self.components.size
@@ -72,7 +93,9 @@ class Door:
                 nearest = max(step, round(value / step) * step)
                 raise InvalidRequestError(f"{name} {value} is not a multiple of {step}; the nearest is {nearest}")
         if height * width > self.max_pixels:
-            raise InvalidRequestError(f"{width} x {height} pixels exceed this engine's {self.max_pixels}")
+            raise InvalidRequestError(
+                f"{width} x {height} pixels exceed this engine's {self.max_pixels}; allow more with max_pixels=..."
+            )
         self.check_size(height, width)
         return height, width
 
@@ -91,14 +114,33 @@ class Door:
         control = request.avoidance.moved_control
         if control is not None and self.components.controlnet is None:
             raise InvalidRequestError(
-                "avoidance.moved_control needs a ControlNet and this checkpoint has none: "
-                "load one with controlnet=..., or set moved_control to null"
+                "avoidance.moved_control needs a ControlNet and this model has none: load one with controlnet=..., or "
+                "draw plain pictures with Avoidance.off()"
             )
-        if self.components.segmenter is None and (control is not None or request.mask is None):
+        if self.components.segmenter is not None:
+            return
+        if control is not None or (request.avoidance.heeds_shape and request.mask is None):
             raise InvalidRequestError(
-                "finding the shape to avoid needs a segmenter and this checkpoint has none: load one with "
-                "segmenter=..., or bring a mask and set moved_control to null"
+                "finding the shape to avoid needs a segmenter and this model has none: load one with segmenter=..., or "
+                "draw plain pictures with Avoidance.off()"
             )
+        if request.source is not None and request.mask is None:
+            raise InvalidRequestError(
+                "a source is there for its shape, which a segmenter finds, and this model has none: load one with "
+                "segmenter=..., or bring a mask"
+            )
+
+    def _check_rows(self, request: GenerationRequest) -> None:
+        runs = {"final": final_run(request, request.avoidance)}
+        if request.source is None:
+            runs["draft"] = draft_run(request)
+        for stage, run in runs.items():
+            if run.most_rows > self.max_rows:
+                raise InvalidRequestError(
+                    f"a step of the {stage} needs {run.most_rows} rows of the UNet and this engine's calls have "
+                    f"{self.max_rows}; give it Limits(rows={run.most_rows}) or more, or lower what adds rows: guidance "
+                    "above 1, moved_control.negative, initial_noise.sharpness_steps"
+                )
 
     def _check_framing(self, request: GenerationRequest) -> None:
         if request.framing != Framing() and self.components.text_encoder_2 is None:
@@ -169,6 +211,11 @@ def check_dtypes(components: Components, dtype: torch.dtype) -> None:
             )
 
 
+def _warn_of_weights(request: GenerationRequest) -> None:
+    if (said := weighting_text((request.prompt, request.negative_prompt))) is not None:
+        warnings.warn(said, TwigWarning, stacklevel=2)
+
+
 def _source(request: GenerationRequest, height: int, width: int) -> Tensor | None:
     if request.source is None:
         return None
@@ -180,13 +227,14 @@ def _check_mask(request: GenerationRequest) -> None:
     mask, policy = request.mask, request.avoidance
     if mask is None or policy == Avoidance.off():
         return
-    control, noise = policy.moved_control, policy.initial_noise
-    inside = policy.masked_noise or policy.masked_attention or (noise is not None and noise.resample > 0)
+    control = policy.moved_control
+    inside = policy.model_copy(update={"moved_control": None}).heeds_shape
     moved = control is not None and control.warp != "none"
     if not (moved or inside):
         warnings.warn(
             "mask: no mechanism of this request's avoidance keeps away from a mask, so that pictures are only measured "
             "inside it; moved_control, masked_noise, masked_attention and initial_noise.resample do",
+            TwigWarning,
             stacklevel=2,
         )
         return

@@ -9,7 +9,6 @@ from .api.event import State
 from .batching.job import DENOISING, IllegalMoveError, Job, by_shape
 from .batching.scheduler import Batch, BatchKind
 from .lifecycle import Lifecycle, reason_of
-from .results import ENDS
 from .stages.assembly import Stages
 from .stats import StatsRecorder
 
@@ -155,7 +154,7 @@ class Loop:
             job.attempt += 1
             self._finalise(job)
         else:
-            self.lifecycle.end(job, ENDS[self.stages.judging.decision(job)])
+            self.lifecycle.end(job, self.stages.judging.ending(job))
 
 
 def _draft_is_final(job: Job) -> bool:

@@ -5,16 +5,12 @@ from PIL import Image
 
 from .api.event import State
 from .api.result import GenerationResult, Verdict
-from .api.rules import Decision
-from .batching.job import Job
+from .batching.job import DRAWN, Job
 from .judging.judge import Judge
 from .judging.registry import Registry
 from .models.checkpoint import Components
 from .stages.decoding import to_picture
 from .stages.judging import Judging
-
-ENDS = {Decision.ACCEPT: State.ACCEPTED, Decision.REVIEW: State.REVIEW, Decision.REFUSE: State.REFUSED}
-"""State that a judged job ends in, by what the rule made of it."""
 
 
 class Results:
@@ -29,13 +25,13 @@ class Results:
     def whole(self, job: Job, state: State) -> GenerationResult:
         """Return everything that led to the job's end in `state`. What its pictures raise goes to the caller."""
         shared, own = job.shared, job.own
-        judged = state in ENDS.values()
+        drawn = state in DRAWN
         calibration, registry = self.components.calibration, self.registry
         return GenerationResult(
             request=job.request,
             index=job.index,
             verdict=Verdict(state),
-            image=to_picture(own.image) if judged else None,
+            image=to_picture(own.image) if drawn else None,
             draft=draft_of(job),
             mask=shared.mask,
             label_map=None if shared.labels is None else shared.labels.astype(np.uint16),
@@ -47,7 +43,7 @@ class Results:
             registry=registry.version if registry is not None else None,
             timings={state.value: seconds for state, seconds in job.timings.items()},
             draft_rows=shared.draft_rows,
-            explanation=self.judging.explanation(job) if judged and job.request.explain else None,
+            explanation=self.judging.explanation(job) if drawn and job.request.explain else None,
             error=job.error,
         )
 

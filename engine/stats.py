@@ -15,7 +15,7 @@ from .exposition import exposition
 
 _WINDOW = 4096
 _RECENT = 256
-_JUDGED = (Verdict.ACCEPTED, Verdict.REVIEW, Verdict.REFUSED)
+_DRAWN = (Verdict.ACCEPTED, Verdict.REVIEW, Verdict.REFUSED, Verdict.NOT_JUDGED)
 PERCENTILES = (50, 90, 95, 99)
 
 
@@ -27,9 +27,9 @@ class Stats(Value):
     ended images by verdict. steps: denoise batches; rows: UNet rows run; padded_rows: rows run to fill buckets;
     control_rows: ControlNet rows. occupancy: rows over rows and padding, 0 to 1. rows_per_second, images_per_second:
     UNet rows and ended images a second since the first batch. latency: seconds from arrival to verdict of the latest
-    4096 images that were judged (those that failed, expired or were cancelled tell nothing of it), the 50th, 90th, 95th
-    and 99th percentile as "p50" to "p99", 0 before the first; judged, latency_sum: how many were judged ever, and the
-    sum of the seconds that they took. early: early verdicts given ("verdicts"), those that the final verdict
+    4096 images that were drawn to the end (those that failed, expired or were cancelled tell nothing of it), the 50th,
+    90th, 95th and 99th percentile as "p50" to "p99", 0 before the first; judged, latency_sum: how many they were ever,
+    and the sum of the seconds that they took. early: early verdicts given ("verdicts"), those that the final verdict
     contradicted ("contradicted"), and UNet rows that they saved ("rows_saved"). seconds: spent by kind of batch;
     scheduling: seconds between batches. graphs: captured CUDA graphs and their hits and misses. memory: bytes that
     arenas and buffers take ("arenas"), and those allocated and reserved on a GPU ("allocated", "reserved"). backends:
@@ -112,9 +112,9 @@ class StatsRecorder:
             self.early["contradicted"] += sum(passed != attempt.passed for _, passed in attempt.early)
 
     def finished(self, verdict: Verdict, latency: float) -> None:
-        """Count an image; `latency` in seconds counts where it was judged."""
+        """Count an image; `latency` in seconds counts where it was drawn to the end."""
         self.verdicts[verdict] += 1
-        if verdict in _JUDGED:
+        if verdict in _DRAWN:
             self._latencies.append(latency)
             self.latency_sum += latency
 
@@ -148,6 +148,6 @@ class StatsRecorder:
             graphs=replace(graphs, dropped=list(graphs.dropped)),
             memory=memory,
             backends=backends or {},
-            judged=sum(self.verdicts[verdict] for verdict in _JUDGED),
+            judged=sum(self.verdicts[verdict] for verdict in _DRAWN),
             latency_sum=self.latency_sum,
         )

@@ -38,3 +38,7 @@ class EngineClosedError(TwigError):
 
 class RecordError(TwigError):
     """A record that cannot be kept or read: a log that is not ours to write, was altered, or is of another kind."""
+
+
+class TwigWarning(UserWarning):
+    """What is served otherwise than it may look: said once, by name, and nothing fails."""

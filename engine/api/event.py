@@ -22,6 +22,7 @@ class State(StrEnum):
     ACCEPTED = "accepted"
     REVIEW = "review"
     REFUSED = "refused"
+    NOT_JUDGED = "not judged"
     FAILED = "failed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"

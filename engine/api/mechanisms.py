@@ -125,6 +125,13 @@ class Avoidance(Settings):
         """No avoidance at all: the final stage is an ordinary generation."""
         return cls(delayed_guidance=None, moved_control=None)
 
+    @property
+    def heeds_shape(self) -> bool:
+        """Whether a mechanism acts by the shape that the draft, the source or a mask shows."""
+        noise = self.initial_noise
+        resampled = noise is not None and noise.resample > 0
+        return bool(self.moved_control or self.masked_noise or self.masked_attention or resampled)
+
     def escalated(self, attempt: int) -> Self:
         """Return the stronger policy of retry `attempt` (0 returns this one).
 

@@ -27,11 +27,15 @@ class Accountant(Protocol[M_co]):
 
 
 class Verdict(StrEnum):
-    """How a request's image ended. REVIEW: the rule leaves the decision to a person."""
+    """How a request's image ended. REVIEW: the rule leaves the decision to a person.
+
+    NOT_JUDGED: it was drawn, and neither its request nor its model says anything that it could be held against.
+    """
 
     ACCEPTED = "accepted"
     REVIEW = "review"
     REFUSED = "refused"
+    NOT_JUDGED = "not judged"
     FAILED = "failed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"

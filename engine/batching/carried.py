@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..api.mechanisms import Avoidance
@@ -16,10 +17,10 @@ class Shared:
     """What a request's images have in common.
 
     source: the picture that takes the draft's place, (1, 3, H, W) in [0, 1]. texts by `Branch`. reference: draft or
-    source, (1, 3, H, W); labels, mask (H, W): what was found in it. magnitudes (S,) float64: size of the draft's
-    guidance at each step, `guidance_magnitudes`; None without a guided draft. masses: attention of each step of a
-    draft in which spikes are to be found. gate: what was made of it. drafted: latent (C, h, w) and run of a draft that
-    witnesses are heard on, agreements: of those that are done.
+    source, (1, 3, H, W); labels, mask (H, W): what was found in it, None where nothing looks. magnitudes (S,) float64:
+    size of the draft's guidance at each step, `guidance_magnitudes`; None without a guided draft. masses: attention of
+    each step of a draft in which spikes are to be found. gate: what was made of it. drafted: latent (C, h, w) and run
+    of a draft that witnesses are heard on, agreements: of those that are done.
     """
 
     source: Tensor | None = None
@@ -34,6 +35,14 @@ class Shared:
     draft_rows: int = 0
     drafted: tuple[Tensor, Trajectory] | None = None
     agreements: list[float] = field(default_factory=list)
+
+    @property
+    def shape(self) -> Tensor:
+        """The mask (H, W) bool; empty where nothing is known of the reference's shape."""
+        assert self.reference is not None
+        if self.mask is None:
+            return torch.zeros(self.reference.shape[2:], dtype=torch.bool)
+        return torch.from_numpy(self.mask)
 
 
 @dataclass

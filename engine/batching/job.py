@@ -10,8 +10,9 @@ from ..api.request import GenerationRequest
 from ..sampling.rows import PROBE, Row
 
 _STOPPED = frozenset({State.FAILED, State.CANCELLED, State.EXPIRED})
-_JUDGED = frozenset({State.ACCEPTED, State.REVIEW, State.REFUSED})
-TERMINAL = _JUDGED | _STOPPED
+DRAWN = frozenset({State.ACCEPTED, State.REVIEW, State.REFUSED, State.NOT_JUDGED})
+"""Ends of an image that has its picture."""
+TERMINAL = DRAWN | _STOPPED
 DENOISING = frozenset({State.DRAFTING, State.WITNESSING, State.FINALISING})
 
 MOVES: dict[State, frozenset[State]] = {
@@ -22,7 +23,7 @@ MOVES: dict[State, frozenset[State]] = {
     State.WITNESSING: frozenset({State.SEGMENTED}) | _STOPPED,
     State.SEGMENTED: frozenset({State.FINALISING, State.JUDGING}) | _STOPPED,
     State.FINALISING: frozenset({State.JUDGING}) | _STOPPED,
-    State.JUDGING: frozenset({State.FINALISING}) | _JUDGED | _STOPPED,
+    State.JUDGING: frozenset({State.FINALISING}) | DRAWN | _STOPPED,
     **{state: frozenset() for state in TERMINAL},
 }
 """Legal moves. A segmented draft that other seeds are asked about goes through WITNESSING. A judged job that fails goes
@@ -56,6 +57,11 @@ class Trajectory:
     def rows(self) -> tuple[Row, ...]:
         """Rows of the next probe or step."""
         return PROBE if self.probes else self.plan[self.step]
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of its widest probe or step."""
+        return max([*map(len, self.plan), len(PROBE) if self.probes else 0])
 
     @property
     def rows_left(self) -> int:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..api.errors import InvalidRequestError
 from ..api.metrics import CONTROL_METRICS, SHARE, Direction
-from ..api.request import GenerationRequest
+from ..api.reading import shown
+from ..api.request import GenerationRequest, SimilarityPolicy
 from ..api.result import GateDecision
 from ..api.rules import Rule
 from ..models.checkpoint import Components
@@ -74,7 +75,30 @@ class Judge:
         Raises InvalidRequestError for a metric that is not measured here or a limit that is not calibrated.
         """
         self._check_shares(request)
+        if not self.sees_shape(request):
+            return self._shapeless_rule(request.similarity)
         return rule_in_force(request.similarity, self.components.calibration, self.directions)
+
+    def sees_shape(self, request: GenerationRequest) -> bool:
+        """Whether the shape is known that a request's finals are to leave; else they are not held against the draft."""
+        return self.components.segmenter is not None or request.mask is not None
+
+    def holds(self, request: GenerationRequest) -> bool:
+        """Whether the request, or else the model, says what finals are held against."""
+        policy = request.similarity
+        return policy.rule is not None or policy.limits is not None or bool(self.rule(request).clauses)
+
+    def _shapeless_rule(self, policy: SimilarityPolicy) -> Rule:
+        """A rule that speaks of registered works alone."""
+        if policy.rule is None and policy.limits is None:
+            return Rule(retries=policy.retries)
+        named = [each.metric for each in Rule.parse(policy.rule).comparisons] if policy.rule else policy.limits or ()
+        if lacking := [name for name in named if not name.startswith(PREFIX)]:
+            raise InvalidRequestError(
+                f"{shown(lacking[0])} is measured where the shape of the draft is known, and this model has no "
+                "segmenter: load one with segmenter=..., or bring a mask"
+            )
+        return rule_in_force(policy, None, {n: way for n, way in self.directions.items() if n.startswith(PREFIX)})
 
     def _check_shares(self, request: GenerationRequest) -> None:
         """Shares of what works score themselves are known where that was measured when they were added."""

@@ -13,6 +13,9 @@ from ..api.rules import Rule
 REGISTERED = "registry_"
 """What a measure against the nearest registered work is called by, before the measure's own name."""
 
+UNCALIBRATED = "this model has no calibrated limits to hold it against"
+UNMEASURED = "not measured: nothing is known of the draft's shape, for this model has no segmenter"
+
 _OPPOSITE = {">": "<=", ">=": "<", "<": ">=", "<=": ">"}
 
 
@@ -79,11 +82,14 @@ def verdict_text(judged: Judged) -> str:
 def why_text(judged: Judged, brought: bool = False) -> str:
     """Why a picture is not simply accepted: "too close to its draft: tile_l2 0.1 <= 0.161"; empty for one that is.
 
-    Of one left to a person, what the person is to look at. brought: the user's own picture took the draft's place.
+    Of one left to a person, what the person is to look at; of one that was not judged, what there was lacking. brought:
+    the user's own picture took the draft's place.
     """
-    if not judged.attempts or judged.verdict not in (Verdict.REFUSED, Verdict.REVIEW):
+    if not judged.attempts or judged.verdict not in (Verdict.REFUSED, Verdict.REVIEW, Verdict.NOT_JUDGED):
         return ""
     last = judged.attempts[-1]
+    if judged.verdict is Verdict.NOT_JUDGED:
+        return UNMEASURED if last.steps and not last.scores else UNCALIBRATED
     crossed = [held for held in held_measures(last.scores, judged.rule) if held.crossed]
     meant = dict.fromkeys(_meaning(held.name, last.nearest, brought) for held in crossed)
     if judged.verdict is Verdict.REFUSED:

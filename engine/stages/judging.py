@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..api.event import State
 from ..api.result import Attempt, Explanation
 from ..api.rules import Decision
 from ..batching.arenas import Arenas
@@ -15,6 +16,9 @@ from ..judging.similarity import judge
 from ..models.checkpoint import Components
 from ..sampling.rows import Branch, Hint
 from .decoding import Decoder
+
+_ENDS = {Decision.ACCEPT: State.ACCEPTED, Decision.REVIEW: State.REVIEW, Decision.REFUSE: State.REFUSED}
+"""State that a judged job ends in, by what the rule made of it."""
 
 
 class Judging:
@@ -34,22 +38,24 @@ class Judging:
         """
         pixels = self.decoder.decode(torch.stack([self.arenas.latent(job) for job in jobs]))
         references = torch.cat([job.shared.reference for job in jobs])
-        masks = torch.stack([torch.from_numpy(job.shared.mask) for job in jobs]).to(pixels.device)
+        masks = torch.stack([job.shared.shape for job in jobs]).to(pixels.device)
         controls = [job.own.control_map for job in jobs]
         found = self.judged_by.measure(pixels, references, masks, controls)
         for job, image, measured in zip(jobs, pixels, found, strict=True):
             self._keep_attempt(job, image, measured)
 
-    def decision(self, job: Job) -> Decision:
-        """What becomes of a job after its last attempt."""
+    def ending(self, job: Job) -> State:
+        """State that a job ends in after its last attempt."""
+        if not self.judged_by.holds(job.request):
+            return State.NOT_JUDGED
         attempt = job.own.attempts[-1]
-        return attempt.decision if attempt.passed else self.judged_by.rule(job.request).then
+        return _ENDS[attempt.decision if attempt.passed else self.judged_by.rule(job.request).then]
 
     def _keep_attempt(self, job: Job, image: Tensor, measured: Measured) -> None:
         own, run = job.own, job.trajectory
         assert run is not None
         values: dict[str, float | None] = dict(measured.values)
-        if own.delivered:
+        if own.delivered or not self.judged_by.sees_shape(job.request):
             values |= {name: None for name in values if not name.startswith(PREFIX)}
         judged = judge(values, self.judged_by.rule(job.request), self.judged_by.directions)
         if not run.done:

@@ -27,7 +27,7 @@ class Segmenting:
 
     @torch.inference_mode()
     def segment(self, jobs: Sequence[Job]) -> None:
-        """Decode drafts (or take sources), find their labels and masks."""
+        """Decode drafts (or take sources), find their labels and masks; neither without a segmenter."""
         latents = {job.id: self.arenas.latent(job) for job in jobs if job.shared.source is None}
         for group in by_shape(jobs):
             drafted = [latents[job.id] for job in group if job.id in latents]
@@ -49,7 +49,7 @@ class Segmenting:
         assert job.trajectory is not None
         assert job.request.gate is not None
         seen = self.arenas.loop(job.shape).arena.history[job.slot]
-        mask = torch.from_numpy(shared.mask).to(seen.device)
+        mask = shared.shape.to(seen.device)
         shared.agreements.append(agreement(seen, shared.drafted[0], mask))
         if len(shared.agreements) < job.request.gate.witnesses:
             return False
@@ -79,8 +79,7 @@ class Segmenting:
         shared.reference, shared.labels = reference.clone(), None if labels is None else labels.copy()
         if job.request.mask is not None:
             shared.mask = job.request.mask
-        else:
-            assert segmenter is not None
+        elif segmenter is not None:
             assert labels is not None
             shared.mask = avoidance_mask(labels, segmenter.background)
         if job.trajectory is not None:

@@ -57,7 +57,7 @@ class Starting:
         own.seed = attempt_seed(request.seed, job.index, job.attempt)
         own.masses, own.early, own.noise_moved, own.delivered = [], [], 0.0, False
         table = self._table(request.final)
-        mask = torch.from_numpy(shared.mask).float()
+        mask = shared.shape.float()
         latent_mask = F.adaptive_avg_pool2d(mask[None, None], job.shape)[0, 0]
         fresh, drafts = (self._noise(job, seed) for seed in (own.seed, request.seed))
         own.noise = initial_noise(policy.initial_noise, fresh, drafts, latent_mask, own.seed) * table.init_noise_sigma

@@ -200,7 +200,7 @@ PLACES = [
     ("twig.engine.results.draft_of", {}),
     ("twig.engine.lifecycle.draft_of", {}),
     ("twig.engine.stages.judging.Judging.explanation", {"explain": True}),
-    ("twig.engine.stages.judging.Judging.decision", {}),
+    ("twig.engine.stages.judging.Judging.ending", {}),
     ("twig.engine.stages.starting.Starting.start_draft", {}),
     ("twig.engine.stages.starting.Starting.start_final", {}),
     ("twig.engine.stages.starting.Starting.start_witness", {"gate": WITNESSED}),
