@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from diffusers import DiffusionPipeline
 
 from .api.request import GenerationRequest, as_requests
 from .backends.networks import BackendChoice, BackendSettings, Networks
@@ -12,12 +13,13 @@ from .backends.protocol import ArtifactSource
 from .batching.arenas import Arenas
 from .batching.graphs import GraphPool
 from .batching.scheduler import Limits, Policy, Scheduler
-from .door import Door, check_dtypes
+from .door import MAX_PIXELS, MAX_STEPS, Door, check_dtypes
 from .estimates import rows_due, rows_of
 from .judging.judge import Judge
 from .judging.registry import Registry
 from .judging.similarity import ExtraMetric
 from .lifecycle import Lifecycle
+from .loading import of_pipeline
 from .loop import Loop
 from .models.checkpoint import Components
 from .models.networks import Denoiser
@@ -32,33 +34,38 @@ from .stats import Stats, StatsRecorder
 class Core:
     """Networks, arenas, stages and loop of one model.
 
-    backend: what runs the networks: `torch`, `onnxruntime`, `openvino`, `tensorrt` or `auto`, for all or by network
-    name. precision: what compiled networks compute in. artifacts: where their artifacts come from, the package's own
-    store and builder if None. torch_options: how PyTorch runs the networks it runs. arena_budget: bytes that what is
-    kept on the device for each size of picture may take together; `Arenas`. graph_reserve: bytes of a GPU that graphs
-    leave free. registry: protected works that drafts and finals are compared with.
+    components: of a model, or a StableDiffusion(XL)(ControlNet)Pipeline of diffusers, which stays as it is. device,
+    dtype: those that its weights are on and in, if None. backend: what runs the networks: `torch`, `onnxruntime`,
+    `openvino`, `tensorrt` or `auto`, for all or by network name. precision: what compiled networks compute in.
+    artifacts: where their artifacts come from, the package's own store and builder if None. torch_options: how PyTorch
+    runs the networks it runs. arena_budget: bytes that what is kept on the device for each size of picture may take
+    together; `Arenas`. graph_reserve: bytes of a GPU that graphs leave free. registry: protected works that drafts and
+    finals are compared with.
     """
 
     def __init__(
         self,
-        components: Components,
+        components: Components | DiffusionPipeline,
         *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         backend: BackendChoice = "torch",
         precision: str = "fp32",
         artifacts: ArtifactSource | None = None,
         torch_options: TorchOptions | None = None,
         limits: Limits | None = None,
         policy: Policy | None = None,
-        max_steps: int = 150,
-        max_pixels: int = 2**20,
+        max_steps: int = MAX_STEPS,
+        max_pixels: int = MAX_PIXELS,
         arena_budget: int = 2 * 2**30,
         graph_reserve: int = 4 * 2**30,
         extra_metrics: Mapping[str, ExtraMetric] | None = None,
         registry: Registry | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        components = components if isinstance(components, Components) else of_pipeline(components)
+        weight = next(components.unet.parameters())
+        device, dtype = torch.device(device or weight.device), dtype or weight.dtype
         if registry is not None:
             registry.check(components)
         check_dtypes(components, dtype)
@@ -67,16 +74,14 @@ class Core:
         self.limits = limits or Limits()
         self.scheduler = Scheduler(self.limits, policy) if policy is not None else Scheduler(self.limits)
         self.torch_options = torch_options or TorchOptions()
-        self.graphs = GraphPool(
-            torch.device(device), reserve=graph_reserve, rehearse=self.torch_options.compile is not None
-        )
+        self.graphs = GraphPool(device, reserve=graph_reserve, rehearse=self.torch_options.compile is not None)
         prepared = self.graphs.enabled or self.torch_options.compile is not None or backend != "torch"
         self.networks = Networks(
             components,
             Denoiser(components.unet, components.controlnet),
             BackendSettings(backend, precision, artifacts, self.torch_options),
             buckets=buckets_up_to(self.limits.rows, prepared),
-            device=torch.device(device),
+            device=device,
             dtype=dtype,
         )
         self.arenas = Arenas(
@@ -91,7 +96,7 @@ class Core:
         decoder = Decoder(components, self.networks)
         self.judge = Judge(components, extra_metrics or {}, registry, decoder.decode, decoder.labels)
         self.stages = assembled(components, self.arenas, decoder, self.judge)
-        self._door = Door(components, max_steps, max_pixels, self.judge, self.networks.check_size)
+        self._door = Door(components, max_steps, max_pixels, self.limits.rows, self.judge, self.networks.check_size)
         self._recorder = StatsRecorder(clock)
         self._turns, self._outbox = Turns(), Outbox()
         results = Results(components, registry, self.judge, self.stages.judging)

@@ -8,16 +8,18 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
 
-from .api.calibration import Calibration
 from .api.event import Event
 from .api.request import GenerationRequest, Requests, as_requests
 from .api.result import GenerationResult
 from .core import Core
 from .door import Admission
 from .judging.registry import Registry
-from .loading import check_options, loaded, registered, warn_of_slow_dtype
+from .loading import Limited, check_options, loaded, of_pipeline, registered, warn_of_slow_dtype
 from .models.layout import Source
+from .models.outline import outlined
+from .models.parts import Vae
 from .records.manifest import Manifest, ModelRecord
 from .routing import Listener
 
@@ -39,30 +41,66 @@ class Engine(Core):
         *,
         controlnet: Source | None = None,
         segmenter: Source | None = None,
+        vae: Source | Vae | None = None,
+        scheduler: SchedulerMixin | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        subfolder: str | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        calibration: Calibration | Path | str | None = None,
+        calibration: Limited = None,
         registry: Registry | Path | str | None = None,
+        requests: Requests = (),
         **options: Any,
     ) -> Self:
         """Load a diffusers folder or hub id, the embedded model if None; `options` as in the constructor.
 
-        calibration: limits that take the place of the folder's own. registry: protected works to compare with, or their
-        file. torch_dtype: `dtype` by the name that diffusers has for it. Raises TypeError for an unknown option before
-        anything is loaded, CheckpointError for what cannot be loaded.
+        controlnet, segmenter, vae: folders or hub ids in the place of the model's own; vae may be an autoencoder that
+        is loaded already. scheduler: of diffusers, whose configuration takes the place of the model's. variant: of
+        weights ("fp16"), where a part has it. revision: of the hub id; subfolder: in it or in the folder. torch_dtype:
+        `dtype` by the name that diffusers has for it. calibration: limits in the place of the folder's own. registry:
+        protected works to compare with, or their file. requests: checked before weights are read.
+
+        Raises TypeError for an unknown option before anything is loaded, CheckpointError for what cannot be loaded,
+        InvalidRequestError for one of `requests` that cannot be served.
         """
         dtype = options.pop("torch_dtype", dtype)
-        check_options(cls, options)
+        check_options(cls, options, cls.from_pretrained)
         warn_of_slow_dtype(dtype, device)
-        components = loaded(
+        outline = outlined(
             path_or_id,
             controlnet=controlnet,
             segmenter=segmenter,
-            calibration=calibration,
-            dtype=dtype,
-            device=device,
+            vae=vae,
+            scheduler=scheduler,
+            variant=variant,
+            revision=revision,
+            subfolder=subfolder,
         )
-        return cls(components, device=device, dtype=dtype, registry=registered(registry), **options)
+        options["registry"] = registered(registry)
+        components = loaded(outline, dtype, device, calibration, requests, options)
+        return cls(components, device=device, dtype=dtype, **options)
+
+    @classmethod
+    def from_pipeline(
+        cls,
+        pipeline: DiffusionPipeline,
+        *,
+        controlnet: Source | None = None,
+        segmenter: Source | None = None,
+        calibration: Limited = None,
+        registry: Registry | Path | str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Take a StableDiffusion(XL)(ControlNet)Pipeline of diffusers as it is in memory; it stays as it is.
+
+        Weights are shared, not copied, in the pipeline's number type and on its device. controlnet, segmenter: folders
+        or hub ids; a pipeline has no segmenter, and without one nothing but plain pictures is drawn. The rest is as in
+        `from_pretrained`.
+        """
+        check_options(cls, options, cls.from_pipeline)
+        options["registry"] = registered(registry)
+        return cls(of_pipeline(pipeline, controlnet, segmenter, calibration), **options)
 
     def generate(self, requests: Requests, on_event: Callable[[Event], None] | None = None) -> list[GenerationResult]:
         """Run requests to their end; results image by image, in the order of the requests.

@@ -2,35 +2,81 @@
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 
 from .api.calibration import Calibration
+from .api.errors import TwigWarning
+from .api.request import Requests, as_requests
+from .batching.scheduler import Limits
+from .door import MAX_PIXELS, MAX_STEPS, Door
+from .judging.judge import Judge
 from .judging.registry import Registry
-from .models.checkpoint import Components, load
+from .models.checkpoint import Components, filled, sketched
 from .models.layout import Source
+from .models.outline import Outline, outlined_pipeline
+
+Limited = Calibration | Path | str | None
+"""Limits in the place of a model's own, or their file."""
 
 
 def loaded(
-    source: Source | None,
-    *,
-    controlnet: Source | None,
-    segmenter: Source | None,
-    calibration: Calibration | Path | str | None,
+    outline: Outline,
     dtype: torch.dtype,
     device: torch.device | str,
+    calibration: Limited = None,
+    requests: Requests = (),
+    options: Mapping[str, Any] | None = None,
 ) -> Components:
-    """Load a model, with limits in the place of its own where they are given. Raises CheckpointError."""
-    components = load(source, controlnet=controlnet, segmenter=segmenter, dtype=dtype, device=device)
-    if calibration is None:
-        return components
-    found = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
-    return replace(components, calibration=found)
+    """Load a model, with limits in the place of its own where they are given.
+
+    requests: checked, as an engine with `options` would, before weights are read. Raises CheckpointError, and
+    InvalidRequestError for a request that cannot be served.
+    """
+    sketch = sketched(outline)
+    if calibration is not None:
+        found = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+        sketch = replace(sketch, calibration=found)
+    door = _door(sketch, options or {})
+    for request in as_requests(requests):
+        door.check(request)
+    return filled(sketch, outline, dtype, device)
+
+
+def _door(sketch: Components, options: Mapping[str, Any]) -> Door:
+    """The door of an engine that is not there yet."""
+    limits = options.get("limits") or Limits()
+    registry, metrics = options.get("registry"), options.get("extra_metrics") or {}
+    return Door(
+        sketch,
+        options.get("max_steps", MAX_STEPS),
+        options.get("max_pixels", MAX_PIXELS),
+        limits.rows,
+        Judge(sketch, metrics, registry, decode=_nothing, segment=_nothing),
+        lambda height, width: None,
+    )
+
+
+def _nothing(pixels: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("a door looks at no pictures")
+
+
+def of_pipeline(
+    pipeline: DiffusionPipeline,
+    controlnet: Source | None = None,
+    segmenter: Source | None = None,
+    calibration: Limited = None,
+) -> Components:
+    """A pipeline's parts in its own number type, on its own device. Raises CheckpointError."""
+    outline = outlined_pipeline(pipeline, controlnet=controlnet, segmenter=segmenter)
+    weight = next(outline.given["unet"].parameters())
+    return loaded(outline, weight.dtype, weight.device, calibration)
 
 
 def registered(registry: Registry | Path | str | None) -> Registry | None:
@@ -38,16 +84,24 @@ def registered(registry: Registry | Path | str | None) -> Registry | None:
     return registry if isinstance(registry, Registry | None) else Registry.load(registry)
 
 
-def check_options(engine: type, options: Mapping[str, Any]) -> None:
-    """Raise TypeError for an option that a class of engines does not take, with the one that may be meant."""
-    constructors = (vars(base)["__init__"] for base in engine.__mro__[:-1] if "__init__" in vars(base))
-    parameters = (each for make in constructors for each in inspect.signature(make).parameters.values())
-    known = sorted({each.name for each in parameters if each.kind is each.KEYWORD_ONLY})
+def check_options(engine: type, options: Mapping[str, Any], method: Callable[..., Any]) -> None:
+    """Raise TypeError for an option that a class of engines does not take, with the one that may be meant.
+
+    method: the one that was called, whose own keywords may be meant too.
+    """
+    constructors = [vars(base)["__init__"] for base in engine.__mro__[:-1] if "__init__" in vars(base)]
+    known = {name for make in constructors for name in _keywords(make)}
+    meant = sorted(known | set(_keywords(method)))
     for name in options:
         if name not in known:
-            close = get_close_matches(name, known, 1)
-            meant = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-            raise TypeError(f"{name!r} is no option of an engine; {meant}")
+            close = get_close_matches(name, meant, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(meant)}"
+            raise TypeError(f"{name!r} is no option of an engine; {hint}")
+
+
+def _keywords(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
 
 
 def warn_of_slow_dtype(dtype: torch.dtype, device: torch.device | str) -> None:
@@ -56,6 +110,7 @@ def warn_of_slow_dtype(dtype: torch.dtype, device: torch.device | str) -> None:
         return
     warnings.warn(
         f"this processor has no instructions for {dtype}, which makes it several times slower than torch.float32",
+        TwigWarning,
         stacklevel=3,
     )
 

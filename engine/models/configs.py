@@ -21,7 +21,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     SchedulerMixin,
 )
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from ..api.errors import CheckpointError
 from ..api.reading import shown
@@ -128,13 +128,21 @@ _USUAL: Mapping[str, tuple[Any, ...]] = {
 """Keys of every transformers configuration that change what comes out, and the values that are served."""
 
 
-def refuse(part: Path, key: str, value: Any, served: str = "leave it out") -> NoReturn:
+def refuse(part: Path | str, key: str, value: Any, served: str = "leave it out") -> NoReturn:
     """Raise CheckpointError for a key that is not served with this value."""
     said = f"{shown(key, 80)} is {shown(repr(value), 80)}"
     raise CheckpointError(f"{shown(part)} says {said}, which is not served; {served}")
 
 
-def check_network(part: Path, config: Config) -> None:
+def check_module(cls: Any, part: Path | str, config: Config) -> None:
+    """Check the configuration of a network of diffusers or transformers, which names its class."""
+    if issubclass(cls, PreTrainedModel):
+        check_transformer(part, {k: v for k, v in config.items() if k != "_class_name"}, cls.config_class.model_type)
+    else:
+        check_network(part, config)
+
+
+def check_network(part: Path | str, config: Config) -> None:
     """Check the configuration of a UNet, a ControlNet or an autoencoder of diffusers."""
     check_code(part, config)
     name = config["_class_name"]
@@ -154,7 +162,7 @@ def check_network(part: Path, config: Config) -> None:
         _check_autoencoder(part, config, defaults)
 
 
-def _check_autoencoder(part: Path, config: Config, defaults: Config) -> None:
+def _check_autoencoder(part: Path | str, config: Config, defaults: Config) -> None:
     """Its halves must halve and double as often as its widths say, for the size of latents follows from these."""
     whole = {**defaults, **config}
     names: tuple[str, ...] = ("down_block_types", "up_block_types", "block_out_channels")
@@ -168,7 +176,7 @@ def _check_autoencoder(part: Path, config: Config, defaults: Config) -> None:
         refuse(part, "scaling_factor", factor, "it must be a positive number")
 
 
-def check_schedule(part: Path, config: Config) -> None:
+def check_schedule(part: Path | str, config: Config) -> None:
     """Check the configuration of a scheduler: its noise schedule, and that its steps are the solver's usual ones."""
     check_code(part, config)
     named = getattr(diffusers, str(config.get("_class_name")), None)
@@ -188,7 +196,7 @@ def check_schedule(part: Path, config: Config) -> None:
             refuse(part, key, value, f"it must be {defaults[key]!r}" if key in defaults else "leave it out")
 
 
-def _check_schedule_value(part: Path, key: str, value: Any) -> None:
+def _check_schedule_value(part: Path | str, key: str, value: Any) -> None:
     """Raise CheckpointError for a value that the library would fail at later, or misread."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     whole = number and isinstance(value, int)
@@ -218,7 +226,7 @@ def _is_beta(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
-def check_transformer(part: Path, config: Config, model_type: str) -> None:
+def check_transformer(part: Path | str, config: Config, model_type: str) -> None:
     """Check the configuration of a text encoder or a segmenter, which is to be of `model_type`."""
     check_code(part, config)
     if config.get("model_type", model_type) != model_type:
@@ -241,7 +249,7 @@ def check_transformer(part: Path, config: Config, model_type: str) -> None:
             refuse(part, key, value)
 
 
-def check_tokenizer(part: Path, config: Config) -> None:
+def check_tokenizer(part: Path | str, config: Config) -> None:
     """Check the configuration of a tokenizer, which is CLIP's and pads at the end."""
     check_code(part, config)
     for key, value in config.items():
@@ -262,7 +270,7 @@ def check_tokenizer(part: Path, config: Config) -> None:
         refuse(part, "model_max_length", longest, "it must be a number of tokens from 3 on")
 
 
-def check_code(part: Path, value: Any) -> None:
+def check_code(part: Path | str, value: Any) -> None:
     """Refuse a key of `CODE` wherever it stands in a configuration."""
     for key, inner in _pairs(value):
         if key in CODE and inner not in (None, False, {}, []):
@@ -278,7 +286,7 @@ def _pairs(value: Any) -> Iterable[tuple[str, Any]]:
         yield from _pairs(each)
 
 
-def _check_finite(part: Path, key: str, value: Any) -> None:
+def _check_finite(part: Path | str, key: str, value: Any) -> None:
     numbers = value if isinstance(value, list) else [value]
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         refuse(part, key, value, "numbers must be finite")

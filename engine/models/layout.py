@@ -32,19 +32,33 @@ _STEMS = ("diffusion_pytorch_model", "model")
 _WEIGHTS = re.compile(r"(?P<stem>[a-z_]+?)(\.(?P<variant>[\w-]+?))?(-\d{5}-of-\d{5})?\.safetensors")
 
 
-def locate(source: Source, hub_files: Sequence[str]) -> Path:
+def locate(source: Source, hub_files: Sequence[str], revision: str | None = None, subfolder: str | None = None) -> Path:
     """Return the folder that `source` names; a hub id `owner/name` is downloaded, `hub_files` only.
 
-    Raises CheckpointError where there is no such folder or repository.
+    revision: branch, tag or commit of the hub id. subfolder: where in the folder or repository it lies. Raises
+    CheckpointError where there is no such folder or repository.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return path
+        if revision is not None:
+            raise CheckpointError(f"{source} is a folder, and revision={revision!r} is of a hub id; leave it out")
+        return _within(path, subfolder)
     if path.exists():
         raise CheckpointError(_single_file(path))
     if isinstance(source, str) and _HUB_ID.fullmatch(source):
-        return _download(source, hub_files)
+        wanted = [f"{subfolder}/{name}" for name in hub_files] if subfolder else hub_files
+        return _within(_download(source, wanted, revision), subfolder)
     raise CheckpointError(f"there is no folder {source}; give a diffusers folder, or a hub id of the form owner/name")
+
+
+def _within(folder: Path, subfolder: str | None) -> Path:
+    if not subfolder:
+        return folder
+    if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
+        raise CheckpointError(f"subfolder={subfolder!r} leads out of {folder}; name a folder in it")
+    if not (folder / subfolder).is_dir():
+        raise CheckpointError(f"there is no folder {subfolder} in {folder}")
+    return folder / subfolder
 
 
 def _single_file(path: Path) -> str:
@@ -58,9 +72,11 @@ def _single_file(path: Path) -> str:
     return f"{path} is a file; give a diffusers folder"
 
 
-def _download(name: str, files: Sequence[str]) -> Path:
+def _download(name: str, files: Sequence[str], revision: str | None) -> Path:
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files), ignore_patterns=["*non_ema*"]))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=list(files), ignore_patterns=["*non_ema*"])
+        )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(f"there is no folder {name}, and the hub gave no such model: {error}") from error
 
@@ -79,11 +95,11 @@ def _neighbours(folder: Path) -> str:
     return f"; it holds {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "; it is empty"
 
 
-def weights(part: Path) -> tuple[str | None, list[Path]]:
+def weights(part: Path, wanted: str | None = None) -> tuple[str | None, list[Path]]:
     """Return the variant (None, or such as 'fp16') and the safetensors files that hold the weights of `part`.
 
-    Full precision goes before a variant. Raises CheckpointError for pickles, or where there is nothing, or a file
-    is corrupt.
+    The variant `wanted` where the part has it; else full precision goes before a variant. Raises CheckpointError for
+    pickles, or where there is nothing, or a file is corrupt.
     """
     found: dict[str | None, list[Path]] = {}
     for file in sorted(part.glob("*.safetensors")):
@@ -93,7 +109,7 @@ def weights(part: Path) -> tuple[str | None, list[Path]]:
     found.pop("non_ema", None)
     if not found:
         raise CheckpointError(_without_weights(part))
-    variant = min(found, key=lambda name: name or "")
+    variant = wanted if wanted in found else min(found, key=lambda name: name or "")
     _check_shards(part, found[variant], variant)
     for file in found[variant]:
         _check_safetensors(file)
@@ -176,18 +192,39 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def load_module(cls: Any, part: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """Load a network of diffusers or transformers, frozen; a tensor its file lacks is an error, never a random one."""
-    transformer = issubclass(cls, transformers.PreTrainedModel)
+def module_config(cls: Any, part: Path) -> dict[str, Any]:
+    """Configuration of the network of class `cls` in `part`; raises CheckpointError for one that is not served."""
     config = read_json(part / "config.json")
     named = config.get("_class_name", cls.__name__)
     if named != cls.__name__:
         raise CheckpointError(f"{part} holds a {shown(named)}, which is not served as a {cls.__name__}")
-    if transformer:
-        configs.check_transformer(part, config, cls.config_class.model_type)
-    else:
-        configs.check_network(part, {**config, "_class_name": named})
-    variant, _ = weights(part)
+    configs.check_module(cls, part, {**config, "_class_name": named})
+    return config
+
+
+def sketched_module(cls: Any, part: Path) -> Any:
+    """A network as its configuration says, on the device "meta": its tensors have shapes and hold nothing."""
+    return empty_module(cls, module_config(cls, part), part)
+
+
+def empty_module(cls: Any, config: dict[str, Any], part: Path | str) -> Any:
+    """A network of a configuration, on the device "meta". part: where it is from, for messages."""
+    try:
+        with _quiet(), torch.device("meta"):
+            transformer = issubclass(cls, transformers.PreTrainedModel)
+            return cls(cls.config_class.from_dict(config)) if transformer else cls.from_config(config)
+    except BROKEN as error:
+        raise CheckpointError(f"{part} cannot be loaded as a {cls.__name__}: {error}") from error
+
+
+def load_module(cls: Any, part: Path, dtype: torch.dtype, device: torch.device | str, wanted: str | None = None) -> Any:
+    """Load a network of diffusers or transformers, frozen; a tensor its file lacks is an error, never a random one.
+
+    wanted: the variant of the weights that is taken if there.
+    """
+    transformer = issubclass(cls, transformers.PreTrainedModel)
+    module_config(cls, part)
+    variant, _ = weights(part, wanted)
     dtype_name = "dtype" if transformer else "torch_dtype"
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, dtype_name: dtype}
     try:
@@ -201,11 +238,14 @@ def load_module(cls: Any, part: Path, dtype: torch.dtype, device: torch.device |
     return module.to(device).eval().requires_grad_(False)
 
 
-def digest(part: Path) -> str:
-    """SHA-256, in hex, over names and contents of the configuration and weight files of `part`."""
+def digest(part: Path, wanted: str | None = None) -> str:
+    """SHA-256, in hex, over names and contents of the configuration and weight files of `part`.
+
+    wanted: the variant of the weights that is taken if there.
+    """
     files = [p for p in part.iterdir() if p.suffix in {".json", ".txt"}]
     if any(part.glob("*.safetensors")):
-        files += weights(part)[1]
+        files += weights(part, wanted)[1]
     total = hashlib.sha256()
     for file in sorted(files):
         with file.open("rb") as stream:

@@ -1,12 +1,13 @@
 """Parts of a checkpoint that are more than a network of one class: each folder read as what it says it holds."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler
+from torch import nn
 from transformers import CLIPTokenizer
 
 from ..api.errors import CheckpointError
@@ -44,19 +45,22 @@ def vae_class(part: Path) -> type[Vae]:
     return classes[name]
 
 
-def controlnet(part: Path, dtype: torch.dtype, device: torch.device | str) -> ControlNetModel:
-    """Load a ControlNet; one that reads blue, green, red is turned round once, so that it reads red, green, blue."""
-    network: ControlNetModel = layout.load_module(ControlNetModel, part, dtype, device)
+def controlnet(network: ControlNetModel) -> ControlNetModel:
+    """Turn round, once, a ControlNet that reads blue, green, red, so that it reads red, green, blue."""
     if network.config.controlnet_conditioning_channel_order == "bgr":
         first = network.controlnet_cond_embedding.conv_in
-        first.weight.copy_(first.weight.flip(1))
+        first.weight = nn.Parameter(first.weight.flip(1), requires_grad=False)  # the old ones may be another's too
         network.register_to_config(controlnet_conditioning_channel_order="rgb")
     return network
 
 
 def scheduler(part: Path, forced: dict[str, Any]) -> DDIMScheduler:
     """Read the noise schedule, whichever scheduler it is of: without clipping, and with what `forced` sets."""
-    config = layout.read_json(part / "scheduler_config.json")
+    return schedule(part, layout.read_json(part / "scheduler_config.json"), forced)
+
+
+def schedule(part: Path | str, config: dict[str, Any], forced: dict[str, Any]) -> DDIMScheduler:
+    """Make the noise schedule of a scheduler's configuration. part: where it is from, for messages."""
     if "beta_schedule" not in config:
         raise CheckpointError(
             f"{part} holds a {config.get('_class_name')}, which has no beta schedule; it is not served"
@@ -82,8 +86,8 @@ def _distilled(config: dict[str, Any]) -> bool:
     return name in ("LCMScheduler", "TCDScheduler") or (turbo and not config.get("rescale_betas_zero_snr"))
 
 
-def segmenter(part: Path, dtype: torch.dtype, device: torch.device | str) -> Segmenter:
-    """Load a segmentation model with its own preprocessing."""
+def segmenter(part: Path, make: Callable[[type, str], Any]) -> Segmenter:
+    """A segmentation model, made by `make` of its class and its part's name, with its own preprocessing."""
     architectures = layout.read_json(part / "config.json").get("architectures")
     named = architectures[0] if isinstance(architectures, list) and architectures else None
     if not isinstance(named, str) or named not in SEGMENTERS:
@@ -94,4 +98,4 @@ def segmenter(part: Path, dtype: torch.dtype, device: torch.device | str) -> Seg
         preprocessing = Preprocessing.from_config(preprocessor, SEGMENTERS[named])
     except layout.BROKEN as error:
         raise CheckpointError(f"{part / 'preprocessor_config.json'} says {error}") from error
-    return Segmenter(layout.load_module(getattr(transformers, named), part, dtype, device), preprocessing)
+    return Segmenter(make(getattr(transformers, named), "segmenter"), preprocessing)

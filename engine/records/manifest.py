@@ -61,23 +61,31 @@ class Modelled(Protocol):
 
 
 class ModelRecord(Record):
-    """The model: what it was loaded from (None for the embedded one), the hash of each part, its device and dtype."""
+    """The model: what it was loaded from (None for the embedded one), the hash of each part, its device and dtype.
+
+    controlnet, segmenter, vae, scheduler: what was named in the place of the model's own. What was handed over in
+    memory is named by its class, and lies nowhere. variant, revision, subfolder: of what was loaded, where they were
+    named.
+    """
 
     source: str | None = None
     controlnet: str | None = None
     segmenter: str | None = None
+    vae: str | None = None
+    scheduler: str | None = None
+    variant: str | None = None
+    revision: str | None = None
+    subfolder: str | None = None
     hashes: dict[str, str]
     device: str
     dtype: Precision
 
     @classmethod
-    def of(cls, components: Components, **sources: str | None) -> Self:
-        """Record loaded components; `sources` take the place of what they say they were loaded from."""
+    def of(cls, components: Components) -> Self:
+        """Record loaded components."""
         weight = next(components.unet.parameters())
         dtype = Precision(str(weight.dtype).removeprefix("torch."))
-        return cls(
-            **{**components.sources, **sources}, hashes=components.hashes, device=weight.device.type, dtype=dtype
-        )
+        return cls(**components.sources, hashes=components.hashes, device=weight.device.type, dtype=dtype)
 
     @property
     def sha256(self) -> str:

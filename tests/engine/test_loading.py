@@ -24,7 +24,11 @@ def unloaded(monkeypatch):
     ("option", "message"),
     [
         ("limit", "'limit' is no option of an engine; did you mean 'limits'"),
-        ("safety_checker", "'safety_checker' is no option of an engine; known: arena_budget, artifacts"),
+        (
+            "safety_checker",
+            "'safety_checker' is no option of an engine; known: arena_budget, artifacts, b",
+        ),
+        ("varient", "'varient' is no option of an engine; did you mean 'variant'"),
         ("components", "'components' is no option"),
     ],
 )

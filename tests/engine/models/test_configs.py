@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from twig.engine.models import parts
+from twig.engine.models import layout, parts
 from twig.engine.models.configs import SERVED, check_network
 from twig.engine.models.networks import ControlInputs, Denoiser, DenoiserInputs
 
@@ -125,7 +125,7 @@ def test_a_controlnet_that_reads_blue_green_red_gives_the_librarys_residuals(tmp
     network.save_pretrained(tmp_path)
     sample, timesteps, text, _ = inputs({})
     down, mid = network(sample, timesteps, text, hints(), return_dict=False)
-    loaded = parts.controlnet(tmp_path, torch.float32, "cpu")
+    loaded = parts.controlnet(layout.load_module(ControlNetModel, tmp_path, torch.float32, "cpu"))
     for found, expected in zip(residuals(loaded, seeded(UNet2DConditionModel, {}), {}), (*down, mid), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     plain = residuals(network, seeded(UNet2DConditionModel, {}), {})

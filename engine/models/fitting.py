@@ -1,0 +1,119 @@
+"""Whether the parts of a checkpoint fit together, told from their configurations and shapes alone."""
+
+from typing import TYPE_CHECKING, Any
+
+from diffusers import UNet2DConditionModel
+
+from ..api.errors import CheckpointError
+from .networks import NUM_SIZES
+
+if TYPE_CHECKING:
+    from .checkpoint import Components
+
+_READING_ADDED = (
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+    "flip_sin_to_cos",
+    "freq_shift",
+)
+
+
+def check_fit(components: "Components") -> None:
+    """Raise CheckpointError naming the two values that disagree; weights need not be there."""
+    _check_size(components)
+    _check_text(components)
+    _check_added(components)
+    _check_latents(components)
+    if components.controlnet is not None:
+        _check_controlnet(components)
+
+
+def _require(fits: bool, what: str, found: Any, wanted: Any) -> None:
+    if not fits:
+        raise CheckpointError(f"{what} is {found}, but must be {wanted}")
+
+
+def _check_size(components: "Components") -> None:
+    size = components.unet.config.sample_size
+    sides = [size, size] if isinstance(size, int) else size
+    fits = (
+        isinstance(sides, list | tuple)
+        and len(sides) == 2
+        and all(isinstance(side, int) and not isinstance(side, bool) and 0 < side <= 1024 for side in sides)
+    )
+    _require(fits, "the UNet's sample_size", size, "a number of latents from 1 to 1024, or two")
+
+
+def _check_text(components: "Components") -> None:
+    unet, texts = components.unet.config, [encoder.config for encoder in components.text_encoders]
+    width = sum(text.hidden_size for text in texts)
+    _require(
+        unet.cross_attention_dim == width,
+        "the UNet's cross_attention_dim", unet.cross_attention_dim, f"the width of the text, {width}",
+    )  # fmt: skip
+    for tokenizer, text in zip(components.tokenizers, texts, strict=True):
+        wanted = f"at most the text encoder's {text.vocab_size}"
+        _require(len(tokenizer) <= text.vocab_size, "the tokenizer's size", len(tokenizer), wanted)
+    for name in ("class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim"):
+        _require(unet[name] is None, f"the UNet's {name}", unet[name], "None, as in Stable Diffusion")
+
+
+def _check_added(components: "Components") -> None:
+    """The UNet must read what the text encoders give beside states: nothing, or in SDXL pooled text, with sizes."""
+    unet, second = components.unet.config, components.text_encoder_2
+    if second is None:
+        wanted = "None where there is one text encoder, as in Stable Diffusion 1.x and 2.x"
+        _require(unet.addition_embed_type is None, "the UNet's addition_embed_type", unet.addition_embed_type, wanted)
+        return
+    wanted = "text_time where there are two text encoders, as in SDXL"
+    _require(
+        unet.addition_embed_type == "text_time", "the UNet's addition_embed_type", unet.addition_embed_type, wanted
+    )
+    read, pooled = unet.projection_class_embeddings_input_dim, second.config.projection_dim
+    _require(
+        read == pooled + NUM_SIZES * unet.addition_time_embed_dim,
+        "the UNet's projection_class_embeddings_input_dim", read,
+        f"that of pooled text ({pooled}) and {NUM_SIZES} numbers of sizes (each {unet.addition_time_embed_dim}), "
+        "as in SDXL's base model",
+    )  # fmt: skip
+    vocabularies = [tokenizer.get_vocab() for tokenizer in components.tokenizers]
+    _require(vocabularies[0] == vocabularies[1], "tokenizer_2's vocabulary", "another", "the tokenizer's")
+
+
+def _check_latents(components: "Components") -> None:
+    unet, vae = components.unet.config, components.vae.config
+    for name in ("in_channels", "out_channels"):
+        _require(vae[name] == 3, f"the autoencoder's {name}", vae[name], "3, for red, green and blue")
+        wanted = f"{vae.latent_channels}, the autoencoder's latent channels"
+        _require(unet[name] == vae.latent_channels, f"the UNet's {name}", unet[name], wanted)
+    for name in ("latents_mean", "latents_std"):
+        _require(
+            vae.get(name) is None, f"the autoencoder's {name}", vae.get(name), "None, one scaling for all channels"
+        )
+
+
+def _residual_channels(unet: UNet2DConditionModel) -> list[int]:
+    """Channels of each residual that a ControlNet adds to the UNet's skip connections."""
+    channels = [unet.conv_in.out_channels]
+    for block in unet.down_blocks:
+        channels += [layer.out_channels for layer in (*block.resnets, *(block.downsamplers or ()))]
+    return channels
+
+
+def _check_controlnet(components: "Components") -> None:
+    assert components.controlnet is not None
+    unet, control = components.unet.config, components.controlnet.config
+    _require(
+        control.conditioning_channels == 3, "the ControlNet's conditioning_channels", control.conditioning_channels,
+        "3, for a label map's red, green and blue",
+    )  # fmt: skip
+    for name in ("in_channels", "cross_attention_dim", "block_out_channels", *_READING_ADDED):
+        wanted, found = (tuple(v) if isinstance(v, list) else v for v in (unet[name], control[name]))
+        _require(found == wanted, f"the ControlNet's {name}", found, f"the UNet's {wanted}")
+    residuals = [convolution.out_channels for convolution in components.controlnet.controlnet_down_blocks]
+    wanted = _residual_channels(components.unet)
+    _require(residuals == wanted, "the channel count of the ControlNet's residuals", residuals, f"the UNet's {wanted}")
+    shrinks, factor = 2 ** (len(control.conditioning_embedding_out_channels) - 1), components.vae_scale_factor
+    _require(shrinks == factor, "the ControlNet's hint pixels per latent", shrinks, f"the autoencoder's {factor}")
+    _require(not control.global_pool_conditions, "the ControlNet's global_pool_conditions", True, "False")
