@@ -1,8 +1,9 @@
 """What a record is called: a digest of everything that decides the picture, so that no two pictures share a name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ..api.request import GenerationRequest
 from ..api.result import Verdict
 from .record import canonical
 from .secret import Secret
@@ -31,6 +32,20 @@ def run_name(manifest: "Manifest", secret: Secret) -> str:
     values["model"] = manifest.model.model_dump(mode="json", include=_MODEL)
     brought = [None if record is None else record.sha256 for record in (manifest.source, manifest.mask)]
     return f"twig-{secret.digest('run', canonical([values, *brought]))[:_DIGITS]}"
+
+
+def call_name(manifest: "Manifest", requests: Sequence[GenerationRequest], secret: Secret) -> str:
+    """Name of what one call asked for: that of its request, or where it has several one for all of them.
+
+    manifest: of one of its pictures. It is keyed as `run_name` is.
+    """
+    if len(requests) == 1:
+        return run_name(manifest, secret)
+    values = manifest.model_dump(mode="json", include=_DECIDING - {"request"})
+    values["model"] = manifest.model.model_dump(mode="json", include=_MODEL)
+    asked = [request.model_dump(mode="json", exclude={"source", "mask"}) for request in requests]
+    brought = [None if record is None else record.sha256 for record in (manifest.source, manifest.mask)]
+    return f"twig-{secret.digest('call', canonical([values, asked, *brought]))[:_DIGITS]}"
 
 
 def record_names(manifest: "Manifest", secret: Secret) -> Iterator[str]:

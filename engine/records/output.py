@@ -14,13 +14,14 @@ from typing import Self
 
 from ..api.errors import TwigError
 from ..api.pixels import load_picture
+from ..api.request import GenerationRequest
 from ..api.result import GenerationResult
 from ..api.writing import check_folder, sweep, write_new, write_whole
 from .audit import LOG_NAME, AuditLog, Event, file_hash
 from .credentials import Signer
 from .explaining import explanation_arrays, explanation_json, explanation_picture
 from .manifest import InputRecord, Manifest, Modelled, ModelRecord, pixel_hash
-from .naming import SUFFIXES, run_name
+from .naming import SUFFIXES, call_name
 from .pictures import png
 from .placing import Place, place
 from .sheets import contact_sheet
@@ -74,14 +75,20 @@ class OutputFolder:
             self._show(png(result.image), found)
         return found.picture
 
-    def sheet_path(self, result: GenerationResult) -> Path:
-        """Where the contact sheet of a result's request lies, or will."""
+    def sheet_path(self, requests: Sequence[GenerationRequest], result: GenerationResult) -> Path:
+        """Where the contact sheet of a call's requests lies, or will. result: any of theirs."""
         manifest = Manifest.of(result, self.model, source=self.source, mask=self.mask)
-        return self.path / f"{run_name(manifest, self.log.secret)}-sheet.png"
+        return self.path / f"{call_name(manifest, requests, self.log.secret)}-sheet.png"
 
-    def save_sheet(self, results: Sequence[GenerationResult]) -> Path:
-        """Write one request's contact sheet, for its owner alone, since it shows the prompt; return its path."""
-        path = self.sheet_path(results[0])
+    def save_sheet(
+        self, results: Sequence[GenerationResult], requests: Sequence[GenerationRequest] | None = None
+    ) -> Path:
+        """Write the contact sheet of a call, for its owner alone, since it shows prompts; return its path.
+
+        requests: all of the call, where not all of them have results.
+        """
+        called = requests or list(dict.fromkeys(result.request for result in results))
+        path = self.sheet_path(called, results[0])
         write_whole(path, png(contact_sheet(results)), private=True)
         return path
 

@@ -1,6 +1,6 @@
 """Contact sheets: what a request's pictures came from, how each ended, and the scores under what they speak of."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from PIL import Image
@@ -28,9 +28,9 @@ from .pictures import difference
 from .wording import Held, ending_text, held_measures
 
 FULL = 8
-"""Most pictures of a request that get a row each; more stand in a grid, draft beside final."""
+"""Most pictures that get a row each; more stand in a grid, draft beside final."""
 
-_ACROSS, _SMALL, _CAPTION, _INFORMING = 6, 128, 4, 8
+_ACROSS, _SMALL, _CAPTION, _TITLE, _INFORMING = 6, 128, 4, 2, 8
 _COLOURS = {Verdict.ACCEPTED: "#1b7837", Verdict.REVIEW: "#b35806", Verdict.REFUSED: "#b2182b"}
 _CROSSED = _COLOURS[Verdict.REFUSED]
 _OF_SHAPES = frozenset({*MASK_METRICS, *CONTROL_METRICS})
@@ -39,21 +39,22 @@ _Line = tuple[str, str]  # text and colour
 
 
 def contact_sheet(results: Sequence[GenerationResult]) -> Image.Image:
-    """For each request a caption (prompt, seed, preset), then its results.
+    """What one call drew.
 
-    Up to `FULL` of them have a row each: how it ended and why; draft, avoidance mask, final and their difference;
-    under the draft what the gate saw in it, under the mask the measures of shapes, under the final those that have a
-    limit, under the difference those that only inform. More stand in a grid: draft and final, how it ended, its limits.
-    A result that was not judged, or whose draft was the user's own picture, leaves the cells empty that it lacks.
+    Up to `FULL` pictures have a row each, under a caption for each request (prompt, seed, preset): how it ended and
+    why; draft, avoidance mask, final and their difference; under the draft what the gate saw in it, under the mask the
+    measures of shapes, under the final those that have a limit, under the difference those that only inform. More stand
+    in a grid, under a caption of what they have in common: draft and final, what only this one has, how it ended, its
+    limits. A result that was not judged, or whose draft was the user's own picture, leaves the cells empty that it
+    lacks.
     """
+    if len(results) > FULL:
+        return stacked([_caption(results, _grid_width()), *_grid(results)])
     rows: list[Image.Image] = []
     for _, same in groupby(results, key=lambda result: id(result.request)):
         group = list(same)
-        if len(group) > FULL:
-            rows += [_caption(group, _grid_width()), *_grid(group)]
-        else:
-            rows += [_caption(group, WIDTH), row_of_cells(("draft", "mask", "final", "difference"))]
-            rows += [row for result in group for row in _full(result)]
+        rows += [_caption(group, WIDTH), row_of_cells(("draft", "mask", "final", "difference"))]
+        rows += [row for result in group for row in _full(result)]
     return stacked(rows)
 
 
@@ -68,18 +69,40 @@ def preset_name(request: GenerationRequest) -> str:
 
 
 def _caption(group: Sequence[GenerationResult], width: int) -> Image.Image:
-    """The prompt, cut off after some lines, and what was asked for besides."""
-    request, size = group[0].request, next((result.image.size for result in group if result.image is not None), None)
-    lines = wrapped(request.prompt, width - 2 * GAP)
-    lines = lines if len(lines) <= _CAPTION else [*lines[: _CAPTION - 1], f"{lines[_CAPTION - 1][:-3]}..."]
-    stage, pixels = request.final, "" if size is None else f", {size[0]} x {size[1]} pixels"
-    settings = (
-        f"seed {request.seed}; preset {preset_name(request)}; {stage.steps} steps of {stage.solver} at guidance "
-        f"{stage.guidance_scale:g}{pixels}; {len(group)} of {request.num_images} pictures"
-        f"{'; each draft beside its final' if len(group) > FULL else ''}"
-    )
-    told = [(line, INK) for line in lines] + [(line, FAINT) for line in wrapped(settings, width - 2 * GAP)]
+    """What results have in common: the prompt, cut off after some lines, and what was asked for besides."""
+    common = _common(group)
+    told = [(line, INK) for line in _cut(common["prompt"], width - 2 * GAP, _CAPTION)] if "prompt" in common else []
+    pictures = f"{len(group)} pictures" if len(group) > 1 else "1 picture"
+    asked = sum({id(result.request): result.request.num_images for result in group}.values())
+    settings = [f"{name} {said}" for name, said in common.items() if name not in ("prompt", "stage", "size")]
+    settings += [common[name] for name in ("stage", "size") if name in common]
+    settings += [pictures if asked == len(group) else f"{len(group)} of {asked} pictures"]
+    settings += ["each draft beside its final"] if len(group) > FULL else []
+    told += [(line, FAINT) for line in wrapped("; ".join(settings), width - 2 * GAP)]
     return _text([told], width, width - 2 * GAP)
+
+
+def _common(group: Sequence[GenerationResult]) -> dict[str, str]:
+    """What is the same in all of `group`, by name, in words."""
+    told = [_asked(result) for result in group]
+    return {name: said for name, said in told[0].items() if all(other.get(name) == said for other in told)}
+
+
+def _asked(result: GenerationResult) -> dict[str, str]:
+    """What was asked for, by name, in words."""
+    request, stage, image = result.request, result.request.final, result.image
+    return {
+        "prompt": request.prompt,
+        "seed": str(request.seed),
+        "preset": preset_name(request),
+        "stage": f"{stage.steps} steps of {stage.solver} at guidance {stage.guidance_scale:g}",
+    } | ({} if image is None else {"size": f"{image.width} x {image.height} pixels"})
+
+
+def _cut(text: str, width: int, most: int) -> list[str]:
+    """Lines of a text, those beyond `most` left out."""
+    lines = wrapped(text, width)
+    return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][:-3]}..."]
 
 
 def _full(result: GenerationResult) -> Iterator[Image.Image]:
@@ -102,6 +125,8 @@ def _full(result: GenerationResult) -> Iterator[Image.Image]:
 
 def _columns(result: GenerationResult) -> list[list[_Line]]:
     """What stands under draft, mask, final and difference."""
+    if result.image is not None and not result.scores:
+        return [_gate_lines(result), [], [("not measured", FAINT)], []]
     held = held_measures(result.scores, result.rule)
     quiet = [(name, score.value) for name, score in result.scores.items() if score.limit is None]
     shapes = [(name, value) for name, value in quiet if name in _OF_SHAPES]
@@ -143,10 +168,11 @@ def _tile_width() -> int:
     return 2 * _SMALL + 2
 
 
-def _grid(group: Sequence[GenerationResult]) -> Iterator[Image.Image]:
+def _grid(results: Sequence[GenerationResult]) -> Iterator[Image.Image]:
     """Tiles side by side, each draft and final with how it ended and what it was held against."""
-    for start in range(0, len(group), _ACROSS):
-        tiles = group[start : start + _ACROSS]
+    common = _common(results)
+    for start in range(0, len(results), _ACROSS):
+        tiles = results[start : start + _ACROSS]
         band, _ = canvas(_SMALL + GAP // 2, _grid_width())
         for column, result in enumerate(tiles):
             left = GAP + column * (_tile_width() + 2 * GAP)
@@ -154,13 +180,19 @@ def _grid(group: Sequence[GenerationResult]) -> Iterator[Image.Image]:
                 if picture is not None:
                     band.paste(fitted(picture, _SMALL), (place, 0))
         yield band
-        yield _text([_tile_lines(result) for result in tiles], _grid_width(), _tile_width(), 2 * GAP)
+        yield _text([_tile_lines(result, common) for result in tiles], _grid_width(), _tile_width(), 2 * GAP)
 
 
-def _tile_lines(result: GenerationResult) -> list[_Line]:
-    title = f"{result.index + 1}: {ending_text(result, brought=result.request.source is not None)}"
+def _tile_lines(result: GenerationResult, common: Mapping[str, str]) -> list[_Line]:
+    """What only this result has, how it ended, and the limits that it kept."""
+    own = {name: said for name, said in _asked(result).items() if name not in common}
+    lines = [(line, INK) for line in _cut(own.pop("prompt", ""), _tile_width(), _TITLE) if line]
+    settings = [f"{name} {said}" if name in ("seed", "preset") else said for name, said in own.items()]
+    settings += [f"picture {result.index + 1}"] if result.request.num_images > 1 else []
+    lines += [(line, INK) for line in wrapped(", ".join(settings), _tile_width()) if line]
+    title = ending_text(result, brought=result.request.source is not None)
     title += f": {result.error}" if result.error else ""
-    lines = [(line, _COLOURS.get(result.verdict, INK)) for line in wrapped(title, _tile_width())]
+    lines += [(line, _COLOURS.get(result.verdict, INK)) for line in wrapped(title, _tile_width())]
     kept = [held for held in held_measures(result.scores, result.rule) if not held.crossed]
     return lines + [(line, FAINT) for held in kept for line in wrapped(str(held), _tile_width())]
 

@@ -2,7 +2,8 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,30 +13,58 @@ from ...api.result import GateDecision, GenerationResult, Score
 from ...records.output import OutputFolder, explanation_beside, manifest_beside
 from ...records.wording import ending_text, gate_text, held_measures, why_text
 from ..options import Manner
+from ..warning import complain
 from .speaking import write_json
 
 
-class Report:
-    """Writes results into `folder` and says so: of programs each as it comes, of people request by request."""
+@dataclass
+class Page:
+    """Requests whose pictures share a contact sheet, and where that lies, once one of them is known."""
 
-    def __init__(self, folder: OutputFolder, preset: Preset, manner: Manner) -> None:
+    requests: Sequence[GenerationRequest]
+    sheet: Path | None = None
+
+
+_PAGE = 240
+"""Pictures on a contact sheet; a call of more has several."""
+
+
+class Report:
+    """Writes results into `folder` and says so: of programs each as it comes, of people request by request.
+
+    requests: those of the call, whose pictures share a contact sheet.
+    """
+
+    def __init__(
+        self, folder: OutputFolder, requests: Sequence[GenerationRequest], preset: Preset, manner: Manner
+    ) -> None:
         self.manner = manner
         self._folder, self._preset = folder, preset
+        self._pages = [Page(page) for page in _paged(requests)]
+        self._page_of = {id(request): page for page in self._pages for request in page.requests}
         self._saved: defaultdict[int, list[tuple[GenerationResult, Path]]] = defaultdict(list)
 
     def keep(self, result: GenerationResult) -> None:
         """Write `result`, and say so to a program that listens."""
         path = self._folder.save(result)
         self._saved[id(result.request)].append((result, path))
+        page = self._page_of[id(result.request)]
+        if page.sheet is None:
+            page.sheet = self._folder.sheet_path(page.requests, result)
         if self.manner.json:
             write_json(self._values(result, path))
 
-    def close(self, requests: Sequence[GenerationRequest]) -> None:
-        """Write a contact sheet for each request of which there is a picture, and say how each picture ended."""
-        for request in requests:
-            saved = sorted(self._saved[id(request)], key=lambda pair: pair[0].index)
-            if saved:
-                self._tell(saved)
+    def close(self) -> None:
+        """Write the call's contact sheet, of those pictures that there are, and say how each of them ended."""
+        for page in self._pages:
+            results: list[GenerationResult] = []
+            for request in page.requests:
+                saved = sorted(self._saved[id(request)], key=lambda pair: pair[0].index)
+                results += [result for result, _ in saved]
+                if saved:
+                    self._tell(saved)
+            if results:
+                self._say("contact sheet", str(self._folder.save_sheet(results, page.requests)))
         if any(self._saved.values()):
             self._say("audit log", str(self._folder.log))
 
@@ -45,11 +74,10 @@ class Report:
             self._say("gate", gate_text(first.gate))
         for result, path in saved:
             if result.error is not None:
-                print(f"twig: {path}: {result.error}", file=sys.stderr)
+                complain(f"{path}: {result.error}")
             self._say("manifest" if result.image is None else "picture", f"{path}  {self._ending(result, path)}")
             if result.explanation is not None:
                 self._say("explanation", str(explanation_beside(path)))
-        self._say("contact sheet", str(self._folder.save_sheet([result for result, _ in saved])))
 
     def _ending(self, result: GenerationResult, path: Path) -> str:
         """How a result ended: what it crossed, then the limits that it kept."""
@@ -81,7 +109,7 @@ class Report:
             "preset": self._preset,
             "picture": None if result.image is None else str(path),
             "manifest": str(manifest_beside(path)),
-            "sheet": str(self._folder.sheet_path(result)),
+            "sheet": str(self._page_of[id(request)].sheet),
             "explanation": None if result.explanation is None else str(explanation_beside(path)),
             "recorded_already": path in self._folder.repeats,
             "retries": max(0, len(attempts) - 1),
@@ -93,6 +121,18 @@ class Report:
             "seconds": result.timings,
             "error": result.error,
         }
+
+
+def _paged(requests: Sequence[GenerationRequest]) -> Iterator[list[GenerationRequest]]:
+    """Requests in their order, as many at a time as have their pictures on one contact sheet."""
+    page: list[GenerationRequest] = []
+    for request in requests:
+        if page and sum(each.num_images for each in (*page, request)) > _PAGE:
+            yield page
+            page = []
+        page.append(request)
+    if page:
+        yield page
 
 
 def _gate(gate: GateDecision) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from twig.engine.api.mechanisms import Avoidance
 from twig.engine.api.request import Gate, GenerationRequest
 from twig.engine.api.result import Score, Verdict
 from twig.engine.records.drawing import FONT, heat, wrapped
-from twig.engine.records.sheets import FULL, contact_sheet, preset_name
+from twig.engine.records.sheets import FULL, _asked, _columns, _common, contact_sheet, preset_name
 
 RED = (178, 24, 43)
 
@@ -113,3 +113,23 @@ def test_lines_are_wrapped_to_their_width():
     assert all(FONT.getlength(line) <= 120 for line in lines)
     assert "".join(lines).replace(" ", "") == f"aredstarand{'x' * 200}onagreenfield"
     assert wrapped("", 120) == [""]
+
+
+def test_a_sheet_of_many_requests_says_of_each_picture_what_only_that_has(make_result):
+    alike = [make_result("a star", request=GenerationRequest(prompt="a star", seed=7)) for _ in range(9)]
+    seeds = [make_result(request=GenerationRequest(prompt="a star", seed=seed)) for seed in range(9)]
+    prompts = [make_result(request=GenerationRequest(prompt=f"a star {number}", seed=7)) for number in range(9)]
+    heights = [contact_sheet(results).height for results in (alike, seeds, prompts)]
+    assert heights[0] < heights[1], "a seed under each"
+    assert [asked_apart(results) for results in (alike, seeds, prompts)] == [set(), {"seed"}, {"prompt"}]
+
+
+def asked_apart(results):
+    """What is said under each picture, for they do not have it in common."""
+    return _asked(results[0]).keys() - _common(results).keys()
+
+
+def test_what_was_not_measured_is_said_to_be_so(make_result):
+    attempt = replace(make_result().attempts[0], scores={})
+    lines = _columns(make_result(verdict=Verdict.NOT_JUDGED, attempts=(attempt,), mask=None))
+    assert [[text for text, _ in column] for column in lines[1:]] == [[], ["not measured"], []]
