@@ -10,7 +10,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EISDIR
 from pathlib import Path
 
@@ -45,6 +45,19 @@ def check_folder(folder: Path) -> None:
             pass
     except OSError as error:  # it would name the passing file
         raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+@contextmanager
+def folder_if_used(folder: Path) -> Iterator[None]:
+    """Make `folder`, as `check_folder` does, and take away again what was made of it and nothing was written into."""
+    made = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    try:
+        check_folder(folder)
+        yield
+    finally:
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()
 
 
 def check_file(path: Path) -> None:

@@ -5,10 +5,23 @@ from typing import Annotated
 
 import typer
 
-from ..api.choices import Precision, Preset
+from ..api.choices import Preset
 from ..api.errors import InvalidRequestError
 from . import actions
-from .options import EngineChoice
+from .options import (
+    ControlNetOption,
+    DeviceOption,
+    DtypeOption,
+    EngineChoice,
+    JsonOption,
+    Manner,
+    ModelOption,
+    QuietOption,
+    RevisionOption,
+    SegmenterOption,
+    VaeOption,
+    VariantOption,
+)
 
 assess_app = typer.Typer(add_completion=False, invoke_without_command=True)
 
@@ -22,11 +35,16 @@ def assess(
     presets: Annotated[str, typer.Option(help="Presets to compare, the plain one first.")] = ",".join(Preset),
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of drafts and finals.")] = None,
     hourly_price: Annotated[float | None, typer.Option(min=0, help="What an hour of this machine costs.")] = None,
-    model: Annotated[str | None, typer.Option(help="Folder or hub id; else the package's own.")] = None,
-    controlnet: Annotated[str | None, typer.Option(help="ControlNet; else the model's own.")] = None,
-    segmenter: Annotated[str | None, typer.Option(help="Segmenter; else the model's own.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; else a GPU if there is one.")] = None,
-    dtype: Annotated[Precision, typer.Option(help="Number type of the networks.")] = Precision.FLOAT32,
+    model: ModelOption = None,
+    controlnet: ControlNetOption = None,
+    segmenter: SegmenterOption = None,
+    vae: VaeOption = None,
+    variant: VariantOption = None,
+    revision: RevisionOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Measure how close a model comes to a folder of works, without avoidance and with it, and write a report.
 
@@ -39,11 +57,12 @@ def assess(
         prompts,
         sources,
         out,
-        EngineChoice(model, controlnet, segmenter, device, dtype),
+        EngineChoice(model, controlnet, segmenter, vae, variant, revision, device, dtype),
         presets=chosen,
         seeds=seeds,
         steps=steps,
         hourly_price=hourly_price,
+        manner=Manner(json, quiet),
     )
 
 

@@ -18,7 +18,10 @@ from .options import (
     ModelOption,
     QuietOption,
     RegistryOption,
+    RevisionOption,
     SegmenterOption,
+    VaeOption,
+    VariantOption,
     given,
 )
 
@@ -46,6 +49,9 @@ def calibrate(
     model: ModelOption = None,
     controlnet: ControlNetOption = None,
     segmenter: SegmenterOption = None,
+    vae: VaeOption = None,
+    variant: VariantOption = None,
+    revision: RevisionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     json: JsonOption = False,
@@ -62,7 +68,7 @@ def calibrate(
         raise InvalidRequestError(f"--quantile must lie between 0 and 1, got {quantile}")
     return actions.calibrate(
         out,
-        EngineChoice(model, controlnet, segmenter, device, dtype, registry=registry),
+        EngineChoice(model, controlnet, segmenter, vae, variant, revision, device, dtype, registry=registry),
         captions=captions,
         per_caption=per_caption,
         stage=given(steps=steps, guidance_scale=guidance, solver=solver),

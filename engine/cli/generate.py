@@ -25,9 +25,12 @@ from .options import (
     ModelOption,
     QuietOption,
     RegistryOption,
+    RevisionOption,
     RuleOption,
     SegmenterOption,
     SourceOption,
+    VaeOption,
+    VariantOption,
     given,
 )
 
@@ -91,6 +94,9 @@ def generate(
     model: ModelOption = None,
     controlnet: ControlNetOption = None,
     segmenter: SegmenterOption = None,
+    vae: VaeOption = None,
+    variant: VariantOption = None,
+    revision: RevisionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     limit_pixels: Annotated[
@@ -126,7 +132,9 @@ def generate(
         wanted,
         seeds,
         out,
-        EngineChoice(model, controlnet, segmenter, device, dtype, calibration, registry, limit_pixels),
+        EngineChoice(
+            model, controlnet, segmenter, vae, variant, revision, device, dtype, calibration, registry, limit_pixels
+        ),
         preset=preset,
         gate=gate,
         source=source,

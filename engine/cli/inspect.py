@@ -17,6 +17,7 @@ from .options import (
     RegistryOption,
     SegmenterOption,
     SourceOption,
+    VaeOption,
 )
 
 
@@ -29,6 +30,7 @@ def inspect(
     model: ModelOption = None,
     controlnet: ControlNetOption = None,
     segmenter: SegmenterOption = None,
+    vae: VaeOption = None,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -38,5 +40,5 @@ def inspect(
 
     A replay takes model, source and mask from where the manifest says, unless you name them here; a registry you name.
     """
-    choice = EngineChoice(model, controlnet, segmenter, device, registry=registry)
+    choice = EngineChoice(model, controlnet, segmenter, vae, device=device, registry=registry)
     return actions.inspect(manifest, choice, again=again, source=source, mask=mask, manner=Manner(json))

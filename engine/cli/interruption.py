@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM that wait for a step to end."""
+"""Ctrl-C and SIGTERM: at once, or when a step has ended."""
 
 import signal
 from collections.abc import Iterator
@@ -27,6 +27,24 @@ class Stop:
         self.status = _STATUSES[signal.Signals(number)]
         if again:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def terminated_as_interrupted(stop: Stop) -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that what is open is closed and what is half written is removed.
+
+    `stop` then has its status.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        stop.note(number, frame)
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -17,9 +17,12 @@ from .audit import audit_app
 from .calibrate import calibrate
 from .generate import generate
 from .inspect import inspect
+from .interruption import Stop, terminated_as_interrupted
 from .plain import PlainCommand
 from .registry import registry_app
 from .status import BROKEN_PIPE, DONE, EPILOG, INTERRUPTED, UNEXPECTED, USER_ERROR
+from .warning import complain, warnings_told
+from .words import findings, in_options
 
 COMMANDS = "twig.commands"
 """Entry point group of further commands: each names a `typer.Typer`, which becomes the command of the entry's name."""
@@ -45,27 +48,29 @@ def run(arguments: Sequence[str]) -> int:
 
     What a user got wrong is one line on stderr, and so is what nobody thought of, unless `--debug` asks for more.
     """
-    words = [word for word in arguments if word != DEBUG]
+    words, stop = [word for word in arguments if word != DEBUG], Stop()
     try:
-        return command_line()(words or ["--help"], prog_name="twig", standalone_mode=False) or DONE
+        with warnings_told(), terminated_as_interrupted(stop):
+            status = command_line()(words or ["--help"], prog_name="twig", standalone_mode=False) or DONE
+        return stop.status if status == INTERRUPTED else status  # which Typer makes of an interrupt
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return stop.status
     except SystemExit as stopped:  # so end completions; and Typer, where nobody reads what it writes
         if isinstance(stopped.__context__, BrokenPipeError):
             return BROKEN_PIPE
         raise
     except ValidationError as error:
-        message = "; ".join(_problem(problem) for problem in error.errors())
+        message = findings(error)
     except typer.TyperException as error:
-        message = error.format_message()
+        message = in_options(error.format_message())
     except TwigError as error:
-        message = str(error)
+        message = in_options(str(error))
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except Exception as error:
         return _unexpected(error, shown=len(words) < len(arguments))
     if message:  # a command that was shown its help has no more to say
-        _complain(message)
+        complain(message)
     return USER_ERROR
 
 
@@ -73,12 +78,8 @@ def _unexpected(error: Exception, *, shown: bool) -> int:
     """Say that something went wrong that nobody thought of, where it did if `shown`; return the exit code."""
     if shown:
         traceback.print_exception(error)
-    _complain(f"an error of Twig's own, {type(error).__name__}: {error}{'' if shown else f'; {DEBUG} shows where'}")
+    complain(f"an error of Twig's own, {type(error).__name__}: {error}{'' if shown else f'; {DEBUG} shows where'}")
     return UNEXPECTED
-
-
-def _complain(message: str) -> None:
-    print(f"twig: {' '.join(message.split())}", file=sys.stderr)
 
 
 @cache
@@ -136,9 +137,3 @@ def _refusing(reason: str) -> Callable[[], None]:
         raise TwigError(reason)
 
     return refuse
-
-
-def _problem(problem: Any) -> str:
-    """One of pydantic's findings: where, what, and the value."""
-    place = ".".join(map(str, problem["loc"]))
-    return f"{place}: {problem['msg']}, got {problem['input']!r}"

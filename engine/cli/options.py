@@ -21,6 +21,15 @@ ControlNetOption = Annotated[
 SegmenterOption = Annotated[
     str | None, typer.Option(help="Folder or hub id of a segmenter; else the model's own.", rich_help_panel=MODEL)
 ]
+VaeOption = Annotated[
+    str | None, typer.Option(help="Folder or hub id of an autoencoder; else the model's own.", rich_help_panel=MODEL)
+]
+VariantOption = Annotated[
+    str | None, typer.Option(help="Variant of weights, such as fp16, where a part has it.", rich_help_panel=MODEL)
+]
+RevisionOption = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of the model's hub id.", rich_help_panel=MODEL)
+]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; else a GPU if there is one.", rich_help_panel=MODEL)
 ]
@@ -81,17 +90,14 @@ class EngineChoice:
     model: str | None = None
     controlnet: str | None = None
     segmenter: str | None = None
+    vae: str | None = None
+    variant: str | None = None
+    revision: str | None = None
     device: str | None = None
     dtype: Precision | None = None
     calibration: Path | None = None
     registry: Path | None = None
     limit_pixels: int | None = None
-
-    @property
-    def parts(self) -> dict[str, str]:
-        """The parts that were named; a folder by its full path, so that a replay finds it from anywhere."""
-        named = given(model=self.model, controlnet=self.controlnet, segmenter=self.segmenter)
-        return {part: str(Path(name).resolve()) if Path(name).exists() else name for part, name in named.items()}
 
 
 def given(**options: Any) -> dict[str, Any]:

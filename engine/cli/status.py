@@ -4,7 +4,7 @@ DONE, DIFFERS, USER_ERROR, REFUSED = 0, 1, 2, 3
 UNEXPECTED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 70, 130, 141, 143
 
 MEANINGS = {
-    DONE: "done; every picture was judged, whatever the verdict",
+    DONE: "done; every picture was drawn, whatever the verdict",
     DIFFERS: "a check found something wrong, a replay differs, or a file was passed over",
     USER_ERROR: "what was asked for cannot be served, or a picture failed",
     REFUSED: "a picture was refused, with --fail-on-refused",

@@ -11,10 +11,12 @@ from ...api.calibration import Calibration
 from ...api.event import Event
 from ...api.reading import read_lines
 from ...api.settings import Stage
-from ...api.writing import check_file
-from ...study.population import calibrated, generated, unrelated
+from ...api.writing import check_file, folder_if_used
+from ...engine import Engine
+from ...study.population import Population, calibrated, generated, unrelated
 from ..options import EngineChoice, Manner
 from ..status import DONE
+from ..warning import hush
 from .engines import load_engine
 from .speaking import write_json
 
@@ -39,27 +41,33 @@ def calibrate(
     in at most `pairs` pairs. metrics: what limits are found of, the usual if None; `quantile` of the pairs keeps each.
     """
     settings = Stage(**stage)
-    check_file(out)
-    engine = load_engine(choice)
-    populations = []
-    if captions is not None:
-        lines = read_lines(captions)
-        with Progress(console=Console(stderr=True), transient=True, disable=manner.quiet) as bar:
-            task = bar.add_task("drawing", total=len(lines) * per_caption)
-
-            def advance(event: Event) -> None:
-                bar.advance(task, event.result is not None)
-
-            populations.append(generated(engine, lines, per_caption, settings, seed, advance))
-    if pictures is not None:
-        populations.append(unrelated(engine, pictures, pairs, seed))
-    found = calibrated(engine, populations, metrics, quantile)
-    found.save(out)
+    if manner.quiet:
+        hush()
+    with folder_if_used(out.parent):
+        check_file(out)
+        engine = load_engine(choice)
+        populations = [] if captions is None else [_drawn(engine, captions, per_caption, settings, seed, manner)]
+        if pictures is not None:
+            populations.append(unrelated(engine, pictures, pairs, seed))
+        found = calibrated(engine, populations, metrics, quantile)
+        found.save(out)
     if manner.json:
         write_json(_values(found, out))
     elif not manner.quiet:
         _report(found, out)
     return DONE
+
+
+def _drawn(engine: Engine, captions: Path, per_caption: int, settings: Stage, seed: int, manner: Manner) -> Population:
+    """Pairs drawn from a file of captions, behind a bar."""
+    lines = read_lines(captions)
+    with Progress(console=Console(stderr=True), transient=True, disable=manner.quiet) as bar:
+        task = bar.add_task("drawing", total=len(lines) * per_caption)
+
+        def advance(event: Event) -> None:
+            bar.advance(task, event.result is not None)
+
+        return generated(engine, lines, per_caption, settings, seed, advance)
 
 
 def _values(found: Calibration, out: Path) -> dict[str, Any]:

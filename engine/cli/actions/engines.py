@@ -4,18 +4,30 @@ import torch
 
 from ...api.choices import Precision
 from ...api.errors import InvalidRequestError
+from ...api.request import Requests
 from ...engine import Engine
 from ..options import EngineChoice, given
 
 
-def load_engine(choice: EngineChoice) -> Engine:
-    """Return the engine that was asked for, on the device named, else on a GPU if there is one."""
-    parts = choice.parts
-    model = parts.pop("model", None)
+def load_engine(choice: EngineChoice, requests: Requests = (), **more: str | None) -> Engine:
+    """Return the engine that was asked for, on the device named, else on a GPU if there is one.
+
+    requests: checked before weights are read. more: further keywords of `Engine.from_pretrained`.
+    """
     return Engine.from_pretrained(
-        model,
-        **parts,
-        **given(calibration=choice.calibration, registry=choice.registry, max_pixels=choice.limit_pixels),
+        choice.model,
+        **given(
+            controlnet=choice.controlnet,
+            segmenter=choice.segmenter,
+            vae=choice.vae,
+            variant=choice.variant,
+            revision=choice.revision,
+            calibration=choice.calibration,
+            registry=choice.registry,
+            max_pixels=choice.limit_pixels,
+            **more,
+        ),
+        requests=requests,
         device=served_device(choice.device),
         dtype=getattr(torch, choice.dtype or Precision.FLOAT32),
     )

@@ -1,6 +1,5 @@
 """What `twig generate` does: requests out of options, pictures into a folder."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ...api.reading import MAX_RULE, read_text
 from ...api.request import Gate, GenerationRequest, SimilarityPolicy
 from ...api.result import Verdict
 from ...api.settings import Stage
+from ...api.writing import folder_if_used
 from ...engine import Engine
 from ...models.checkpoint import Components
 from ...models.pictures import to_pixels
@@ -24,11 +24,12 @@ from ...records.audit import LOG_NAME, AuditLog
 from ...records.credentials import Signer
 from ...records.inspection import read_mask
 from ...records.manifest import InputRecord, ModelRecord
-from ...records.output import OutputFolder, check_writable
+from ...records.output import OutputFolder
 from ..interruption import interrupted_between_steps
 from ..options import EngineChoice, Manner
 from ..progress import StageBars
 from ..status import DONE, REFUSED, USER_ERROR
+from ..warning import complain, hush
 from .engines import load_engine
 from .reporting import Report
 
@@ -75,20 +76,23 @@ def generate(
     requests = [GenerationRequest(prompt=prompt, seed=seed, **fields) for prompt in prompts for seed in seeds]
     signer = None if sign is None else Signer.load(*sign)
     log = AuditLog(out / LOG_NAME, prompts=log_prompts)
-    check_writable(out, log)
-    engine = load_engine(choice)
-    for doubt in () if manner.quiet else _doubts(engine.components, requests):
-        print(f"twig: {doubt}", file=sys.stderr)
-    folder = OutputFolder(
-        path=out,
-        model=_record(engine, choice),
-        log=log,
-        source=None if photo is None else InputRecord.of(source, photo),
-        mask=None if avoided is None else InputRecord.of(mask, avoided),
-        signer=signer,
-    )
-    folder.prepare()
-    return _run(engine, requests, Report(folder, preset, manner), fail_on_refused)
+    if manner.quiet:
+        hush()
+    with folder_if_used(out):
+        log.check()
+        engine = load_engine(choice, requests)
+        for doubt in () if manner.quiet else _doubts(engine.components, requests):
+            complain(doubt)
+        folder = OutputFolder(
+            path=out,
+            model=ModelRecord.of(engine.components),
+            log=log,
+            source=None if photo is None else InputRecord.of(source, photo),
+            mask=None if avoided is None else InputRecord.of(mask, avoided),
+            signer=signer,
+        )
+        folder.prepare()
+        return _run(engine, requests, Report(folder, requests, preset, manner), fail_on_refused)
 
 
 def _doubts(components: Components, requests: Sequence[GenerationRequest]) -> Iterator[str]:
@@ -118,16 +122,6 @@ def _policy(given: Mapping[str, Any]) -> SimilarityPolicy:
     return SimilarityPolicy(**{**given, **held})
 
 
-def _record(engine: Engine, choice: EngineChoice) -> ModelRecord:
-    named = choice.parts
-    return ModelRecord.of(
-        engine.components,
-        source=named.get("model"),
-        controlnet=named.get("controlnet"),
-        segmenter=named.get("segmenter"),
-    )
-
-
 def _run(engine: Engine, requests: Sequence[GenerationRequest], report: Report, fail_on_refused: bool) -> int:
     """Run the requests, writing each picture when it is done; what was done stays when a signal ends the run."""
     verdicts: set[Verdict] = set()
@@ -147,7 +141,7 @@ def _run(engine: Engine, requests: Sequence[GenerationRequest], report: Report, 
             engine.generate(requests, on_event)
         except KeyboardInterrupt:
             interrupted = True
-    report.close(requests)
+    report.close()
     if interrupted:
         return stop.status
     return USER_ERROR if Verdict.FAILED in verdicts else REFUSED if _lost(verdicts, fail_on_refused) else DONE

@@ -79,14 +79,15 @@ def _engine_of_then(then: ModelRecord, choice: EngineChoice) -> Engine:
 
     A replay must not fetch what a manifest, which may come from anyone, names: such a part must lie on this disk.
     """
-    named = choice.parts
-    recorded = given(model=then.source, controlnet=then.controlnet, segmenter=then.segmenter)
-    for part, source in recorded.items():
-        if part not in named and not Path(source).exists():
+    recorded = given(model=then.source, controlnet=then.controlnet, segmenter=then.segmenter, vae=then.vae)
+    missing = {part: source for part, source in recorded.items() if getattr(choice, part) is None}
+    for part, source in missing.items():
+        if not Path(source).exists():
             raise InvalidRequestError(
                 f"the manifest names {source!r}, which is not on this disk; name it with --{part}"
             )
-    return load_engine(replace(choice, **(recorded | named), device=choice.device or then.device, dtype=then.dtype))
+    chosen = replace(choice, **missing, variant=then.variant, device=choice.device or then.device, dtype=then.dtype)
+    return load_engine(chosen, **given(subfolder=then.subfolder if "model" in missing else None))
 
 
 def _path(record: InputRecord | None) -> Path | None:

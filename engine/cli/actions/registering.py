@@ -33,7 +33,7 @@ def add_works(works: Sequence[Path], registry: Path, choice: EngineChoice, *, ke
     """
     paths = [path for folder in works for path in pictures_in(folder)]
     check_file(registry)
-    components, bad = load(choice.parts.get("model")), 0
+    components, bad = load(choice.model), 0
 
     def passed_over(error: InvalidRequestError) -> None:
         nonlocal bad

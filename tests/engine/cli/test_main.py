@@ -1,6 +1,7 @@
 """The command line as a user meets it, on a tiny random model."""
 
 import json
+import re
 import shutil
 import signal
 import stat
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from model_folders import WEIGHTS
 from twig.engine.batching.scheduler import Limits
 from twig.engine.cli.main import command_line, run
 from twig.engine.cli.progress import StageBars
@@ -19,6 +21,8 @@ from twig.engine.cli.status import DIFFERS, DONE, INTERRUPTED, USER_ERROR
 from twig.engine.engine import Engine
 
 PROMPT = "a red star and a blue house"
+
+_PYTHONS = re.compile(r"=\.\.\.|Value error|Input should|\w+_\w+:|avoidance\.")
 
 
 @pytest.fixture(scope="module")
@@ -209,28 +213,39 @@ def test_a_replay_with_another_model_is_refused(copied, tiny_checkpoint, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--width 65", "width 65 is not a multiple of"),
-        ("--width 4", "width: Input should be greater than or equal to 8, got 4"),
-        ("--steps 0", "steps: Input should be greater than or equal to 1, got 0"),
-        ("--steps 9999", "steps"),
+        ("--width 65", "--width 65 is not a multiple of"),
+        ("--width 4", "--width must be at least 8, got 4"),
+        ("--steps 0", "--steps must be at least 1, got 0"),
+        ("--steps 9999", "--steps must be at most 1000, got 9999"),
+        ("--steps 999", "--steps 999 exceed this engine's 150"),
+        ("--steps many", "'--steps': must be a valid integer"),
         ("--seed -1", "--seed takes numbers and ranges like 7, 1..8 or 1-8,12, got '-1'"),
-        ("--limit-pixels 4095", "64 x 64 pixels exceed"),
+        ("--limit-pixels 4095", "64 x 64 pixels exceed this engine's 4095; allow more with --limit-pixels"),
+        ("--limit-pixels 0", "'--limit-pixels': must be at least 1"),
         ("--prompts {tmp}/none.txt", "none.txt"),
-        ("-n 0", "num_images"),
+        ("-n 0", "--num-images must be at least 1, got 0"),
+        ("--guidance 0.5", "--guidance must be at least 1, got 0.5"),
+        ("--guidance nan", "--guidance must be a finite number, got nan"),
+        ("--variant fp16", "no part has weights of the --variant 'fp16'"),
+        ("--revision main", "and --revision 'main' is of a hub id"),
+        ("--vae nowhere", "there is no folder nowhere"),
         ("--guidance much", "--guidance"),
-        ("--solver magic", "'ddim', 'euler', 'euler_ancestral', 'dpmpp_2m'"),
+        (
+            "--solver magic",
+            "'--solver': 'magic' is not one of 'ddim', 'euler', 'euler_ancestral', 'dpmpp_2m'",
+        ),
         ("--rule @{tmp}/none.txt", "none.txt"),
         ("--rule @{tmp}/text.png", "clause 1 of the rule, 'hello': expected 'refuse' or 'review'"),
         ("--retries 1 --rule @{tmp}/rule.txt", "the rule says 0"),
         ("--preset strong", "'off', 'gentle', 'default', 'strict'"),
         ("--calibration {tmp}/text.png", "text.png is no calibration"),
         ("--registry {tmp}/text.png", "text.png is no registry of Twig"),
-        ("--negative " + "star," * 80, "negative prompt has"),
+        ("--negative " + "star," * 80, "--negative has"),
         ("--model nowhere", "there is no folder nowhere"),
         ("--controlnet nowhere", "there is no folder nowhere"),
         ("--source nothing.png", "no picture at nothing.png"),
         ("--source {tmp}/text.png", "text.png is no picture"),
-        ("--mask {tmp}/small.png", "mask is (8, 8), the picture is (64, 64)"),
+        ("--mask {tmp}/small.png", "--mask is (8, 8), the picture is (64, 64)"),
         ("--device cuda:99", "there is no device 'cuda:99' here; there is cpu"),
         ("--dtype int8", "'float32', 'float16', 'bfloat16'"),
         ("--colour red", "No such option: --colour"),
@@ -249,6 +264,8 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(tiny_checkpoint, tmp_path, 
     assert captured.err.startswith("twig: ")
     assert captured.err.count("\n") == 1
     assert message in captured.err
+    assert not _PYTHONS.search(captured.err), "words of options alone"
+    assert not (tmp_path / "out").exists(), "nothing was drawn, so nothing is left"
 
 
 def test_a_missing_prompt_and_a_missing_manifest_are_mistakes_too(tmp_path, capsys):
@@ -307,7 +324,7 @@ def test_ctrl_c_before_anything_is_finished(tiny_checkpoint, tmp_path, capsys, m
     interrupt_once(monkeypatch, lambda event: event.step == 1, times)
     options = ["--steps", "2", "--model", str(tiny_checkpoint), "--out", str(tmp_path / "out")]
     assert run(["generate", "a star", *options]) == INTERRUPTED
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
     assert capsys.readouterr().out == ""
 
 
@@ -377,3 +394,46 @@ def test_ctrl_c_while_commands_are_loaded(installed, capsys):
     installed("interrupted", "raise KeyboardInterrupt")
     assert run(["--version"]) == INTERRUPTED
     assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def bare_checkpoint(tiny_checkpoint, tmp_path):
+    """The same model without ControlNet, segmenter and limits, which asks for a safety checker."""
+    copy = shutil.copytree(tiny_checkpoint, tmp_path / "bare")
+    shutil.rmtree(copy / "controlnet")
+    shutil.rmtree(copy / "segmenter")
+    edit(copy / "model_index.json", requires_safety_checker=True)
+    return copy
+
+
+def test_a_folder_without_controlnet_and_segmenter_draws_plain_pictures(bare_checkpoint, tmp_path, capsys):
+    command = ["generate", "a (red:1.9) star", "--steps", "1", "--model", str(bare_checkpoint), "--out"]
+    assert run([*command, str(tmp_path / "out"), "--preset", "off", "--json"]) == DONE
+    told = capsys.readouterr()
+    (one,) = map(json.loads, told.out.splitlines())
+    assert (one["verdict"], one["scores"]) == ("not judged", {})
+    assert one["why"].startswith("not measured: ")
+    assert json.loads(manifests(tmp_path / "out")[0].read_text())["verdict"] == "not judged"
+    assert "pictures are not filtered" in told.err
+    assert told.err.count("(word:1.3) in a prompt is read as plain characters") == 1
+    assert run(["inspect", str(manifests(tmp_path / "out")[0]), "--replay"]) == DONE
+    assert "not judged" in capsys.readouterr().out
+    assert run([*command, str(tmp_path / "out"), "--preset", "off", "--quiet"]) == DONE
+    assert capsys.readouterr() == ("", "")
+    assert run([*command, str(tmp_path / "none"), "--quiet"]) == USER_ERROR
+    said = capsys.readouterr().err
+    assert "--preset asks for control, which needs a ControlNet and this model has none" in said
+    assert said.endswith("load one with --controlnet, or draw plain pictures with --preset off\n")
+    assert not (tmp_path / "none").exists()
+
+
+def test_parts_from_elsewhere_are_recorded_and_replayed(tiny_checkpoint, tmp_path, capsys):
+    vae = shutil.copytree(tiny_checkpoint / "vae", tmp_path / "vae")
+    tensors = load_file(vae / WEIGHTS["vae"])
+    save_file({name: value / 2 for name, value in tensors.items()}, vae / "diffusion_pytorch_model.fp16.safetensors")
+    options = ["--steps", "1", "--model", str(tiny_checkpoint), "--vae", str(vae), "--variant", "fp16"]
+    assert run(["generate", "a star", *options, "--out", str(tmp_path / "out")]) == DONE
+    (manifest,) = manifests(tmp_path / "out")
+    model = json.loads(manifest.read_text())["model"]
+    assert (model["vae"], model["variant"]) == (str(vae), "fp16")
+    assert run(["inspect", str(manifest), "--replay"]) == DONE, capsys.readouterr().out

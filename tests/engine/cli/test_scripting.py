@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.progress import Progress
 
 from twig.engine.cli import actions
 from twig.engine.cli.actions import engines
@@ -54,6 +55,8 @@ def test_json_is_an_object_a_picture_and_all_else_is_on_stderr(generate, tmp_pat
         assert one["scores"]["phash"]["limit"] is None
         for file in ("picture", "manifest", "sheet", "explanation"):
             assert os.path.exists(one[file]), file
+    assert len({one["sheet"] for one in found}) == 1, "a call has one"
+    assert len(list((tmp_path / "out").glob("*-sheet.png"))) == 1
     assert "contact sheet" in err
     assert "heartbeat" not in err
 
@@ -223,6 +226,40 @@ def test_what_nobody_thought_of_is_one_line_and_the_traceback_is_shown_on_reques
     err = capsys.readouterr().err
     assert err.startswith("Traceback")
     assert "in fail" in err
+
+
+def test_assess_speaks_json_or_not_at_all(tiny_checkpoint, tmp_path, capsys):
+    (tmp_path / "works").mkdir()
+    picture(tmp_path / "works/a.png", 10)
+    (tmp_path / "prompts.txt").write_text("a star\n")
+    words = ["assess", "--prompts", str(tmp_path / "prompts.txt"), "--sources", str(tmp_path / "works"), "--seeds", "1"]
+    words += ["--presets", "off", "--steps", "1", "--model", str(tiny_checkpoint), "--out", str(tmp_path / "report")]
+    assert run([*words, "--json", "--quiet"]) == DONE
+    told = capsys.readouterr()
+    (one,) = objects(told.out)
+    assert told.err == ""
+    assert os.path.exists(one["report"])
+    assert os.path.exists(one["rows"])
+    assert (one["finished"], one["recommended"]) == (True, None)
+    assert [preset["name"] for preset in one["presets"]] == ["off"]
+    assert run([*words, "--quiet"]) == DONE
+    assert capsys.readouterr() == ("", "")
+
+
+def test_sigterm_ends_a_calibration_and_leaves_nothing(tiny_checkpoint, tmp_path, capsys, monkeypatch):
+    before, advance = signal.getsignal(signal.SIGTERM), Progress.advance
+
+    def end(bar, task, count):
+        signal.raise_signal(signal.SIGTERM)
+        advance(bar, task, count)
+
+    monkeypatch.setattr(Progress, "advance", end)
+    (tmp_path / "captions.txt").write_text("a star\n")
+    words = ["calibrate", "--captions", str(tmp_path / "captions.txt"), "--steps", "1", "--model", str(tiny_checkpoint)]
+    assert run([*words, "--out", str(tmp_path / "new/found.json")]) == TERMINATED
+    assert not (tmp_path / "new").exists()
+    assert "Traceback" not in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def twig(*words, **options):

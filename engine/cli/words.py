@@ -1,0 +1,65 @@
+"""Messages in words of the command line: whoever typed options is told of options, not of fields and keywords."""
+
+import re
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from ..api.reading import shown
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+_OPTIONS = {
+    "guidance_scale": "--guidance",
+    "negative_prompt": "--negative",
+    "num_images": "--num-images",
+    "prompt": "the prompt",
+    "rule": "--rule",
+}
+"""Options whose names are not those of the fields that they set."""
+
+_SPOKEN = tuple(
+    (re.compile(pattern), spoken)
+    for pattern, spoken in (
+        (r"Value error, ", ""),
+        (r"Input should be greater than or equal to", "must be at least"),
+        (r"Input should be less than or equal to", "must be at most"),
+        (r"Input should be greater than", "must be more than"),
+        (r"Input should be less than", "must be less than"),
+        (r"Input should be", "must be"),
+        (r"\bmax_pixels=\.\.\.", "--limit-pixels"),
+        (r"\b(controlnet|segmenter|vae|registry)=\.\.\.", r"--\1"),
+        (r"\b(variant|revision)=('[^']*')", r"--\1 \2"),
+        (r", its max_steps", ""),
+        (r"\bavoidance\.moved_control\b", "--preset asks for control, which"),
+        (r"\bAvoidance\.off\(\)", "--preset off"),
+        (r"\bbring a mask\b", "bring a --mask"),
+        (r"^(draft|final) steps\b", "--steps"),
+        (r"^(draft|final): ", "--steps and --solver: "),
+        (r"^(width|height|mask)\b(?=[: ])", r"--\1"),
+        (r"^negative prompt\b", "--negative"),
+    )
+)
+"""What the engine says, and what is said in its place, in this order."""
+
+
+def in_options(said: str) -> str:
+    """A message of the engine's, as the command line says it."""
+    for pattern, spoken in _SPOKEN:
+        said = pattern.sub(spoken, said)
+    return said
+
+
+def findings(error: ValidationError) -> str:
+    """Everything that is wrong with what was typed: the option, what would be right, and the value."""
+    return "; ".join(map(_finding, error.errors(include_url=False)))
+
+
+def _finding(problem: "ErrorDetails") -> str:
+    said = in_options(problem["msg"])
+    if not problem["loc"]:
+        return said
+    field = str(problem["loc"][-1])
+    option = _OPTIONS.get(field, f"--{field.replace('_', '-')}")
+    return f"{option} {said}, got {shown(repr(problem['input']), 80)}"
