@@ -21,6 +21,7 @@ from .pieces import shape_overlap
 from .words import in_all, lexicon
 
 _TRIES = 60  # arrangements
+_OWN_PLACES = 30  # of them in which shapes stand where they did; then where others did on the same ground
 _DRAWS = 6  # shapes for an object's place in one of them
 _FEWEST = 4  # shapes of scenes with as many objects, below which those of all scenes are drawn from
 _MOST_OBJECTS = 8
@@ -34,9 +35,13 @@ _FRAGMENT = 0.25  # of a class's largest object: what is smaller in a draft is a
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A shape of a bank on a frame of any size: where its box lies and which pixels of that it covers."""
+    """A shape of a bank on a frame of any size: where its box lies and which pixels of that it covers.
+
+    place: the shape where whose middle lies its own does; itself as a rule.
+    """
 
     shape: Shape
+    place: Shape
     mirrored: bool
     frame: tuple[int, int]
 
@@ -49,8 +54,8 @@ class Placed:
             max(1, min(most, round(side * scale))) for side, most in zip(self.shape.mask.shape, self.frame, strict=True)
         ]
         middles = (
-            (self.shape.top + self.shape.mask.shape[0] / 2) / scene.rows * height,
-            (self.shape.left + self.shape.mask.shape[1] / 2) / scene.columns * width,
+            (self.place.top + self.place.mask.shape[0] / 2) / self.place.scene.rows * height,
+            (self.place.left + self.place.mask.shape[1] / 2) / self.place.scene.columns * width,
         )
         down, right = (
             min(max(0, round(middle - side / 2)), most - side)
@@ -110,6 +115,9 @@ class Composer:
         self.bank = bank
         self.names = plain_names(names)
         self.background = background
+        self.places = {
+            ground: [s for s in bank.shapes if s.ground == ground] for ground in {s.ground for s in bank.shapes}
+        }
         self._lexicon = lexicon(tuple(names), background)
 
     def named(self, prompt: str) -> tuple[int, ...]:
@@ -127,9 +135,9 @@ class Composer:
     def compose(self, wanted: Wanted, max_iou: float, seed: int) -> Composition | None:
         """Arrange the objects wanted so that they overlap what is to be avoided by at most `max_iou`, `shape_overlap`.
 
-        The first of `_TRIES` arrangements that does, and is unlike it wherever it may lie; else the one that overlaps
-        least. None where nothing or too much is wanted, an object has no shape in the bank, or none fits beside the
-        others. Depends on `seed` alone.
+        The first of `_TRIES` arrangements that does, and is unlike it wherever it may lie; else the first that does,
+        else the one that overlaps least. None where nothing or too much is wanted, an object has no shape in the bank,
+        or none fits beside the others. Depends on `seed` alone.
         """
         if not 0 < len(wanted.objects) <= _MOST_OBJECTS:
             return None
@@ -155,15 +163,15 @@ class Composer:
         canvas = canvas[:, ::-1].copy() if mirrored else canvas
         height, width = canvas.shape
         for one in found:
-            placed = Placed(one.shape, one.mirrored, (height, width))
+            placed = Placed(one.shape, one.place, one.mirrored, (height, width))
             canvas[placed.box][placed.mask] = self.names.index(one.shape.label)
         return canvas
 
 
 @lru_cache(maxsize=4096)
-def _placed(shape: Shape, mirrored: bool, frame: tuple[int, int]) -> Placed:
+def _placed(shape: Shape, place: Shape, mirrored: bool, frame: tuple[int, int]) -> Placed:
     """A shape on a frame, remembered: grids of few sizes are searched again and again."""
-    return Placed(shape, mirrored, frame)
+    return Placed(shape, place, mirrored, frame)
 
 
 class _Search:
@@ -183,41 +191,48 @@ class _Search:
         self.ground = ground[:, ::-1] if self.mirrored else ground
 
     def first(self, shelves: dict[int, tuple[Shape, ...]]) -> tuple[Placed, ...] | None:
-        """The first arrangement that keeps away, else the one that does so best; None where none fits the frame."""
+        """The first arrangement that keeps away and is unlike, else the first that keeps away, else the best there is.
+
+        Not the least alike of all: of one class's shapes that is the worst drawn. None where none fits the frame.
+        """
         to_avoid = self.old if self.avoided is None else self.avoided
         aligned = Aligned(to_avoid)
         alike = _ALIKE_ALONE if len(self.wanted.objects) == 1 else _ALIKE
-        best, least = None, (True, np.inf)
-        for _ in range(_TRIES):
-            found = self._arranged(shelves)
+        best, least = None, np.inf
+        for number in range(_TRIES):
+            found = self._arranged(shelves, anywhere=number >= _OWN_PLACES)
             if found is None:
                 continue
             shape = np.zeros(self.frame, bool)
             for one in found:
                 shape[one.box] |= one.mask
             overlap = shape_overlap(shape, self.old, self.avoided)
-            excess = (True, overlap) if overlap > self.max_iou else (False, aligned.iou(shape))
-            if excess < (False, alike):
+            keeps = overlap <= self.max_iou
+            if keeps and aligned.iou(shape) < alike:
                 return found
-            if excess < least:
-                best, least = found, excess
+            if (0.0 if keeps else overlap) < least:
+                best, least = found, 0.0 if keeps else overlap
         return best
 
-    def _arranged(self, shelves: dict[int, tuple[Shape, ...]]) -> tuple[Placed, ...] | None:
-        """A shape for each object, apart from one another; None where one finds no room."""
+    def _arranged(self, shelves: dict[int, tuple[Shape, ...]], *, anywhere: bool) -> tuple[Placed, ...] | None:
+        """A shape for each object, apart from one another; None where one finds no room.
+
+        anywhere: in the place of whatever stood on the same ground, rather than its own.
+        """
         taken, found = np.zeros(self.frame, bool), []
         for label in self.rng.permutation(self.wanted.objects):
-            one = self._drawn(shelves[int(label)], taken)
+            one = self._drawn(shelves[int(label)], taken, anywhere)
             if one is None:
                 return None
             taken |= one.grown
             found.append(one)
         return tuple(found)
 
-    def _drawn(self, shelf: tuple[Shape, ...], taken: np.ndarray) -> Placed | None:
+    def _drawn(self, shelf: tuple[Shape, ...], taken: np.ndarray, anywhere: bool) -> Placed | None:
         for _ in range(_DRAWS):
             shape, mirrored = shelf[self.rng.integers(len(shelf))], bool(self.rng.integers(2))
-            one = _placed(shape, mirrored, self.frame)
+            places = self.composer.places[shape.ground] if anywhere else (shape,)
+            one = _placed(shape, places[self.rng.integers(len(places))], mirrored, self.frame)
             if not taken[one.box][one.mask].any() and self._stands(one):
                 return one
         return None

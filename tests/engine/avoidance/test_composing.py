@@ -94,6 +94,26 @@ def test_where_nothing_keeps_away_the_least_overlap_is_taken():
     assert counted(objects_of(found.labels, {0})) == {CIRCLE: 1}
 
 
+def test_where_no_shape_may_stay_it_takes_the_place_of_others():
+    circles = [drawn([(CIRCLE, 30 + i, 32, 10)]) for i in range(5)]
+    squares = [drawn([(SQUARE, 14, 14 + 2 * i, 9)]) for i in range(5)]
+    bank = gathered([shapes_of(labels, LABELS, {0}) for labels in circles + squares], "")
+    composer, draft = Composer(bank, LABELS, frozenset({0})), drawn([(CIRCLE, 32, 32, 11)])
+    for seed in range(5):
+        found = composer.compose(wanted([CIRCLE], draft), 0.2, seed).labels
+        assert counted(objects_of(found, {0})) == {CIRCLE: 1}
+        assert intersection_over_union(found > 0, draft > 0) <= 0.2
+
+
+def test_where_every_shape_of_a_class_is_alike_arrangements_still_differ():
+    scenes = [drawn([(CIRCLE, row, column, 11)]) for row in range(14, 50, 9) for column in range(14, 50, 9)]
+    alike = gathered([shapes_of(labels, LABELS, {0}) for labels in scenes], "discs of one size")
+    composer, draft = Composer(alike, LABELS, frozenset({0})), drawn([(CIRCLE, 20, 20, 11)])
+    maps = [composer.compose(wanted([CIRCLE], draft), 0.2, seed).labels for seed in range(8)]
+    assert len({each.tobytes() for each in maps}) > 4
+    assert all(intersection_over_union(each > 0, draft > 0) <= 0.2 for each in maps)
+
+
 def test_objects_stand_on_the_ground_they_stood_on():
     names = ("sky", "grass", "tree", "bird")
     rng, scenes = np.random.default_rng(0), []
