@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..api.request import GenerationRequest
-from ..api.result import GenerationResult, Score, Verdict
+from ..api.result import GateDecision, GenerationResult, Score, Verdict
 from ..records.drawing import label_picture, mask_picture
 from ..records.explaining import closeness, explanation_record
 from ..records.pictures import encoded
@@ -87,24 +87,27 @@ class Answers:
 
     def told(self, answer: Answer) -> dict[str, Any]:
         """What Twig says of an image: verdict and why, scores with their limits, gate, cost, record."""
-        result, wanted = answer.result, self.body.twig
+        result = answer.result
         said = {
             "verdict": result.verdict,
             "why": why_text(result, brought=result.request.source is not None) or None,
             "index": result.index,
             "seed": result.request.seed,
             "scores": _scores(result),
-            "gate": None if result.gate is None else {
-                "opened": result.gate.opened,
-                "signals": {name: {"value": s.value, "limit": s.limit} for name, s in result.gate.signals.items()},
-            },
+            "gate": _gate(result.gate),
             "rule": result.rule,
             "attempts": len(result.attempts),
             "rows": result.rows,
             "seconds": result.timings,
             "record": answer.kept.id,
             "manifest_sha256": answer.kept.sha256,
-        }  # fmt: skip
+        }
+        finite: dict[str, Any] = _finite(said | self._asked_for(answer))
+        return finite
+
+    def _asked_for(self, answer: Answer) -> dict[str, Any]:
+        """What is told to those alone who ask for it, where there is such a thing."""
+        result, wanted, said = answer.result, self.body.twig, dict[str, Any]()
         if wanted.draft and result.draft is not None:
             said["draft"] = self._text(result.draft)
         if wanted.mask and result.mask is not None:
@@ -115,8 +118,7 @@ class Answers:
             said["sheet"] = _png(contact_sheet([replace(result, image=self._shown(result))]))
         if wanted.manifest:
             said["manifest"] = _manifest(answer.kept)
-        finite: dict[str, Any] = _finite(said)
-        return finite
+        return said
 
     def _one(self, answer: Answer) -> dict[str, Any]:
         image = self._shown(answer.result)
@@ -129,7 +131,7 @@ class Answers:
     def _blocked(self, answer: Answer) -> ApiError:
         """The error of a picture that is refused, or left to a person, with the evidence."""
         told = self.told(answer)
-        why = f"{told['why']}" if told["why"] else "the rule does not let it pass"
+        why = told["why"] or "the rule does not let it pass"
         return ApiError(
             400,
             "moderation_blocked",
@@ -189,6 +191,13 @@ def _maps(result: GenerationResult) -> dict[str, str]:
 
 def _png(picture: Image.Image) -> str:
     return base64.b64encode(encoded(picture, "png")).decode("ascii")
+
+
+def _gate(gate: GateDecision | None) -> dict[str, Any] | None:
+    if gate is None:
+        return None
+    signals = {name: {"value": score.value, "limit": score.limit} for name, score in gate.signals.items()}
+    return {"opened": gate.opened, "signals": signals}
 
 
 def _scores(result: GenerationResult) -> dict[str, Any]:
