@@ -22,13 +22,16 @@ class _Tenant:
     refilled: float = float("-inf")
 
 
-@dataclass
+@dataclass(eq=False)
 class Place:
     """An admitted request's place in the queue. rows: what it is estimated to cost."""
 
     rows: int
-    entered: Callable[[], None]
-    """Says that the engine counts it from now on."""
+    arriving: "set[Place]"
+
+    def entered(self) -> None:
+        """Say that the engine counts it from now on."""
+        self.arriving.discard(self)
 
 
 class Admission:
@@ -38,7 +41,7 @@ class Admission:
         self.engine, self.wait = engine, wait
         self._clock = clock
         self._tenants: defaultdict[str, _Tenant] = defaultdict(_Tenant)
-        self._arriving = 0
+        self._arriving: set[Place] = set()
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
@@ -53,18 +56,12 @@ class Admission:
             await self._check_queue()
             self._check_tenant(key, tenant, rows)
             tenant.running.append(rows)
-            self._arriving += rows
-        place = Place(rows, lambda: None)
-        waiting = [rows]
-
-        def entered() -> None:
-            self._arriving -= waiting.pop() if waiting else 0
-
-        place.entered = entered
+            place = Place(rows, self._arriving)
+            self._arriving.add(place)
         try:
             yield place
         finally:
-            entered()
+            place.entered()
             tenant.running.remove(rows)
 
     async def charge(self, key: Key, request: GenerationRequest) -> int:
@@ -80,7 +77,7 @@ class Admission:
     async def expected_wait(self) -> float:
         """Seconds that what is queued will take; 0 before anything was measured."""
         rate = self.engine.rows_per_second
-        queued = self._arriving + await asyncio.to_thread(lambda: self.engine.queued_rows)
+        queued = await asyncio.to_thread(lambda: self.engine.queued_rows) + sum(place.rows for place in self._arriving)
         return queued / rate if rate else 0.0
 
     async def _check_queue(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..api.request import GenerationRequest
-from ..api.result import GenerationResult, Score, Verdict
+from ..api.result import GateDecision, GenerationResult, Score, Verdict
 from ..records.drawing import mask_picture
 from ..records.explaining import explanation_record
 from ..records.manifest import Manifest
@@ -86,8 +86,14 @@ class Answers:
 
     def told(self, answer: Answer) -> dict[str, Any]:
         """What Twig says of an image: verdict and why, scores with their limits, gate, cost, record."""
-        result, wanted = answer.result, self.body.twig
+        result = answer.result
         said = account(result, answer.kept, brought=result.request.source is not None)
+        told: dict[str, Any] = finite(said | self._asked_for(answer))
+        return told
+
+    def _asked_for(self, answer: Answer) -> dict[str, Any]:
+        """What is told to those alone who ask for it, where there is such a thing."""
+        result, wanted, said = answer.result, self.body.twig, dict[str, Any]()
         if wanted.draft and result.draft is not None:
             said["draft"] = self._text(result.draft)
         if wanted.mask and result.mask is not None:
@@ -96,8 +102,7 @@ class Answers:
             said["explanation"] = explanation_record(result)
         if wanted.manifest:
             said["manifest"] = _manifest(answer.kept)
-        told: dict[str, Any] = finite(said)
-        return told
+        return said
 
     def _one(self, answer: Answer) -> dict[str, Any]:
         image = self._shown(answer.result)
@@ -110,7 +115,7 @@ class Answers:
     def _blocked(self, answer: Answer) -> ApiError:
         """The error of a picture that is refused, or left to a person, with the evidence."""
         told = self.told(answer)
-        why = f"{told['why']}" if told["why"] else "the rule does not let it pass"
+        why = told["why"] or "the rule does not let it pass"
         return ApiError(
             400,
             "moderation_blocked",
@@ -166,17 +171,14 @@ def account(judged: GenerationResult | Manifest, kept: Kept, brought: bool) -> d
         "index": judged.index,
         "seed": judged.request.seed,
         "scores": _scores(attempts[-1].scores if attempts else {}, judged.rule),
-        "gate": None if judged.gate is None else {
-            "opened": judged.gate.opened,
-            "signals": {name: {"value": s.value, "limit": s.limit} for name, s in judged.gate.signals.items()},
-        },
+        "gate": _gate(judged.gate),
         "rule": judged.rule,
         "attempts": len(attempts),
         "rows": judged.rows,
         "seconds": judged.timings,
         "record": kept.id,
         "manifest_sha256": kept.sha256,
-    }  # fmt: skip
+    }
 
 
 def mask_text(mask: np.ndarray) -> str:
@@ -184,6 +186,13 @@ def mask_text(mask: np.ndarray) -> str:
     picture = mask_picture(mask)
     assert picture is not None
     return base64.b64encode(encoded(picture, "png")).decode("ascii")
+
+
+def _gate(gate: GateDecision | None) -> dict[str, Any] | None:
+    if gate is None:
+        return None
+    signals = {name: {"value": score.value, "limit": score.limit} for name, score in gate.signals.items()}
+    return {"opened": gate.opened, "signals": signals}
 
 
 def _scores(scores: Mapping[str, Score], rule: str) -> dict[str, Any]:

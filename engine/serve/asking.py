@@ -29,16 +29,10 @@ class Asking:
 
         What the model cannot serve of it, the engine's own door says.
         """
-        options, drawing = body.twig, self.config.drawing
         self._check_model(body)
         _check_bounds(body, self.config.bounds, key)
-        preset = preset_for(options.preset, drawing.preset)
-        stage = Stage(
-            steps=options.steps or min(drawing.steps, self.config.bounds.steps),
-            guidance_scale=options.guidance or drawing.guidance,
-            solver=options.solver or drawing.solver,
-        )
-        bundle, (width, height) = BUNDLES[preset], body.sides
+        options, (width, height) = body.twig, body.sides
+        stage = self._stage(options)
         return _checked(
             prompt=body.prompt,
             negative_prompt=options.negative_prompt,
@@ -49,15 +43,32 @@ class Asking:
             final=stage,
             num_images=body.n or 1,
             source=None if brought is None else brought.photo,
-            mask=None if brought is None or brought.mask is None else self._mask(brought, width, height),
-            avoidance=bundle.avoidance,
-            similarity=policy_for(options.rule, options.retries, drawing.rule, preset, calibrated=self.calibrated),
-            gate=None if options.always else bundle.gate,
+            mask=None if brought is None or brought.mask is None else self._mask(brought.mask, width, height),
             priority=min(0, key.priority) if options.priority is None else options.priority,
-            timeout=min(options.deadline or self.config.bounds.deadline, self.config.bounds.deadline),
+            timeout=options.deadline or self.config.bounds.deadline,
             preview=_preview(body, stage.steps, drafts=1 if brought is None else 0),
             explain=options.explain,
+            **self._tightened(options),
         )
+
+    def _stage(self, options: TwigOptions) -> Stage:
+        drawing = self.config.drawing
+        return Stage(
+            steps=options.steps or min(drawing.steps, self.config.bounds.steps),
+            guidance_scale=options.guidance or drawing.guidance,
+            solver=options.solver or drawing.solver,
+        )
+
+    def _tightened(self, options: TwigOptions) -> dict[str, Any]:
+        """The fields that say how much is avoided, and what is refused."""
+        drawing = self.config.drawing
+        preset = preset_for(options.preset, drawing.preset)
+        bundle, calibrated = BUNDLES[preset], self.calibrated
+        return {
+            "avoidance": bundle.avoidance,
+            "gate": None if options.always else bundle.gate,
+            "similarity": policy_for(options.rule, options.retries, drawing.rule, preset, calibrated=calibrated),
+        }
 
     def _check_model(self, body: ImageBody) -> None:
         served = self.config.model
@@ -65,10 +76,9 @@ class Asking:
             message = f"the model {shown(repr(body.model))} does not exist here; there is {served.name!r}"
             raise ApiError(404, "model_not_found", message, param="model")
 
-    def _mask(self, brought: Uploads, width: int | None, height: int | None) -> np.ndarray:
-        assert brought.mask is not None
+    def _mask(self, mask: np.ndarray, width: int | None, height: int | None) -> np.ndarray:
         own_height, own_width = self.size
-        return scaled(brought.mask, width or own_width, height or own_height)
+        return scaled(mask, width or own_width, height or own_height)
 
 
 def _checked(**fields: Any) -> GenerationRequest:

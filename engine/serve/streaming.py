@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from ..api.event import Event, State
@@ -41,28 +40,46 @@ async def event_stream(
     first: Told, rest: AsyncGenerator[Told], pictures: Pictures, note: Callable[[ApiError], None]
 ) -> AsyncIterator[bytes]:
     """Yield the bytes of a stream whose first event was heard already; errors are noted and become its last event."""
-    async with aclosing(rest):
-        upcoming: asyncio.Task[Told] | None = None
-        try:
-            heard = first
-            while True:
-                if (event := await pictures.hear(heard)) is not None:
-                    yield _written(event["type"], event)
-                if heard.answer is not None:
-                    return
-                upcoming = asyncio.ensure_future(anext(rest))
-                while not (await asyncio.wait({upcoming}, timeout=_QUIET))[0]:
-                    yield b": still drawing\n\n"
-                heard = upcoming.result()
-        except ClientLeftError:
-            return
-        except Exception as error:  # the status is sent already, so that nobody else could tell the client
-            answer = error if isinstance(error, ApiError) else told(error)
-            note(answer)
-            yield _written("error", answer.body)
-        finally:
-            if upcoming is not None and not upcoming.done():
-                upcoming.cancel()
+    upcoming: asyncio.Task[Told] | None = None
+    try:
+        heard = first
+        while True:
+            if (event := await pictures.hear(heard)) is not None:
+                yield _written(event["type"], event)
+            if heard.answer is not None:
+                return
+            upcoming = asyncio.ensure_future(anext(rest))
+            while not (await asyncio.wait({upcoming}, timeout=_QUIET))[0]:
+                yield b": still drawing\n\n"
+            heard = upcoming.result()
+    except ClientLeftError:
+        return
+    except Exception as error:  # the status is sent already, so that nobody else could tell the client
+        answer = error if isinstance(error, ApiError) else told(error)
+        note(answer)
+        yield _written("error", answer.body)
+    finally:
+        await asyncio.shield(_apart(_left(upcoming, rest)))
+
+
+async def _left(upcoming: "asyncio.Task[Told] | None", rest: AsyncGenerator[Told]) -> None:
+    """Take back what was asked for last, and only then close: a generator that runs cannot be closed."""
+    if upcoming is not None and not upcoming.done():
+        upcoming.cancel()
+        await asyncio.wait({upcoming})
+    await rest.aclose()
+
+
+def _apart(ending: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    """Run to its end what the framework, which cancels a stream's task again at each of its awaits, would cut off."""
+    task = asyncio.ensure_future(ending)
+    _endings.add(task)
+    task.add_done_callback(_endings.discard)
+    return task
+
+
+_endings: "set[asyncio.Task[None]]" = set()
+"""Held until they are done, for the event loop holds tasks weakly."""
 
 
 def _said(event: Event, mask: bool) -> dict[str, Any]:

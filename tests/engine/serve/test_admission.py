@@ -129,7 +129,7 @@ def test_many_at_once_are_not_all_let_in(keyed, of, served_engine):
 
     def ask():
         try:
-            answers.append(draw(of["ann"], steps=10).data[0].twig["verdict"])
+            answers.append(draw(of["ann"], steps=4).data[0].twig["verdict"])
         except openai.RateLimitError as error:
             answers.append(error.code)
 

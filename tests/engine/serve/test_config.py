@@ -1,5 +1,8 @@
 """The operator's file: read from YAML or TOML, told from its own folder, and refused by the value that is wrong."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from twig.engine.api.errors import InvalidRequestError, RecordError
@@ -48,6 +51,13 @@ def test_both_languages_say_the_same(tmp_path):
     assert (read.listen.port, read.bounds.images, read.drawing.review) == (9000, 2, "deliver")
     assert read.model.path == str(tmp_path / "models/star")
     assert read.records.folder == tmp_path / "kept"
+
+
+def test_the_readme_shows_the_values_that_there_are(tmp_path):
+    readme = (Path(__file__).parents[3] / "engine/serve/README.md").read_text()
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    usual = ServeConfig()
+    assert ServeConfig.load(written(tmp_path, shown)) == usual.with_("records", folder=tmp_path / "records")
 
 
 def test_a_model_that_is_no_folder_beside_the_file_stays_a_hub_id(tmp_path):

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import re
+from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -10,7 +12,6 @@ import openai
 import pytest
 from PIL import Image
 
-CLEAN = "any calibrated limit is crossed"
 REFUSE = {"rule": "refuse if ssim > -1", "retries": 0}
 PROMPT = "a red star on a green field"
 
@@ -32,6 +33,16 @@ def test_a_line_of_the_client_draws_a_picture(client, served_engine):
     assert answer.usage.output_tokens == told["rows"] > 0
     again = client.images.generate(prompt=PROMPT, extra_body={"twig": {"seed": 5}})
     assert np.array_equal(np.asarray(picture(again.data[0])), np.asarray(image))
+
+
+@pytest.mark.parametrize("document", ["README.md", "engine/serve/README.md"])
+def test_the_documents_lines_draw_a_picture(served, capsys, document):
+    text = (Path(__file__).parents[3] / document).read_text()
+    (lines,) = re.findall(r"^```py\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    known: dict = {}
+    exec(lines.replace("http://127.0.0.1:8000", served.url), known)
+    assert known["client"].models.list().data[0].id == "twig"
+    assert capsys.readouterr().out.startswith("accepted" if "print" in lines else "")
 
 
 def test_without_a_seed_pictures_differ_and_the_seed_is_told(client):

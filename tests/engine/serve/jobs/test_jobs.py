@@ -4,8 +4,10 @@ import base64
 import io
 import threading
 
+import boto3
 import httpx2
 import pytest
+from moto import mock_aws
 from PIL import Image
 
 from servers import running, wait_for
@@ -154,7 +156,7 @@ def test_jobs_and_keys_are_their_owners(served_engine, plain_config, tmp_path):
 
 def test_a_server_that_ends_queues_what_it_was_drawing_and_the_next_one_draws_it(another):
     with another() as first:
-        id = Asker(first).post(background=True, steps=20, seed=7).json()["id"]
+        id = Asker(first).post(background=True, steps=10, seed=7).json()["id"]
         wait_for(lambda: Asker(first).job(id).json()["status"] == "running")
         first.server.deadline = 0
     with another() as second:
@@ -185,3 +187,20 @@ def test_answers_are_forgotten_after_their_time(another, tmp_path):
         Asker(served).post("once")
         wait_for(lambda: Asker(served).job(id).status_code == 404)
         wait_for(lambda: not list((tmp_path / "jobs").iterdir()))
+
+
+def test_jobs_lie_in_postgresql_and_s3_as_they_do_in_a_folder(another, postgresql, monkeypatch, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with mock_aws():
+        bucket = boto3.resource("s3").create_bucket(Bucket="pictures")
+        with another(store=postgresql, artefacts="s3://pictures/twig") as served:
+            asker = Asker(served)
+            id = asker.post("kept", background=True).json()["id"]
+            assert opened(asker.finished(id)["response"]["body"]).size == (64, 64)
+            kept = {each.key for each in bucket.objects.all()}
+            assert f"twig/{id}-answer" in kept
+            assert f"twig/{id}-request" not in kept
+            assert asker.drop(id).json()["deleted"]
+    assert not (tmp_path / "jobs.db").exists()
