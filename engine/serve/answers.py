@@ -112,8 +112,8 @@ class Answers:
         return {"b64_json": None if image is None else self._text(image), "twig": self.told(answer)}
 
     def _shown(self, result: GenerationResult) -> Image.Image | None:
-        shown = result.verdict is Verdict.ACCEPTED or (result.verdict is Verdict.REVIEW and self.deliver_reviews)
-        return result.image if shown else None
+        withheld = result.verdict is Verdict.REFUSED or (result.verdict is Verdict.REVIEW and not self.deliver_reviews)
+        return None if withheld else result.image
 
     def _blocked(self, answer: Answer) -> ApiError:
         """The error of a picture that is refused, or left to a person, with the evidence."""

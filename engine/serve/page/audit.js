@@ -9,7 +9,7 @@ import { auditingKey, drawingKey } from "./keys.js";
 import { hide, show } from "./notice.js";
 import { onLanguage, t, when } from "./words.js";
 
-const VERDICTS = ["accepted", "review", "refused", "failed", "cancelled", "expired"];
+const VERDICTS = ["accepted", "review", "refused", "not judged", "failed", "cancelled", "expired"];
 const COLUMNS = ["number", "time", "event", "verdict", "why", "record"];
 
 /** Drives the view. `settings`: returns what the server offers, null where it did not say. */

@@ -102,7 +102,7 @@ export const en = {
   "verdict.failed": "Failed",
   "verdict.cancelled": "Cancelled",
   "verdict.expired": "Out of time",
-  "verdict.not_judged": "Not judged",
+  "verdict.not judged": "Not judged",
   "why.kept": "Every measure keeps its limit.",
   "why.unlimited": "No limit is set for this model, so that nothing could be crossed.",
   "why.plain": "It is the draft itself, so that there is nothing it could be too close to.",

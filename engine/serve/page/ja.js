@@ -102,7 +102,7 @@ export const ja = {
   "verdict.failed": "失敗",
   "verdict.cancelled": "取り消し",
   "verdict.expired": "時間切れ",
-  "verdict.not_judged": "判定なし",
+  "verdict.not judged": "判定なし",
   "why.kept": "すべての尺度が限度内です。",
   "why.unlimited": "このモデルには限度が設定されていないため、超えるものがありません。",
   "why.plain": "下描きそのものであり、比べる相手がありません。",
