@@ -138,7 +138,7 @@ class SqlStore:
 
     def _narrowed(self, query: Query) -> Iterator[ColumnElement[bool]]:
         """Conditions that whatever `query` matches fulfils; times are told to the second, `Query.matches` says more."""
-        found = {name: literal_column(self._found(name)) for name in _SEARCHED}
+        found: dict[str, ColumnElement[Any]] = {name: literal_column(self._found(name)) for name in _SEARCHED}
         for name in ("prompt_hmac", "manifest_sha256", "verdict", "nearest"):
             if (value := getattr(query, name)) is not None:
                 yield found[name] == str(value)
