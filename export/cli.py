@@ -1,6 +1,8 @@
 """`twig export` and `twig artifacts`."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,7 +57,7 @@ def export(
     To triton-repository: write a model repository of Triton Inference Server, as the operator's file says.
     """
     if to is Target.TRITON_REPOSITORY:
-        print(_work("triton_repository", "serve").write_repository(out, config))
+        print(_repositories().write_repository(out, config))
         return 0
     parts = {"model": model, "controlnet": controlnet, "segmenter": segmenter}
     return _commands().export_model(to.value, parts, precision.value, buckets, store, attention, compared=check)
@@ -83,12 +85,19 @@ def prune(
 
 
 def _commands() -> Any:
-    return _work("commands", "export")
+    with _extra("export"):
+        return importlib.import_module(".commands", __package__)
 
 
-def _work(module: str, extra: str) -> Any:
-    """The work, whose libraries are an extra."""
+def _repositories() -> Any:
+    with _extra("serve"):
+        return importlib.import_module(".triton_repository", __package__)
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Name the extra that a library is missing of."""
     try:
-        return importlib.import_module(f".{module}", __package__)
+        yield
     except ModuleNotFoundError as error:
-        raise BackendError(f"this needs {error.name}; pip install 'twig-engine[{extra}]'") from error
+        raise BackendError(f"this needs {error.name}; pip install 'twig-engine[{name}]'") from error

@@ -43,7 +43,7 @@ def config(tmp_path_factory, tiny_checkpoint):
     path.write_text(
         f"model: {{path: {tiny_checkpoint}, device: cpu, slots: 4, rows: 4}}\nrecords: {{folder: {folder / 'kept'}}}\n"
         "drawing: {steps: 1, rule: refuse if ssim > 1, preset: gentle}\ndrain: {grace: 0, deadline: 10}\n"
-        "bounds: {steps: 500}\njobs: {lease: 2, running: 2}\n"
+        "bounds: {steps: 100}\njobs: {lease: 2, running: 2}\n"
     )
     return path
 
@@ -60,7 +60,7 @@ def test_replicas_stream_let_go_and_lose_no_job(cluster, config):
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     serve.run(app(Options(config=config, least=2, most=2)))
     url = f"http://127.0.0.1:{PORT}"
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=4, timeout=120)
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=4, timeout=300)
     wait_for(lambda: httpx2.get(f"{url}/readyz").status_code == 200, seconds=120)
     options = {"twig": {"steps": 4}}
     events = client.images.generate(prompt=PROMPT, stream=True, partial_images=1, extra_body=options)
@@ -68,7 +68,7 @@ def test_replicas_stream_let_go_and_lose_no_job(cluster, config):
     with pytest.raises(openai.BadRequestError, match="there is no such field"):
         client.images.generate(prompt=PROMPT, extra_body={"colour": "red"})
 
-    options = {"twig": {"steps": 500}}
+    options = {"twig": {"steps": 100}}
     with client.images.generate(prompt=PROMPT, stream=True, partial_images=3, extra_body=options) as stream:
         next(iter(stream))
         wait_for(lambda: queued(url) > 0)  # one of them, whoever answers
