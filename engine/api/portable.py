@@ -27,6 +27,15 @@ Real = Annotated[float, Field(strict=False), BeforeValidator(_number)]
 """A number that need not be finite, for fields of what is strict: JSON has texts for what is no number in it."""
 
 
+def finite(value: Any) -> Any:
+    """A value as strict JSON has it: infinity and what is no number are null, at any depth."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Portable:
     """What goes to JSON and back as an equal value.
 

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..api.portable import finite
 from ..api.request import GenerationRequest
 from ..api.result import GateDecision, GenerationResult, Score, Verdict
 from ..records.drawing import label_picture, mask_picture
@@ -226,12 +226,3 @@ def _manifest(kept: Kept) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads(kept.path.read_bytes())
     places = dict.fromkeys(("source", "controlnet", "segmenter"))
     return manifest | {"model": manifest["model"] | places}
-
-
-def finite(value: Any) -> Any:
-    """A value as strict JSON has it: infinity and what is no number are null."""
-    if isinstance(value, dict):
-        return {name: finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -39,7 +39,6 @@ class Asking:
             seed=secrets.randbits(63) if options.seed is None else options.seed,
             width=width,
             height=height,
-            **bundle.stages(stage),
             num_images=body.n or 1,
             source=None if brought is None else brought.photo,
             mask=None if brought is None or brought.mask is None else self._mask(brought.mask, width, height),
@@ -47,7 +46,7 @@ class Asking:
             timeout=options.deadline or self.config.bounds.deadline,
             preview=_preview(body, stage.steps, drafts=1 if brought is None else 0),
             explain=options.explain,
-            **self._tightened(options),
+            **self._tightened(options, stage),
         )
 
     def _stage(self, options: TwigOptions) -> Stage:
@@ -58,12 +57,13 @@ class Asking:
             solver=options.solver or drawing.solver,
         )
 
-    def _tightened(self, options: TwigOptions) -> dict[str, Any]:
-        """The fields that say how much is avoided, and what is refused."""
+    def _tightened(self, options: TwigOptions, stage: Stage) -> dict[str, Any]:
+        """The fields that say how much is avoided, from what draft, and what is refused."""
         drawing = self.config.drawing
         preset = preset_for(options.preset, drawing.preset)
         bundle, calibrated = BUNDLES[preset], self.calibrated
         return {
+            **bundle.stages(stage),
             "avoidance": bundle.avoidance,
             "gate": None if options.always else bundle.gate,
             "similarity": policy_for(options.rule, options.retries, drawing.rule, preset, calibrated=calibrated),

@@ -1,25 +1,20 @@
 """What a study found, for programs: the numbers of its report, without a work, a prompt or a picture."""
 
-import math
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from ..api.portable import finite
 from ..api.reading import read_model
 
 FILE = "findings.json"
 """Name of the file in a study's folder."""
 
 
-def _finite(value: object) -> object:
-    """Numbers as JSON has them: what is not known is null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Known = Annotated[float | None, BeforeValidator(_finite)]
-Share = Annotated[Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator(_finite)]
+Known = Annotated[float | None, BeforeValidator(finite)]
+Share = Annotated[Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator(finite)]
 
 
 class _Record(BaseModel):

@@ -1,9 +1,9 @@
 """What commands say: lines for people, in which nothing moves a cursor or begins a line; JSON for programs."""
 
 import json
-import math
 from typing import Any, TextIO
 
+from ...api.portable import finite
 from ...api.reading import shown
 
 LONGEST = 4000
@@ -22,12 +22,4 @@ def say_line(text: object, stream: TextIO | None = None) -> None:
 
 def write_json(value: Any) -> None:
     """Write one line of JSON, in ASCII, and pass it on at once; infinity and what is no number become null."""
-    print(json.dumps(_finite(value), allow_nan=False), flush=True)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(finite(value), allow_nan=False), flush=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...api.errors import InvalidRequestError, TwigError
 from ...api.event import Event
+from ...api.portable import finite
 from ...api.request import GenerationRequest
 from ...api.result import GenerationResult, Verdict
 from ...engine import Engine
@@ -16,7 +17,7 @@ from ...records.audit import LOG_NAME, AuditLog, file_hash
 from ...records.manifest import Manifest
 from ...records.naming import run_name
 from ...records.output import OutputFolder, manifest_beside
-from ..answers import account, finite
+from ..answers import account
 from ..asking import Asking
 from ..bodies import ImageBody, from_values
 from ..config import ServeConfig
