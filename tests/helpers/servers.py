@@ -75,10 +75,10 @@ class Process:
         self.started = started
         self.log: list[dict[str, object]] = []
         threading.Thread(target=self._read, daemon=True).start()
-        wait_for(lambda: self._address() or started.poll() is not None, seconds=180)
+        wait_for(lambda: self._address() or started.poll() is not None, seconds=200)
         assert started.poll() is None, self.log
         self.url = self._address()
-        wait_for(lambda: self.status("/readyz") == 200, seconds=180)
+        wait_for(lambda: self.status("/readyz") == 200, seconds=200)
 
     def status(self, path: str) -> int:
         """Status of an answer, 0 where nobody listens."""

@@ -1,5 +1,6 @@
 """Edits through the real client: a photo takes the draft's place, a mask over it steers, and nothing else goes on."""
 
+import base64
 import io
 
 import httpx2
@@ -21,8 +22,6 @@ def encoded(image, format="PNG", **options) -> bytes:
 def photo(client) -> Image.Image:
     """A star that the model drew."""
     (item,) = client.images.generate(prompt=PROMPT, extra_body={"twig": {"draft": True, "steps": 6, "seed": 2}}).data
-    import base64
-
     return Image.open(io.BytesIO(base64.b64decode(item.twig["draft"]))).convert("RGB")
 
 
@@ -47,8 +46,6 @@ def test_a_mask_says_what_is_kept_away_from(client, photo):
         prompt=PROMPT,
         extra_body={"twig": {"mask": True}},
     )
-    import base64
-
     seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.data[0].twig["mask"]))).convert("L")) > 127
     assert np.array_equal(seen, alpha == 0)
 

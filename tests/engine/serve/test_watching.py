@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 
 import httpx2
@@ -115,7 +116,7 @@ def test_an_error_in_the_log_says_where_and_not_what():
     try:
         raise ValueError(PROMPT)
     except ValueError:
-        record = logging.getLogger().makeRecord("x", logging.ERROR, "", 0, "it broke", (), __import__("sys").exc_info())
+        record = logging.getLogger().makeRecord("x", logging.ERROR, "", 0, "it broke", (), sys.exc_info())
     line = json.loads(JsonFormatter().format(record))
     assert (line["error"], line["message"]) == ("ValueError", "it broke")
     assert "test_watching.py" in line["at"][0]
