@@ -58,9 +58,10 @@ dist: $(VENV)/.installed-dev
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
-# Ray is large, and these tests alone need it.
+# Ray is large, and these tests alone need it. It is compiled: a node gives its agents seconds to start, in which they
+# would compile it again and again.
 $(VENV)/.installed-serving: $(VENV)/.installed-dev
-	$(PIP) $(EDITABLE) "$(PACKAGE)[ray]"
+	$(subst --no-compile,--compile,$(PIP)) $(EDITABLE) "$(PACKAGE)[ray]"
 	@touch $@
 
 # --no-deps, so that this index serves PyTorch alone; the next install brings what it depends on.
