@@ -39,6 +39,7 @@ MAX_DEPTH = 32
 MAX_DIGITS = 100
 """Digits of a whole number in JSON: tokenizers of transformers write 10**30 for 'unbounded'."""
 
+_PIECE = 2**22  # bytes that are read at once
 _SHOWN = 200
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -116,12 +117,14 @@ def read_bytes(path: Place, most: int) -> bytes:
     """Content of the regular file at `path`, at most `most` bytes."""
     with open_regular(path, most) as stream:
         try:
-            data = stream.read(most + 1)
+            data = bytearray()  # by pieces, for room is made for all that is asked for
+            while len(data) <= most and (piece := stream.read(min(_PIECE, most + 1 - len(data)))):
+                data += piece
         except OSError as error:
             fail(path, _reason(error))
     if len(data) > most:
         fail(path, f"more than {most} bytes, which is the most that is read of such a file")
-    return data
+    return bytes(data)
 
 
 def read_text(path: Place, most: int = MAX_TEXT) -> str:

@@ -4,9 +4,10 @@ Every field that the API has is known here. One that cannot be served is refused
 that there is not: nothing is dropped in silence.
 """
 
+import json
 import re
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -19,6 +20,7 @@ from .errors import ApiError, wrong_field
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _NESTED = re.compile(r"twig\[(\w+)\]")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][-+]?[0-9]{1,3})?")
 
 _UNSERVED = {
     "complexity": "there are no drawings of vectors here",
@@ -177,10 +179,13 @@ def from_form(fields: Iterable[tuple[str, str]], kind: type[_Body]) -> _Body:
 
 
 def _typed(text: str, name: str, model: type[Settings]) -> Any:
-    """A form's text as JSON would have it: switches are true and false, what is empty is not said."""
+    """A form's text as JSON would have it: switches are true and false, numbers numbers, what is empty is not said."""
     field = model.model_fields.get(name)
-    if field is not None and field.annotation is bool:
+    kinds = set() if field is None else {field.annotation, *get_args(field.annotation)}
+    if bool in kinds:
         return {"true": True, "false": False}.get(text, text)
+    if kinds & {int, float} and _NUMBER.fullmatch(text):
+        return json.loads(text)
     return text or None
 
 

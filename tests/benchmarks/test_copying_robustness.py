@@ -125,7 +125,7 @@ def test_cells_are_of_one_half_and_measured_at_the_sources_size(bed, source, tmp
     assert len(list(study.run(chosen))) == 2
     assert study.pictures(chosen[1].name).pictures.shape == (1, 64, 64, 3)
     text = robustness_report(study.rows(), held_out=False)
-    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| 128")] == ["| 128 x 128"] * 6
+    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| 128")] == ["| 128 x 128"] * 7
     assert "german" not in text, "nothing was drawn of it"
     assert "| condition |" in robustness_report(study.rows(), held_out=True)
 

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from twig.benchmarks.copying.baselines import RenEngine
+from twig.benchmarks.copying.baselines.ren import RenEngine
 from twig.engine import loading
 from twig.engine.engine import Engine
 

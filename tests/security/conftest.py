@@ -24,7 +24,7 @@ def _fixtures(place: str) -> ModuleType:
 
 _engine, _records = _fixtures("engine"), _fixtures("engine/records")
 make_result, model, explanation = _engine.make_result, _engine.model, _engine.explanation
-signing, place, postgresql = _records.signing, _records.place, _records.postgresql
+signing, place = _records.signing, _records.place
 
 _SECONDS = 60
 

@@ -138,7 +138,7 @@ def test_a_private_file_that_others_can_read_is_refused(tmp_path):
 def test_reading_does_not_wait_for_a_fifo(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(RecordError, match="not a regular file"):
-        read_regular(tmp_path / "fifo")
+        read_regular(tmp_path / "fifo", 64)
 
 
 def test_a_folder_is_checked_and_left_empty(tmp_path):

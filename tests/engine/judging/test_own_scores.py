@@ -97,12 +97,12 @@ def test_adding_a_work_that_usual_limits_miss_warns_by_name(photos, tmp_path, ca
     registry = tmp_path / "works.safetensors"
     assert run(["registry", "add", str(photos), "--registry", str(registry)]) == 0
     err = capsys.readouterr().err
-    assert err.count("an exact copy of 'photo") == FAINT
+    assert err.count('an exact copy of "photo') == FAINT
     assert "ssim_aligned 0." in err
     assert "registry_ssim_aligned_share > 0.9" in err
     assert "--keep-pictures" in err
     assert run(["registry", "list", "--registry", str(registry)]) == 0
-    assert re.search(r"Z  0\.\d{3}  'photo0.png'", capsys.readouterr().out)
+    assert re.search(r'Z  0\.\d{3}  "photo0.png"', capsys.readouterr().out)
     assert run(["registry", "check", str(photos / "photo0.png"), "--registry", str(registry)]) == 0
     assert "registry_ssim_aligned_share" in capsys.readouterr().out
 

@@ -112,10 +112,10 @@ def test_the_registry_commands(tiny_checkpoint, pictures, tmp_path, capsys):
     assert "0 works added, 4 in" in out
     assert run(["registry", "list", *file]) == DONE
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in listed] == [f"'{seed}.png'" for seed in range(4)]
+    assert [line.split()[-1] for line in listed] == [f'"{seed}.png"' for seed in range(4)]
     assert run(["registry", "check", str(pictures / "2.png"), *file, *model]) == DONE
     out = capsys.readouterr().out
-    assert "1.000  '2.png'" in out.splitlines()[0]
+    assert '1.000  "2.png"' in out.splitlines()[0]
     assert f"nearest: {listed[2].split()[0]}" in out
     assert "registry_ssim_aligned" in out
     assert run(["generate", "a star", "--steps", "1", "--out", str(tmp_path / "out"), *file, *model]) == DONE
