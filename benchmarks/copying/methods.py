@@ -4,6 +4,7 @@ Every method draws with the same network, solver and steps, and is counted in ro
 method trace its curve from faithful to cautious.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -85,9 +86,16 @@ class Bed:
         return replace(self.components, unet=unet, hashes=hashes)
 
     def engine(self, kind: type[Engine] = Engine, *, twin: bool = False, **options: Any) -> Engine:
-        """The engine of a kind, with `options` of that kind; made when first asked for."""
+        """The engine of a kind, with `options` of that kind; made when first asked for.
+
+        Plain engines stay. Of those that a published method changes only the last does, for each holds networks of its
+        own, half a gigabyte where they are compiled.
+        """
         key = (kind, twin, *options.values())
         if key not in self._engines:
+            for other in [other for other in self._engines if kind is not Engine and other[0] is not Engine]:
+                del self._engines[other]
+            gc.collect()  # an engine's parts know each other, and what they hold is not Python's to weigh
             self._engines[key] = kind(
                 self.twin if twin else self.components,
                 limits=Limits(slots=self.slots, rows=self.slots),

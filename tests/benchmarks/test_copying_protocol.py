@@ -1,6 +1,7 @@
 """The comparison of methods: what each asks for and costs, how cells are drawn once, and what rows are summed up to."""
 
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -82,6 +83,15 @@ def test_methods_are_billed_what_they_run(bed, source, method, rows):
     assert drawing.rows.tolist() == [rows]
     if method not in (NOTHING, reseed()):
         assert not np.array_equal(drawing.pictures, draw(bed, NOTHING, source, seeds=1).pictures)
+
+
+def test_a_bed_keeps_plain_engines_and_the_last_of_the_others(bed):
+    plain = bed.engine()
+    first = weakref.ref(bed.engine(ren(1.1).kind, start_scale=1.1))
+    assert bed.engine(ren(1.1).kind, start_scale=1.1) is first()
+    bed.engine(ren(1.2).kind, start_scale=1.2)
+    assert first() is None
+    assert bed.engine() is plain
 
 
 def test_descent_makes_first_step_guidance_small_and_is_billed(bed, source):

@@ -19,7 +19,7 @@ from .steering import Beside, Steered, Taken, conditional_text
 ATTENUATION = -3.0
 """Added to the logits of spiking tokens: a twentieth of their attention is left."""
 
-SPIKING = 2.0
+SPIKING = 1.0
 """Standard deviations above the mean token from which on a token's attention counts as a spike."""
 
 
