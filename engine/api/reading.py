@@ -39,6 +39,7 @@ MAX_DEPTH = 32
 MAX_DIGITS = 100
 """Digits of a whole number in JSON: tokenizers of transformers write 10**30 for 'unbounded'."""
 
+_PIECE = 16 * MEBIBYTE
 _SHOWN = 200
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -114,14 +115,17 @@ def open_regular(path: Place, most: int) -> BufferedReader:
 
 def read_bytes(path: Place, most: int) -> bytes:
     """Content of the regular file at `path`, at most `most` bytes."""
+    data = bytearray()
     with open_regular(path, most) as stream:
         try:
-            data = stream.read(most + 1)
+            # Piece by piece: a read of all that is allowed would ask for that much memory.
+            while piece := stream.read(min(_PIECE, most + 1 - len(data))):
+                data += piece
         except OSError as error:
             fail(path, _reason(error))
     if len(data) > most:
         fail(path, f"more than {most} bytes, which is the most that is read of such a file")
-    return data
+    return bytes(data)
 
 
 def read_text(path: Place, most: int = MAX_TEXT) -> str:
