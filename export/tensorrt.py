@@ -51,8 +51,9 @@ def build_plan(
     """Build a plan for `spec` from the ONNX file `graph`, whose number types are the plan's.
 
     timing_cache: read if it is there, and written. It belongs to one GPU and TensorRT version. Raises BackendError with
-    what TensorRT said if it cannot parse the graph or build the plan.
+    what TensorRT said if it cannot parse the graph or build the plan, ForeignFileError for a cache that is no file.
     """
+    known = b"" if timing_cache is None or not os.path.lexists(timing_cache) else read_bytes(timing_cache, _MAX_CACHE)
     logger = _logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -65,8 +66,7 @@ def build_plan(
         config.add_optimization_profile(_optimization_profile(builder.create_optimization_profile(), spec, profile))
     _configure(trt, config, options)
     if timing_cache is not None:
-        data = read_bytes(timing_cache, _MAX_CACHE) if os.path.lexists(timing_cache) else b""
-        config.set_timing_cache(config.create_timing_cache(data), ignore_mismatch=False)
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:  # it does not raise
         raise BackendError(

@@ -39,7 +39,7 @@ MAX_DEPTH = 32
 MAX_DIGITS = 100
 """Digits of a whole number in JSON: tokenizers of transformers write 10**30 for 'unbounded'."""
 
-_PIECE = 2**22  # bytes that are read at once
+_PIECE = 16 * MEBIBYTE
 _SHOWN = 200
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -115,10 +115,11 @@ def open_regular(path: Place, most: int) -> BufferedReader:
 
 def read_bytes(path: Place, most: int) -> bytes:
     """Content of the regular file at `path`, at most `most` bytes."""
+    data = bytearray()
     with open_regular(path, most) as stream:
         try:
-            data = bytearray()  # by pieces, for room is made for all that is asked for
-            while len(data) <= most and (piece := stream.read(min(_PIECE, most + 1 - len(data)))):
+            # Piece by piece: a read of all that is allowed would ask for that much memory.
+            while piece := stream.read(min(_PIECE, most + 1 - len(data))):
                 data += piece
         except OSError as error:
             fail(path, _reason(error))

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from twig.engine.api.calibration import Calibration
-from twig.engine.api.errors import TwigError
+from twig.engine.api.errors import ForeignFileError, TwigError
 from twig.engine.api.pixels import load_picture
-from twig.engine.api.reading import read_lines
+from twig.engine.api.reading import MAX_TENSORS, read_bytes, read_lines
 from twig.engine.backends.compile_cache import drop_unverified
 from twig.engine.backends.measuring import remembered
 from twig.engine.cli.main import USER_ERROR, run
@@ -25,6 +25,7 @@ from twig.engine.records.inspection import read_mask
 from twig.engine.records.manifest import Manifest
 from twig.engine.study.assessment import read_prompts
 from twig.export.store import LEDGER, MANIFEST, ArtifactStore, Key
+from twig.export.tensorrt import PlanOptions, build_plan
 
 pytestmark = pytest.mark.slow
 
@@ -230,6 +231,23 @@ def test_an_artifact_with_a_manifest_of_other_values_is_built_again(tmp_path, ma
     assert store.verify()[KEY.digest]
     store.folder(KEY, build)
     assert store.verify() == {}
+
+
+def test_a_trap_in_place_of_a_timing_cache_is_refused_before_anything_is_built(tmp_path, trap):
+    trap(tmp_path / "timing")
+    with pytest.raises(ForeignFileError):
+        build_plan(None, tmp_path / "graph", None, [], PlanOptions(), tmp_path / "timing")
+
+
+def test_a_trap_in_place_of_a_plan_is_refused(tmp_path, trap):
+    trap(tmp_path / "plan")
+    with pytest.raises(ForeignFileError):
+        read_bytes(tmp_path / "plan", MAX_TENSORS)
+
+
+def test_a_file_of_which_much_may_be_read_takes_no_more_memory_than_it_has(tmp_path):
+    (tmp_path / "plan").write_bytes(b"plan")
+    assert read_bytes(tmp_path / "plan", MAX_TENSORS) == b"plan"
 
 
 def test_measurements_that_cannot_be_read_are_made_again(tmp_path, rubbish):
