@@ -90,7 +90,10 @@ def _summary(
     sourced = [row for row in rows if "source" in row and chosen(row)]
     fresh = {count: _latest(row for row in rows if row.get("objects") == count) for count in (1, 2)}
     drawn = [row for row in fresh.values() if row]
-    near = {name: _rate([_delivered(row, row["copies"][name]) for row in sourced]) for name in NEARNESS.values()}
+    near = {
+        name: _rate([_delivered(row, row["copies"][name]) for row in sourced if name in row["copies"]])
+        for name in NEARNESS.values()
+    }
     return Summary(
         method,
         strength,
@@ -139,10 +142,12 @@ def _mean(groups: Iterable[Sequence[float] | np.ndarray]) -> float:
 def delivered_counts(rows: Rows, measure: str) -> dict[tuple[str, float], dict[int, tuple[int, int]]]:
     """For each method and strength, by source: how many delivered pictures are its source's by a measure, of how many.
 
-    Of a source that was drawn at several counts, the cell of the most pictures.
+    Of a source that was drawn at several counts, the cell of the most pictures. Rows that are older than the measure
+    say nothing of it.
     """
     found: dict[tuple[str, float], dict[int, tuple[int, int]]] = {}
-    for row in sorted((row for row in rows if "source" in row), key=lambda row: row["pictures"]):
+    measured = (row for row in rows if measure in row.get("copies", ()))
+    for row in sorted(measured, key=lambda row: row["pictures"]):
         own = found.setdefault((row["method"], row["strength"]), {})
         own[row["source"]] = int(_delivered(row, row["copies"][measure]).sum()), row["pictures"]
     return found

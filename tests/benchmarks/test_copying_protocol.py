@@ -335,6 +335,15 @@ def test_pictures_of_each_source_are_counted_as_delivered():
     assert str(one.arrangement).endswith(" of 7")
 
 
+def test_rows_that_are_older_than_a_measure_say_nothing_of_it():
+    old = row()
+    del old["copies"][ARRANGEMENT]
+    (one,) = summarise([old], lambda _: True)
+    assert one.arrangement is None
+    assert one.copies.value == 0.5
+    assert delivered_counts([old], ARRANGEMENT) == {}
+
+
 def test_the_interval_is_of_sources_not_of_pictures():
     alike = [np.ones(50), np.zeros(50), np.ones(50), np.zeros(50)]
     mixed = [np.tile([0.0, 1.0], 25)] * 4
