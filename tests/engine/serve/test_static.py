@@ -7,6 +7,8 @@ import httpx2
 import pytest
 
 from servers import running
+from twig.engine.api.metrics import ALL_METRICS
+from twig.engine.api.result import Verdict
 
 PAGE = files("twig.engine.serve").joinpath("page")
 NAMES = sorted(path.name for path in PAGE.iterdir())
@@ -15,7 +17,9 @@ CODE = [name for name in NAMES if name.endswith(".js")]
 
 def words(name):
     """Names and words of a language's table."""
-    return dict(re.findall(r'^  "([\w.]+)":\s*"(.*)",$', PAGE.joinpath(name).read_text(encoding="utf-8"), re.MULTILINE))
+    return dict(
+        re.findall(r'^  "([\w. ]+)":\s*"(.*)",$', PAGE.joinpath(name).read_text(encoding="utf-8"), re.MULTILINE)
+    )
 
 
 def test_the_page_lets_nothing_else_in(served):
@@ -74,3 +78,9 @@ def test_every_word_that_is_named_is_there():
     for name in CODE:
         named |= set(re.findall(r'\bt\("([\w.]+)"', PAGE.joinpath(name).read_text(encoding="utf-8")))
     assert named <= english
+
+
+def test_every_measure_and_verdict_has_its_words():
+    named = {name.removesuffix("_aligned") for name in ALL_METRICS}
+    wanted = {f"measure.{name}" for name in named} | {f"verdict.{verdict}" for verdict in Verdict}
+    assert wanted <= set(words("en.js"))
