@@ -73,8 +73,11 @@ class NoStage:
             job.own.image = torch.zeros(3, 2, 2)
             job.own.attempts.append(Attempt(0, job.avoidance, {}, 2, 2, decision=decision))
 
-    def decision(self, job):
-        return self.judging.decision(job)
+    def wants_redraft(self, job):
+        return self.judging.wants_redraft(job)
+
+    def ending(self, job):
+        return self.judging.ending(job)
 
     def _run(self, stage):
         return Trajectory(plan_rows(stage), (0.0,) * stage.steps)
