@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from .api.calibration import Calibration
-from .api.errors import TwigWarning
+from .api.errors import InvalidRequestError, TwigWarning
 from .api.request import Requests, as_requests
 from .batching.scheduler import Limits
 from .door import MAX_PIXELS, MAX_STEPS, Door
@@ -90,6 +90,15 @@ def of_pipeline(
 def registered(registry: Registry | Path | str | None) -> Registry | None:
     """The works themselves, or those of a file. Raises CheckpointError."""
     return registry if isinstance(registry, Registry | None) else Registry.load(registry)
+
+
+def served_device(name: str | None) -> str:
+    """The device named, if it is here; raises InvalidRequestError naming those that are."""
+    gpus = torch.cuda.device_count()
+    served = ["cpu", *["cuda"][:gpus], *(f"cuda:{number}" for number in range(gpus))]
+    if name is not None and name not in served:
+        raise InvalidRequestError(f"there is no device {name!r} here; there is {', '.join(served)}")
+    return name or ("cuda" if gpus else "cpu")
 
 
 def check_options(engine: type, options: Mapping[str, Any], method: Callable[..., Any]) -> None:

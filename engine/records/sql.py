@@ -33,14 +33,15 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from ..api.errors import RecordError
-from ..api.reading import quoted, shown
+from ..api.reading import shown
 from ..api.writing import check_folder, open_own
 from .chain import BEGINNING, Head, Line, digest_of, linked, parsed, without_erasable, written
+from .databases import PATIENCE, served_url, without_secrets
 from .secret import Secret
 from .stores import Query
 
@@ -67,14 +68,11 @@ _FOUND = {
     "postgresql": """((text::json ->> '{}') COLLATE "C")""",
 }
 """How a database finds a value in a line's text. PostgreSQL lets nobody write one that is no JSON."""
-_SERVED = tuple(_FOUND)
 
 _FEW = 1000  # values that a statement names at once
 _LARGEST = 2**63 - 1
-_HIDDEN = ("pass", "secret", "token", "key")
 
 _LOCK = 0x54574947  # names our lock among a PostgreSQL database's advisory locks
-_PATIENCE = 60.0  # seconds that SQLite waits for another process's transaction
 
 
 class SqlStore:
@@ -82,8 +80,8 @@ class SqlStore:
 
     def __init__(self, url: str, secret: Secret) -> None:
         self._secret = secret
-        self._url = _served(url)
-        self.place = _without_secrets(self._url)
+        self._url = served_url(url, "audit log")
+        self.place = without_secrets(self._url)
         self._prepared = False
         try:
             self._engine = _engine(self._url)
@@ -253,33 +251,11 @@ def _batches(numbers: Collection[int]) -> Iterator[list[int]]:
         yield some
 
 
-def _served(url: str) -> URL:
-    """The URL with the driver that the extra installs. What is wrong may be in its password: it is not told."""
-    try:
-        url.encode()  # a name of bytes that are no text names no database
-        found = make_url(url)
-        name = found.get_backend_name()
-    except (ArgumentError, ValueError):
-        name = ""
-    if name not in _SERVED:
-        raise RecordError(
-            f"no audit log can be kept at {quoted(shown(url.partition('://')[0], 40))}://...: write "
-            "sqlite:///FILE or postgresql://USER@HOST/DATABASE, special characters in a password as %40"
-        )
-    return found.set(drivername="postgresql+psycopg") if found.drivername == "postgresql" else found
-
-
-def _without_secrets(url: URL) -> str:
-    """The URL as it may be shown: without its password, and without what stands for one behind the question mark."""
-    hidden = {name: "***" for name in url.query if any(word in name.lower() for word in _HIDDEN)}
-    return url.update_query_dict(hidden).render_as_string()
-
-
 def _engine(url: URL) -> Engine:
     """An engine that keeps no connection: a server that began anew, or a process that was forked, finds none broken."""
     if url.get_backend_name() != "sqlite":
         return create_engine(url, poolclass=NullPool)
-    engine = create_engine(url, connect_args={"timeout": _PATIENCE}, poolclass=NullPool)
+    engine = create_engine(url, connect_args={"timeout": PATIENCE}, poolclass=NullPool)
     event.listen(engine, "connect", _leave_transactions_to_us)
     event.listen(engine, "begin", _begin)
     return engine

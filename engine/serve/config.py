@@ -36,9 +36,13 @@ class Model(Settings):
     path: str | None = None
     controlnet: str | None = None
     segmenter: str | None = None
+    vae: str | None = None
+    variant: str | None = None
+    revision: str | None = None
     device: str | None = None
     dtype: Precision = Precision.FLOAT32
     calibration: Path | None = None
+    bank: Path | None = None
     registry: Path | None = None
     slots: int = Field(default=16, ge=1)
     rows: int = Field(default=16, ge=1)
@@ -175,9 +179,13 @@ class ServeConfig(Settings):
         return told
 
 
+_FILES = ("controlnet", "segmenter", "vae", "calibration", "bank", "registry")
+PARTS = (*_FILES, "variant", "revision")
+"""What `Model` says in the words of `Engine.from_pretrained`, besides the model itself."""
+
 _PATHS = {
     "listen": ("keys",),
-    "model": ("path", "controlnet", "segmenter", "calibration", "registry"),
+    "model": ("path", *_FILES),
     "records": ("folder", "log"),
     "page": ("study",),
 }

@@ -9,10 +9,11 @@ from fastapi import FastAPI
 
 from ..batching.scheduler import Limits
 from ..engine import Engine
+from ..loading import served_device
 from .app import application
 from .bodies import ImageBody
 from .checking import check
-from .config import ServeConfig
+from .config import PARTS, ServeConfig
 from .keys import LOCAL
 from .listening import Listener
 from .logs import log_as_json
@@ -22,11 +23,11 @@ from .service import Service
 def load(config: ServeConfig) -> Engine:
     """The engine that a configuration names, on a GPU if there is one and nothing else is said."""
     model, bounds = config.model, config.bounds
-    parts = {name: getattr(model, name) for name in ("controlnet", "segmenter", "calibration", "registry")}
+    parts = {name: getattr(model, name) for name in PARTS}
     return Engine.from_pretrained(
         model.path,
         **parts,
-        device=model.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=served_device(model.device),
         dtype=getattr(torch, model.dtype),
         limits=Limits(slots=model.slots, rows=model.rows, waiting=model.waiting),
         max_steps=bounds.steps,

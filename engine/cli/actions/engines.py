@@ -3,9 +3,9 @@
 import torch
 
 from ...api.choices import Precision
-from ...api.errors import InvalidRequestError
 from ...api.request import Requests
 from ...engine import Engine
+from ...loading import served_device
 from ..options import EngineChoice, given
 
 
@@ -32,12 +32,3 @@ def load_engine(choice: EngineChoice, requests: Requests = (), **more: str | Non
         device=served_device(choice.device),
         dtype=getattr(torch, choice.dtype or Precision.FLOAT32),
     )
-
-
-def served_device(name: str | None) -> str:
-    """The device named, if it is here; raises InvalidRequestError naming those that are."""
-    gpus = torch.cuda.device_count()
-    served = ["cpu", *["cuda"][:gpus], *(f"cuda:{number}" for number in range(gpus))]
-    if name is not None and name not in served:
-        raise InvalidRequestError(f"there is no device {name!r} here; there is {', '.join(served)}")
-    return name or ("cuda" if gpus else "cpu")

@@ -27,14 +27,14 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from ...api.errors import RecordError
+from ...api.reading import shown
 from ...api.writing import check_folder, open_own
+from ...records.databases import PATIENCE, served_url, without_secrets
 from .store import Claim, Job, Status
 
-_PATIENCE = 60.0  # seconds that SQLite waits for another process's transaction
 _TABLES = MetaData()
 
 _JOBS = Table(
@@ -69,15 +69,14 @@ class SqlJobs:
     """A `JobStore` in the database at `url`."""
 
     def __init__(self, url: str) -> None:
+        served = served_url(url, "jobs")
+        self.place = without_secrets(served)
+        in_file = served.get_backend_name() == "sqlite"
+        self._file = Path(str(served.database)) if in_file else None
         try:
-            found = make_url(url)
-            served = found.set(drivername="postgresql+psycopg") if found.drivername == "postgresql" else found
-            self.place = served.render_as_string()
-            in_file = served.get_backend_name() == "sqlite"
-            self._file = Path(str(served.database)) if in_file else None
-            self._engine = create_engine(served, connect_args={"timeout": _PATIENCE} if in_file else {})
-        except (ArgumentError, ImportError) as error:
-            raise RecordError(f"no jobs can be kept at {url!r}: {error}") from error
+            self._engine = create_engine(served, connect_args={"timeout": PATIENCE} if in_file else {})
+        except (ArgumentError, ImportError, TypeError, ValueError) as error:
+            raise RecordError(f"no jobs can be kept at {self.place}: {shown(error)}") from error
         self._insert = (sqlite if in_file else postgresql).insert
 
     def check(self) -> None:

@@ -105,6 +105,9 @@ def test_a_check_loads_the_model_and_tries_its_rule(tmp_path, tiny_checkpoint, c
         ('drawing: {rule: "refuse if beauty > 1"}', "unknown metric 'beauty'"),
         ('drawing: {rule: "refuse if ms_ssim crosses its limit"}', "not calibrated"),
         ("bounds: {steps: 5}", ""),
+        (f"model: {{path: {tiny_checkpoint}, device: cuda:99}}", "there is no device 'cuda:99' here"),
+        (f"model: {{path: {tiny_checkpoint}, vae: {tmp_path}}}", "has no safetensors weights"),
+        (f"model: {{path: {tiny_checkpoint}, bank: none.safetensors}}", "none.safetensors"),
     ):
         expected = USER_ERROR if named else DONE
         assert run(["serve", "--check", "--config", str(written(tmp_path, folder + line))]) == expected

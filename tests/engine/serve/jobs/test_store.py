@@ -143,10 +143,17 @@ def test_the_file_is_its_owners_alone(tmp_path):
     assert (tmp_path / "jobs.db").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("url", ["nonsense", "oracle://x"])
-def test_what_is_no_database_is_refused(url):
-    with pytest.raises(RecordError, match="no jobs can be kept"):
+@pytest.mark.parametrize("url", ["nonsense", "oracle://twig:hush@x", "postgresql://twig:hu/sh@hush:hush/none"])
+def test_what_is_no_database_is_refused_without_its_password(url):
+    with pytest.raises(RecordError, match="no jobs can be kept") as refused:
         SqlJobs(url)
+    assert "hush" not in str(refused.value)
+
+
+def test_a_password_behind_the_question_mark_is_not_told():
+    with pytest.raises(RecordError, match="cannot be used") as refused:
+        SqlJobs("postgresql://127.0.0.1:1/none?user=a&password=hush").check()
+    assert "hush" not in str(refused.value)
 
 
 def test_a_database_that_cannot_be_reached_says_so():
