@@ -115,6 +115,16 @@ def test_streams_wait_for_each_other():
     assert tensor.cpu().tolist() == [2.0]
 
 
+def test_streams_may_keep_to_parts_of_what_they_share(device):
+    tensor, other = torch.ones(2, device="cuda"), torch.cuda.Stream()
+    device.divided([tensor])
+    with torch.cuda.stream(other):
+        tensor[0] = 2
+    tensor[1] = 3
+    torch.cuda.current_stream().wait_stream(other)
+    assert tensor.cpu().tolist() == [2.0, 3.0]
+
+
 @pytest.mark.parametrize("recorded", [False, True])
 def test_memory_is_not_freed_under_another_stream(recorded):
     tensor, other = on_device(1.0), torch.cuda.Stream()

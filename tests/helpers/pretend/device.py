@@ -96,6 +96,15 @@ class Device:
             if kind is not Kind.LAUNCH:
                 counts.places[kind, f"{detail} at {_place()}"] += 1
 
+    # --- memory ---
+
+    @staticmethod
+    def divided(tensors: Iterable[torch.Tensor]) -> None:
+        """Look for no races in `tensors` of the device: streams keep to parts of their own."""
+        for tensor in tensors:
+            if isinstance(tensor, OnDevice):
+                tensor.block.divided = True
+
     # --- operators ---
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

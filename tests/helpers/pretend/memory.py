@@ -17,7 +17,8 @@ class Block:
     """Memory of one allocation, for as long as a tensor is there that sees it.
 
     origin: the stream it was allocated on, which may have it back at once when it is freed. written: by which stream,
-    and at which of its launches; read: the last of each stream. recorded: streams that freeing waits for.
+    and at which of its launches; read: the last of each stream. recorded: streams that freeing waits for. divided: who
+    uses it says that streams keep to parts of their own, which operators that are given all of it do not tell.
     """
 
     nbytes: int
@@ -26,9 +27,12 @@ class Block:
     written: tuple[Stream, int] | None = None
     read: dict[Stream, int] = field(default_factory=dict)
     recorded: set[Stream] = field(default_factory=set)
+    divided: bool = False
 
     def check(self, stream: Stream, *, writes: bool) -> None:
         """Raise RaceError unless `stream` may read, or write, what it does not own alone."""
+        if self.divided or self.memory is not stream.device.memory:  # of a device that is gone
+            return
         uses = [*([self.written] if self.written is not None else []), *(self.read.items() if writes else ())]
         for other, ticks in uses:
             if not stream.knows(other, ticks):
