@@ -1,7 +1,8 @@
 """The parts of an engine on one device, put together; what they tell of themselves, and whose turn it is to step."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from diffusers import DiffusionPipeline
@@ -13,6 +14,7 @@ from .backends.protocol import ArtifactSource
 from .batching.arenas import Arenas
 from .batching.graphs import GraphPool
 from .batching.scheduler import Limits, Policy, Scheduler
+from .batching.streams import Streams
 from .door import MAX_PIXELS, MAX_STEPS, Door, check_dtypes
 from .estimates import rows_due, rows_of
 from .judging.judge import Judge
@@ -84,9 +86,11 @@ class Core:
             device=device,
             dtype=dtype,
         )
+        self.streams = Streams(device)
         self.arenas = Arenas(
             self.networks,
             self.graphs,
+            self.streams,
             num_slots=self.limits.slots,
             max_steps=max_steps,
             num_tokens=components.max_tokens,
@@ -101,8 +105,9 @@ class Core:
         self._turns, self._outbox = Turns(), Outbox()
         results = Results(components, registry, self.judge, self.stages.judging)
         self._lifecycle = Lifecycle(self.scheduler, self.arenas, results, self._outbox, self._recorder, clock)
-        self._loop = Loop(self.stages, self._lifecycle, self._recorder)
+        self._loop = Loop(self.stages, self._lifecycle, self._recorder, self.streams)
         self._broken = False
+        self.streams.settle()  # what was loaded and made is there, on whatever stream that was
 
     @property
     def alive(self) -> bool:
@@ -142,7 +147,7 @@ class Core:
         """
         began = time.perf_counter()
         factor = self.components.vae_scale_factor
-        with self._turns, self.torch_options.in_force():
+        with self._turns, self._running():
             for height, width in sizes or [self.components.size]:
                 self.arenas.loop((height // factor, width // factor)).capture()
         stats = self.graphs.stats
@@ -172,9 +177,15 @@ class Core:
             finally:
                 self._turns.leave()
 
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """What is asked of the device within is asked of the engine's own, on its own stream, as its options say."""
+        with self.torch_options.in_force(), self.streams.between():
+            yield
+
     def _step(self) -> None:
         try:
-            with self.torch_options.in_force():
+            with self._running():
                 self._loop.step()
         except Exception:
             self._broken = True

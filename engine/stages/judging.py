@@ -107,5 +107,5 @@ class Judging:
             rows=np.array([len(rows) for rows in plan]),
             noise_moved=own.noise_moved,
             similarity=self.judged_by.maps(own.image, None if own.delivered else reference, nearest),
-            repulsion=self.arenas.loop(job.shape).arena.pushes[job.slot, : len(plan)].numpy(force=True).copy(),
+            repulsion=self.arenas.arena(job).pushes[job.slot, : len(plan)].numpy(force=True).copy(),
         )  # fmt: skip

@@ -48,7 +48,7 @@ class Segmenting:
         assert job.slot is not None
         assert job.trajectory is not None
         assert job.request.gate is not None
-        seen = self.arenas.loop(job.shape).arena.history[job.slot]
+        seen = self.arenas.arena(job).history[job.slot]
         mask = shared.shape.to(seen.device)
         shared.agreements.append(agreement(seen, shared.drafted[0], mask))
         if len(shared.agreements) < job.request.gate.witnesses:
@@ -66,7 +66,7 @@ class Segmenting:
         stage = job.draft
         if stage.guidance_scale == 1:
             return None
-        measured = self.arenas.loop(job.shape).arena.magnitudes[job.slot, : stage.steps].cpu().double()
+        measured = self.arenas.arena(job).magnitudes[job.slot, : stage.steps].cpu().double()
         return (measured * solver_table(stage.solver, stage.steps, self.components.scheduler).noise_scale).numpy()
 
     def _labels(self, pixels: Tensor) -> list[np.ndarray | None]:

@@ -102,11 +102,11 @@ class Starting:
         job.own.policy = job.avoidance
         if job.shared.drafted is not None:
             latent, job.trajectory = job.shared.drafted
-            self.arenas.loop(job.shape).arena.latents[job.slot] = latent
+            self.arenas.arena(job).latents[job.slot] = latent
 
     def _start(self, job: Job, state: SlotState, trajectory: Trajectory) -> None:
         assert job.slot is not None
-        self.arenas.loop(job.shape).arena.write(job.slot, state)
+        self.arenas.arena(job).write(job.slot, state)
         job.trajectory = trajectory
 
     def _table(self, stage: Stage) -> SolverTable:
