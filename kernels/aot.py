@@ -20,6 +20,7 @@ import torch
 from ._triton import triton
 from .denoise_step import BLOCK, WARPS, StepColumns, denoise_step_kernel
 from .gather_rows import gather_rows_kernel
+from .group_norm import group_constants, group_moments_kernel, group_norm_kernel, group_tile, group_warps
 from .masked_attention_contiguous import contiguous_attention_kernel, contiguous_attention_long_kernel
 from .masked_attention_long import masked_attention_long_kernel
 from .masked_attention_tile import masked_attention_kernel
@@ -129,6 +130,32 @@ def kernel_cases(thorough: bool = True) -> Iterator[KernelCase]:
         for head_dim, length in ((40, 77), (160, 77), (160, 231)):
             yield attention_case(head_dim, length, torch.float16, True)
     yield from elementwise_cases()
+    yield from layer_cases(thorough)
+
+
+def layer_cases(thorough: bool) -> Iterator[KernelCase]:
+    """What the networks' blocks run besides attention, as the launchers would build it."""
+    dtypes = (torch.float16, torch.bfloat16) if thorough else (torch.float16,)
+    channels = (320, 640, 960, 1280, 1920, 2560, 128) if thorough else (320, 2560)
+    for dtype, width in product(dtypes, channels):
+        yield from group_norm_cases(width, 32, 4096, dtype)
+
+
+def group_norm_cases(channels: int, groups: int, pixels: int, dtype: torch.dtype) -> Iterator[KernelCase]:
+    """Both kernels of group normalisation, with a shift and an activation."""
+    tile = group_tile(channels, groups, pixels)
+    pointers = dict.fromkeys(("x", "weight", "bias", "shift", "out"), f"*{_TRITON_NAMES[dtype]}")
+    pointers |= {"moments": "*fp32", "eps": "fp32"}
+    shared = group_constants(channels, groups, tile) | {"SHIFTED": True, "shift_channel": 1}
+    parts = triton.next_power_of_2(triton.cdiv(pixels, tile.chunk))
+    shape = f"C={channels} groups={groups} {_TRITON_NAMES[dtype]}"
+    for name, function, own in (
+        ("group_moments", group_moments_kernel, {}),
+        ("group_norm", group_norm_kernel, {"PARTS": parts, "SILU": True}),
+    ):
+        constants = shared | own
+        arguments = _complete(function, pointers, constants)
+        yield KernelCase(name, shape, function, arguments, constants, {"num_warps": group_warps(tile)})
 
 
 def elementwise_cases() -> Iterator[KernelCase]:
@@ -160,8 +187,7 @@ def build(case: KernelCase, architecture: int) -> Any:
         (index,): divisible
         for index, (name, kind) in enumerate(case.arguments.items())
         if (kind.startswith("*") and name not in case.unaligned)
-        or name.endswith(("_batch", "_row", "_channel"))
-        or name in ("size", "pixels")
+        or (kind == "i32" and (name.endswith(("_batch", "_row", "_channel")) or name in ("size", "pixels", "chunk")))
     }
     source = triton.compiler.ASTSource(case.function, case.arguments, case.constants, attributes)
     target = triton.backends.compiler.GPUTarget("cuda", architecture, 32)
