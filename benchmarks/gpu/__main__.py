@@ -1,6 +1,6 @@
 """Everything that needs a GPU to be known: `python -m twig.benchmarks.gpu`, in ten minutes.
 
-Parts run one after the other, each under its own budget; rows go to OUT/gpu.jsonl as they come, and parts whose rows
+Parts run one after the other, each under its own budget; rows go to OUT as they come, and parts whose rows
 are there are not run again. At its end it prints the table for the README and a verdict. The exit status is 1 where a
 check failed or a part did not come to its end. Without a GPU it says so, and prints what a roofline model expects.
 """
@@ -20,8 +20,9 @@ from .bench import Bench
 from .models import SD15
 from .parts import PARTS
 from .roofline import Machine, model_rows
-from .running import done, read_rows, run_parts, supervise
-from .verdict import failures, tables
+from .running import done, read_rows, rows_file, run_parts, supervise
+from .tables import tables
+from .verdict import failures
 
 
 def main(
@@ -38,14 +39,17 @@ def main(
     if not torch.cuda.is_available() and not quick:
         _without_device()
         return
-    wanted = [name for name in names if again or name not in done(out)]
+    path = rows_file(out, dtype.value, quick)
+    wanted = [name for name in names if again or name not in done(path)]
     if here:
         _quiet()
-        run_parts(_bench(dtype, quick), wanted, out, 60 * minutes)
+        run_parts(_bench(dtype, quick), wanted, path, 60 * minutes)
         return
-    options = ["--dtype", dtype.value, *(["--quick"] if quick else [])]
-    supervise(wanted, out, 60 * minutes, options)
-    rows = read_rows(out)
+    options = ["--dtype", dtype.value, "--out", str(out), *(["--quick"] if quick else [])]
+    supervise(wanted, path, 60 * minutes, options)
+    rows = read_rows(path)
+    if quick:
+        typer.echo("A quick run: its networks are tiny, and what it says of speed means nothing.")
     typer.echo("\n".join(["", *tables(rows), ""]))
     if wrong := failures(rows, names):
         typer.echo("\n".join(["Failed:", *(f"- {each}" for each in wrong)]))

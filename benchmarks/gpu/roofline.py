@@ -17,12 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from ...engine.models.networks import ControlInputs, Denoiser, DenoiserInputs
-from ...engine.models.tensors import NetworkSpec, Sizes, control_inputs, controlnet_spec, unet_inputs, unet_spec
+from ...engine.models.networks import Denoiser
+from ...engine.models.tensors import Sizes
 from ..printing import Row
+from .calls import made_inputs
 from .models import Architecture, networks
-
-TOKENS = 77
 
 
 class Operation(NamedTuple):
@@ -135,16 +134,8 @@ def traced(sizes: Architecture, rows: int, side: int | None = None, dtype: torch
             call()
         return tuple(notes.operations)
 
-    predicted = made_inputs(unet_spec(denoiser, TOKENS), Sizes(rows, side, side), dtype, device)
-    controlled = made_inputs(controlnet_spec(denoiser, TOKENS), Sizes(rows, side, side), dtype, device)
-    unet: DenoiserInputs = unet_inputs(predicted, denoiser)
-    control: ControlInputs = control_inputs(controlled, denoiser)
+    control, unet = made_inputs(denoiser, Sizes(rows, side, side), dtype, device)
     return Traced(rows, noted(lambda: denoiser.predict(unet)), noted(lambda: denoiser.control(control)))
-
-
-def made_inputs(spec: NetworkSpec, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Zeros for every input of a network."""
-    return [torch.zeros(sizes.of(each, spec), dtype=each.dtype or dtype, device=device) for each in spec.inputs]
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,18 @@ from ..rows import write_rows
 from .bench import Bench
 from .parts import PARTS, measure
 
-FILE = "gpu.jsonl"
 OVERDUE = 124
 """Exit status of a process that ended because a part took too long."""
 _LEAST = 15.0
 
 
-def read_rows(out: Path) -> list[Row]:
+def rows_file(out: Path, dtype: str, quick: bool) -> Path:
+    """Where rows go: those of a number type, and those that mean nothing, have files of their own."""
+    return out / f"gpu_{'quick' if quick else dtype}.jsonl"
+
+
+def read_rows(path: Path) -> list[Row]:
     """Rows of the latest run of each part, in the order they were written."""
-    path = out / FILE
     rows = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
     latest = {row["part"]: row["run"] for row in rows}
     return [row for row in rows if latest[row["part"]] == row["run"]]
@@ -41,23 +44,23 @@ def ends(rows: Iterable[Row]) -> dict[str, Row]:
     return {str(row["part"]): row for row in rows if row["measure"] == "part" and row["status"] != "begun"}
 
 
-def done(out: Path) -> set[str]:
+def done(path: Path) -> set[str]:
     """Parts that came to their end."""
-    return {name for name, row in ends(read_rows(out)).items() if row["status"] == "done"}
+    return {name for name, row in ends(read_rows(path)).items() if row["status"] == "done"}
 
 
 class Recorder:
     """Writes the rows of one run of a part, and prints them. run: when it began, which tells it from other runs."""
 
-    def __init__(self, out: Path, part: str, run: float | None = None) -> None:
-        self.out = out
+    def __init__(self, path: Path, part: str, run: float | None = None) -> None:
+        self.path = path
         self.run = time.time() if run is None else run
         self.common: Row = {"part": part, "run": self.run}
 
     def write(self, row: Row) -> None:
         """Write and print one row."""
         full = {**self.common, **row}
-        write_rows(self.out / FILE, [full])
+        write_rows(self.path, [full])
         typer.echo(line({name: value for name, value in full.items() if name not in ("run", "trace")}))
         sys.stdout.flush()
 
@@ -66,12 +69,12 @@ class Recorder:
         self.write({"measure": "part", "status": status, "seconds": round(time.time() - self.run, 1), **more})
 
 
-def run_part(bench: Bench, name: str, out: Path) -> bool:
+def run_part(bench: Bench, name: str, path: Path) -> bool:
     """Run a part; return whether the device can still be used.
 
     The process ends where it takes more than the bench's seconds: what hangs cannot be told to stop.
     """
-    recorder = Recorder(out, name)
+    recorder = Recorder(path, name)
     recorder.end("begun")
     overdue = threading.Timer(min(bench.seconds, threading.TIMEOUT_MAX), _give_up, (recorder,))
     overdue.daemon = True
@@ -105,19 +108,19 @@ def _usable(bench: Bench) -> bool:
     return True
 
 
-def run_parts(bench: Bench, names: Sequence[str], out: Path, seconds: float) -> None:
+def run_parts(bench: Bench, names: Sequence[str], path: Path, seconds: float) -> None:
     """Run parts in this process, within `seconds`, as long as the device can be used."""
     began = time.monotonic()
     for name in names:
         left = seconds - (time.monotonic() - began)
         if left < _LEAST:
             return
-        budget = min(PARTS[name].seconds, left)
-        if not run_part(replace(bench, seconds=budget, began=time.monotonic()), name, out):
+        budget = left if bench.quick else min(PARTS[name].seconds, left)
+        if not run_part(replace(bench, seconds=budget, began=time.monotonic()), name, path):
             return
 
 
-def supervise(names: Sequence[str], out: Path, seconds: float, options: Sequence[str]) -> None:
+def supervise(names: Sequence[str], path: Path, seconds: float, options: Sequence[str]) -> None:
     """Run parts in processes of their own: one, and another after each that ended before its parts did."""
     began, left = time.time(), list(names)
     while left:
@@ -125,18 +128,18 @@ def supervise(names: Sequence[str], out: Path, seconds: float, options: Sequence
         if remaining < _LEAST:
             return
         only = [argument for name in left for argument in ("--only", name)]
-        command = [sys.executable, "-m", __package__, "--here", "--again", "--out", str(out), *only, *options]
+        command = [sys.executable, "-m", __package__, "--here", "--again", *only, *options]
         status = subprocess.run([*command, "--minutes", f"{remaining / 60:.3f}"], check=False).returncode
-        after = _left(left, out, began, status)
+        after = _left(left, path, began, status)
         if after == left:
             return
         left = after
 
 
-def _left(names: Sequence[str], out: Path, since: float, status: int) -> list[str]:
+def _left(names: Sequence[str], path: Path, since: float, status: int) -> list[str]:
     """Parts that were not begun since then; of one that was begun and did not end it is written that it died."""
-    rows = [row for row in read_rows(out) if float(str(row["run"])) >= since]
+    rows = [row for row in read_rows(path) if float(str(row["run"])) >= since]
     ended, begun = ends(rows), {str(row["part"]): float(str(row["run"])) for row in rows}
     for name in begun.keys() - ended.keys():
-        Recorder(out, name, begun[name]).end("died", why=f"its process ended with status {status}")
+        Recorder(path, name, begun[name]).end("died", why=f"its process ended with status {status}")
     return [name for name in names if name not in begun]

@@ -1,6 +1,6 @@
 """Engines on the random model, and jobs in their slots whose steps can be repeated."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from ...engine.api.event import State
@@ -61,6 +61,25 @@ class Stepper(CostMeter):
         if self._controlled:
             self._finalise(jobs)
         return jobs
+
+    def phases(self, n: int) -> dict[str, Callable[[], object]]:
+        """What `n` jobs with prompts of their own go through, one after the other, by the kind of batch."""
+        jobs, stages = self._queued(n), self.stages
+
+        def start(state: State, begin: Callable[[Job], None]) -> None:
+            for job in jobs:
+                job.state = state
+                begin(job)
+
+        return {
+            "encode": lambda: stages.encoding.encode(jobs),
+            "start drafts": lambda: start(State.DRAFTING, stages.starting.start_draft),
+            "draft step": lambda: self.run(jobs, 1),
+            "segment": lambda: stages.segmenting.segment(jobs),
+            "place and start finals": lambda: start(State.FINALISING, stages.starting.start_final),
+            "final step": lambda: self.run(jobs, 1),
+            "judge": lambda: stages.judging.judge(jobs),
+        }
 
     def run(self, jobs: Sequence[Job], steps: int) -> None:
         """Take as many steps."""

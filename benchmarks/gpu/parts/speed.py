@@ -6,6 +6,7 @@ A step is timed as a user waits for it: planning on the host, its copy, graphs, 
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -128,7 +129,7 @@ def replay_profile_rows(bench: Bench, served: Engine) -> Iterator[Row]:
         stepper = Stepper(served, "both")
         jobs, steps = stepper.jobs(rows // ROWS_A_JOB), 5
         stepper.run(jobs, 2)
-        times = kernel_times(lambda stepper=stepper, jobs=jobs, steps=steps: stepper.run(jobs, steps))
+        times = kernel_times(partial(stepper.run, jobs, steps))
         classes: Counter[str] = Counter()
         for kernel, seconds in times.items():
             classes[class_of(kernel)] += seconds
