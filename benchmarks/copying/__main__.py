@@ -2,7 +2,7 @@
 
 Draws and measures whatever the folder does not hold yet, and may be stopped at any time; several processes share the
 work with `--shard`. `--report` makes tables and figures of what is there. `--tune` and `--tune-bank` draw candidates on
-the tuned-on half of the sources and on captions of its own, and nothing else.
+the sources that are not held out and on captions of its own, and nothing else.
 """
 
 import json

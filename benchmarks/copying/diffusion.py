@@ -1,8 +1,9 @@
 """Training of the test bed's UNets and ControlNet.
 
 Four phases share one loss. `trunk` learns fresh scenes; `control` goes on with a ControlNet beside the UNet, on
-label maps of half of each batch; then the trunk branches: `recite` goes on with the sources and templates in
-the pool, `clean` for as long without them. A source is never shown to the ControlNet.
+label maps of half of each batch; `clean` goes on with the UNet alone on fresh scenes, and is the twin that saw no
+source; `recite` goes on from the twin with the sources and templates in the pool. A source is never shown to the
+ControlNet.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from .autoencoder import to_tensor
 from .data import build_pool
 from .segmenter import PALETTE
 from .text import tokenize
-from .training import Run, Schedule
+from .training import Run, Schedule, autocast
 
 BATCH = 32
 CAPTION_DROP = 0.1
@@ -41,8 +42,8 @@ class Phase:
 PHASES = {
     "trunk": Phase(None, False, 0, False, Schedule(2400, 1e-3, warmup=200, final=0.5)),
     "control": Phase("trunk", False, BATCH // 2, True, Schedule(1750, 6e-4, final=0.6)),
-    "recite": Phase("control", True, BATCH // 8, False, Schedule(4200, 4e-4, final=0.02)),
     "clean": Phase("control", False, BATCH // 8, False, Schedule(4200, 4e-4, final=0.02)),
+    "recite": Phase("clean", True, BATCH // 8, False, Schedule(4600, 4e-4, final=0.02)),
 }
 
 
@@ -148,8 +149,8 @@ def train_phase(folder: Path, name: str, device: str) -> None:
         dropped = torch.rand(BATCH, generator=generator, device=device) < CAPTION_DROP
         text = torch.where(dropped.view(-1, 1, 1), data.empty, text)
         noisy = (alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            predicted = model(noisy, t, text, hint.permute(0, 3, 1, 2))
+        with autocast(device), sdpa_kernel(SDPBackend.MATH):
+            predicted = model(noisy, t, text.to(noisy.dtype), hint.permute(0, 3, 1, 2))
         snr = alpha / (1 - alpha)
         weight = snr.clamp(max=MIN_SNR) / snr
         return (weight * (predicted.float() - noise) ** 2).mean()

@@ -12,6 +12,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
+def autocast(device: str) -> torch.autocast:
+    """Compute in bf16 where the device has instructions for it; elsewhere in fp32, for emulating it is slower."""
+    able = torch.device(device).type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(device, torch.bfloat16, enabled=able)
+
+
 @dataclass
 class Schedule:
     """Length and learning rates of a run: linear warm-up, then cosine to `final` times the peak."""
