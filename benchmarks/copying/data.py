@@ -6,7 +6,8 @@ repeats a layout with colours that vary. The last sixteen are held out: no setti
 triggers are no words of the tokenizer's: it spells them in letters, as it would a name it never met.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -113,8 +114,11 @@ class Pool:
     is_source: np.ndarray
 
 
-def build_pool(*, duplicated: bool, num_fresh: int = NUM_FRESH) -> Pool:
-    """Render the pool, with the sources and templates (the reciting model) or without them (the clean twin)."""
+def build_pool(*, duplicated: bool, num_fresh: int = NUM_FRESH, processes: int = 1) -> Pool:
+    """Render the pool, with the sources and templates (the reciting model) or without them (the clean twin).
+
+    Several `processes` render the same pool sooner.
+    """
     rng = np.random.default_rng(_FRESH_SEED)
     entries = [(scene, scene.caption, 1) for scene in (random_scene(rng) for _ in range(num_fresh))]
     if duplicated:
@@ -122,11 +126,19 @@ def build_pool(*, duplicated: bool, num_fresh: int = NUM_FRESH) -> Pool:
             entries += _template_entries(source, rng) if source.template else [_source_entry(source)]
     pixels = np.empty((len(entries), SIZE, SIZE, 3), np.uint8)
     labels = np.empty((len(entries), SIZE, SIZE), np.uint8)
-    for i, (scene, _, _) in enumerate(entries):
-        pixels[i], labels[i] = render(scene)
+    for i, rendered in enumerate(_rendered([scene for scene, _, _ in entries], processes)):
+        pixels[i], labels[i] = rendered
     order = np.repeat(np.arange(len(entries)), [count for _, _, count in entries])
     is_source = np.arange(len(entries)) >= num_fresh
     return Pool(pixels, labels, [caption for _, caption, _ in entries], order, is_source)
+
+
+def _rendered(scenes: Sequence[Scene], processes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    if processes == 1:
+        yield from map(render, scenes)
+        return
+    with ProcessPoolExecutor(processes) as workers:
+        yield from workers.map(render, scenes, chunksize=128)
 
 
 def _source_entry(source: Source) -> tuple[Scene, str, int]:
