@@ -18,14 +18,16 @@ from ...engine.api.mechanisms import Avoidance
 from ...engine.api.request import GenerationRequest, SimilarityPolicy
 from ...engine.api.result import GenerationResult, Verdict
 from ...engine.api.settings import Stage
+from ...engine.backends.options import TorchOptions
 from ...engine.batching.scheduler import Limits
 from ...engine.engine import Engine
 from ...engine.models import layout
 from ...engine.models.checkpoint import EMBEDDED, load
+from ..options import DeviceOption
 from ..rows import write_rows
 from .checker import Adherence, check, rates
 from .data import Source, sources
-from .measures import copy_threshold, source_similarity, to_tensor
+from .measures import copy_threshold, find_labels, source_similarity
 from .scenes import Scene, random_scene
 
 ANY = SimilarityPolicy(limits={}, retries=0)
@@ -87,7 +89,7 @@ def adherence(bed: Bed, scenes: Sequence[Scene], policy: Policy) -> list[Adheren
     pictures = [pixels(result) for result in results]
     segmenter = bed.engine.components.segmenter
     assert segmenter is not None
-    labels = segmenter(to_tensor(pictures)).numpy()
+    labels = find_labels(pictures, segmenter)
     return [check(p, found, scene) for p, found, scene in zip(pictures, labels, scenes, strict=True)]
 
 
@@ -130,11 +132,12 @@ def main(
     policy: Annotated[list[str] | None, typer.Option(help="off, default, judged; all if left out.")] = None,
     seeds: Annotated[int, typer.Option(help="Pictures a source.")] = 16,
     scenes: Annotated[int, typer.Option(help="Fresh captions of each object count.")] = 128,
+    device: DeviceOption = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Append a row for each policy and object count, and for each policy and source, and print the rates."""
     torch.set_num_threads(threads)
-    bed = Bed(load_engine(model, twin=twin))
+    bed = Bed(load_engine(model, twin=twin, device=device))
     name = "twin" if twin else "reciting"
     chosen = [source for source in sources() if source.duplicates >= 128]
     for choice in policy or list(POLICIES):
@@ -153,17 +156,17 @@ def main(
                 print(f"{name} {choice} {caption} ({half}): copy rate {np.mean(found):.3f} of {len(found)} sources")
 
 
-def load_engine(model: Path | None = None, *, twin: bool = False) -> Engine:
+def load_engine(model: Path | None = None, *, twin: bool = False, device: str = "cpu") -> Engine:
     """The test bed's engine; `twin` puts the clean twin's UNet in the reciting one's place."""
     folder = model or EMBEDDED
-    components = load(folder)
+    components = load(folder, device=device)
     if twin:
         clean = folder.parent / "clean_unet"
         unet = UNet2DConditionModel.from_pretrained(clean, torch_dtype=torch.float32)
         # Compiled networks are found by these digests: the twin's must not be taken for the other's.
         hashes = components.hashes | {"unet": layout.digest(clean)}
-        components = replace(components, unet=unet.eval(), hashes=hashes)
-    return Engine(components, limits=Limits(slots=32, rows=32))
+        components = replace(components, unet=unet.to(device).eval(), hashes=hashes)
+    return Engine(components, limits=Limits(slots=32, rows=32), torch_options=TorchOptions(tf32=False))
 
 
 if __name__ == "__main__":

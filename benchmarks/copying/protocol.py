@@ -230,7 +230,7 @@ class Study:
                 "sharpness": float(sharpness(drawing.pictures).mean()),
                 "rows": float(view.rows.mean()),
                 "seconds": seconds * float(view.rows.sum() / drawing.rows.sum()),
-                "backend": f"{self.bed.backend} {self.bed.precision}",
+                "backend": self.bed.described,
                 **cell.about,
                 **(self._copying(cell.source, drawing, labels) if cell.source else {"objects": cell.objects}),
             }
