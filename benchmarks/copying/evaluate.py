@@ -15,7 +15,8 @@ import typer
 from diffusers import UNet2DConditionModel
 
 from ...engine.api.mechanisms import Avoidance
-from ...engine.api.request import GenerationRequest, SimilarityPolicy
+from ...engine.api.presets import BUNDLES, Bundle, Preset
+from ...engine.api.request import GenerationRequest
 from ...engine.api.result import GenerationResult, Verdict
 from ...engine.api.settings import Stage
 from ...engine.backends.options import TorchOptions
@@ -28,26 +29,15 @@ from ..rows import write_rows
 from .checker import Adherence, check, rates
 from .data import Source, sources
 from .measures import copy_threshold, find_labels, source_similarity
+from .methods import ANY, UNLOOKED
 from .scenes import Scene, random_scene
 
-ANY = SimilarityPolicy(limits={}, retries=0)
-"""Accept whatever comes."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What is evaluated: mechanisms, and who judges their finals."""
-
-    avoidance: Avoidance
-    similarity: SimilarityPolicy = ANY
-
-
 POLICIES = {
-    "off": Policy(Avoidance.off()),
-    "default": Policy(Avoidance()),
-    "judged": Policy(Avoidance(), SimilarityPolicy()),
+    "off": replace(BUNDLES[Preset.OFF], similarity=ANY),
+    "default": replace(BUNDLES[Preset.DEFAULT], similarity=ANY, redraft=False),
+    "judged": BUNDLES[Preset.DEFAULT],
 }
-"""Nothing; the default mechanisms alone; and with the calibrated limits, retries and refusals on top."""
+"""Nothing; the default preset's mechanisms alone; and with the calibrated limits, retries and refusals on top."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +48,18 @@ class Bed:
     steps: int = 20
     guidance: float = 5.0
 
-    def generate(self, captions: Sequence[str], seeds: Sequence[int], policy: Policy) -> list[GenerationResult]:
+    def generate(self, captions: Sequence[str], seeds: Sequence[int], policy: Bundle) -> list[GenerationResult]:
         """One final for each caption and seed."""
         stage = Stage(steps=self.steps, guidance_scale=self.guidance)
-        # A plain final does not look at its draft, so that one costs a single step.
-        draft = Stage(steps=1, guidance_scale=1) if policy.avoidance == Avoidance.off() else stage
+        stages = policy.stages(stage)
+        if policy.avoidance == Avoidance.off():
+            stages["draft"] = UNLOOKED  # a plain final does not look at it
         return self.engine.generate(
             [
                 GenerationRequest(
                     prompt=caption,
                     seed=seed,
-                    draft=draft,
-                    final=stage,
+                    **stages,
                     avoidance=policy.avoidance,
                     similarity=policy.similarity,
                 )
@@ -83,7 +73,7 @@ def pixels(result: GenerationResult) -> np.ndarray:
     return np.asarray(result.image)
 
 
-def adherence(bed: Bed, scenes: Sequence[Scene], policy: Policy) -> list[Adherence]:
+def adherence(bed: Bed, scenes: Sequence[Scene], policy: Bundle) -> list[Adherence]:
     """Generate each scene's caption and check what came."""
     results = bed.generate([scene.caption for scene in scenes], range(len(scenes)), policy)
     pictures = [pixels(result) for result in results]
@@ -93,7 +83,7 @@ def adherence(bed: Bed, scenes: Sequence[Scene], policy: Policy) -> list[Adheren
     return [check(p, found, scene) for p, found, scene in zip(pictures, labels, scenes, strict=True)]
 
 
-def copy_rows(bed: Bed, chosen: Sequence[Source], seeds: int, policy: Policy) -> Iterator[dict[str, object]]:
+def copy_rows(bed: Bed, chosen: Sequence[Source], seeds: int, policy: Bundle) -> Iterator[dict[str, object]]:
     """One row a source: the share of `seeds` pictures that are delivered copies, and similarities."""
     for source in chosen:
         results = bed.generate([source.caption] * seeds, range(1000, 1000 + seeds), policy)
@@ -117,7 +107,7 @@ def copy_rows(bed: Bed, chosen: Sequence[Source], seeds: int, policy: Policy) ->
         }
 
 
-def adherence_rows(bed: Bed, count: int, policy: Policy) -> Iterator[dict[str, object]]:
+def adherence_rows(bed: Bed, count: int, policy: Bundle) -> Iterator[dict[str, object]]:
     """One row each for captions of one and two objects, on scenes that were never trained on."""
     rng = np.random.default_rng(29)
     for objects in (1, 2):

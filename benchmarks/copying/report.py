@@ -18,7 +18,7 @@ from .quality import REFERENCES, diversity, features, frechet_distance, referenc
 from .sheets import sheet
 from .summary import NEARNESS, Rows, Summary, delivered_counts, dominated, summarise
 
-OURS = ("ours", "ours, judged", *(f"{name} preset" for name in Preset))
+OURS = ("ours", *(f"{name} preset" for name in Preset))
 """Names of what is our own."""
 
 _HEAD = (

@@ -1,6 +1,6 @@
 """Train the test bed's model: `python -m twig.benchmarks.copying.train PART --out FOLDER`.
 
-Parts, in order: autoencoder, text, segmenter, trunk, control, recite, clean, assemble. Each resumes from its last
+Parts, in order: autoencoder, text, segmenter, trunk, control, clean, recite, assemble. Each resumes from its last
 checkpoint, and logs its learning curve to `FOLDER/runs/PART/log.jsonl`. `prepare` lays the embedded model's parts out
 in FOLDER, so that its reciting branch alone is trained again: prepare, recite, assemble.
 """
