@@ -2,7 +2,7 @@
 
 Draws and measures whatever the folder does not hold yet, and may be stopped at any time; several processes share the
 work with `--shard`. `--report` makes tables and figures of what is there. `--tune` and `--tune-bank` draw candidates on
-the tuned-on half of the sources and on captions of its own, and nothing else.
+the sources that are not held out and on captions of its own, and nothing else.
 """
 
 import json
@@ -17,6 +17,7 @@ import typer
 from ...engine.api.mechanisms import Avoidance
 from ...engine.api.request import SimilarityPolicy
 from ...engine.models.checkpoint import EMBEDDED
+from ..options import DeviceOption
 from .catalogue import bank_candidates, main_methods, other_methods
 from .methods import ANY, GUIDANCE, STEPS, Bed, Method
 from .protocol import PROFILES, Cell, Study, comparison, tuning
@@ -49,11 +50,12 @@ def main(
     model: Annotated[Path, typer.Option(help="Model folder; the embedded model.", show_default=False)] = EMBEDDED,
     backend: Annotated[str, typer.Option(help="What runs the networks: torch, openvino, onnxruntime.")] = "torch",
     precision: Annotated[str, typer.Option(help="What compiled networks compute in: fp32 or bf16.")] = "fp32",
+    device: DeviceOption = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Compare avoidance with what others published, on sources that the model recites."""
     torch.set_num_threads(threads)
-    study = Study(out, Bed(model, backend, precision))
+    study = Study(out, Bed(model, backend, precision, device))
     tuned = _candidates(tune) if tune is not None else bank_candidates() if tune_bank else None
     if tuned is not None:
         cells = tuning(_named(tuned, methods), seeds, fresh)

@@ -1,4 +1,4 @@
-"""Put the trained parts together: a diffusers folder with fp16 weights, and the clean twin's UNet beside it."""
+"""Put trained parts together, a diffusers folder with fp16 weights and the clean twin's UNet beside it; or apart."""
 
 import json
 import shutil
@@ -23,6 +23,20 @@ INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderTiny"],
 }
+
+
+def take_apart(assets: Path, folder: Path) -> None:
+    """Lay an assembled model's parts out under `folder` as they were trained, to train its reciting UNet again.
+
+    That is everything it starts from: tokenizer, text encoder, autoencoder, segmenter and the clean twin under the
+    ControlNet. What the folder holds already is kept.
+    """
+    model = assets / "model"
+    parts = {part: model / part for part in ("tokenizer", "text_encoder", "vae", "segmenter")}
+    parts |= {"phases/clean/unet": assets / "clean_unet", "phases/clean/controlnet": model / "controlnet"}
+    for place, origin in parts.items():
+        if not (folder / place).exists():
+            shutil.copytree(origin, folder / place)
 
 
 def assemble(folder: Path, out: Path) -> None:

@@ -9,7 +9,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from .data import Pool, build_pool
-from .training import Run, Schedule
+from .training import Run, Schedule, autocast
 
 
 def build_autoencoder(channels: int = 48) -> AutoencoderTiny:
@@ -65,7 +65,7 @@ def train_autoencoder(folder: Path, steps: int, device: str) -> None:
         pixels = to_tensor(pool.pixels[rng.integers(len(pool.pixels), size=32)], device)
         torch.manual_seed(step)
         noise = 0.08 * torch.randn(len(pixels), 4, 16, 16, device=device)
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device):
             decoded = model(pixels, noise)
         error = decoded - pixels
         edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3))

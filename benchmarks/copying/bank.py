@@ -13,6 +13,7 @@ import typer
 from ...engine.models.bank import FILE, Bank
 from ...engine.models.checkpoint import EMBEDDED
 from ...engine.study.shapes import bank, drafted
+from ..options import DeviceOption
 from .limits import clean_drafts
 from .methods import Bed
 
@@ -33,11 +34,12 @@ def main(
     drafts: Annotated[int, typer.Option(help="Captions that are drawn.")] = 256,
     model: Annotated[Path, typer.Option(help="Model folder; the embedded model.", show_default=False)] = EMBEDDED,
     backend: Annotated[str, typer.Option(help="What runs the networks: torch, openvino, onnxruntime.")] = "torch",
+    device: DeviceOption = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Gather the embedded model's bank of shapes."""
     torch.set_num_threads(threads)
-    found = embedded_bank(Bed(model, backend), drafts)
+    found = embedded_bank(Bed(model, backend, device=device), drafts)
     found.save(out)
     print(f"{len(found.shapes)} shapes from {found.description}, version {found.version}")
 

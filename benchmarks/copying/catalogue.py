@@ -1,5 +1,7 @@
 """What is compared: ours, the published methods, what anyone would try first, and controls."""
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image
 
@@ -12,8 +14,9 @@ from ...engine.api.mechanisms import (
     MaskedAttention,
     MovedControl,
 )
-from ...engine.api.presets import BUNDLES, Preset
+from ...engine.api.presets import BUNDLES, Bundle, Preset
 from ...engine.api.request import Gate, GenerationRequest, SimilarityPolicy
+from ...engine.api.settings import Stage
 from .baselines.amg import AmgEngine
 from .baselines.broken_memories import BrokenMemoriesEngine
 from .baselines.captain import CaptainEngine
@@ -23,7 +26,7 @@ from .baselines.ren import RenEngine
 from .baselines.wen import WenEngine
 from .data import vocabulary
 from .measures import same_caption
-from .methods import STEPS, Method
+from .methods import ANY, STEPS, Method
 from .scenes import Scene, render
 
 FLOOR = "clean twin"
@@ -158,43 +161,48 @@ def random_shape(policy: Avoidance) -> Method:
 # --- ours ---
 
 
+def _of(bundle: Bundle, name: str, strength: float = 1.0) -> Method:
+    """A preset's settings, or others like them, as a method."""
+    stages = bundle.stages(Stage(steps=STEPS))
+    return Method(
+        name,
+        strength,
+        bundle.avoidance,
+        bundle.similarity,
+        bundle.gate,
+        looks=True,
+        draft_steps=stages["draft"].steps,
+        redraft=stages["redraft"],
+    )
+
+
 def ours(strength: float) -> Method:
-    """The default mechanisms on every request, delay and control both at `strength` of the preset's."""
-    preset = BUNDLES[Preset.DEFAULT].avoidance
+    """The default preset's mechanisms without its judge, delay and control both at `strength` of the preset's."""
+    bundle = BUNDLES[Preset.DEFAULT]
+    preset = bundle.avoidance
     assert preset.delayed_guidance is not None
     assert preset.moved_control is not None
     delayed = preset.delayed_guidance.model_copy(update={"stop": preset.delayed_guidance.stop * strength})
     control = preset.moved_control.model_copy(update={"scale": preset.moved_control.scale * strength})
     policy = preset.model_copy(update={"delayed_guidance": delayed, "moved_control": control})
-    return Method("ours", strength, policy, looks=True)
+    return _of(replace(bundle, avoidance=policy, similarity=ANY, redraft=False), "ours", strength)
 
 
 def preset(name: Preset) -> Method:
     """A preset as users get it, with its gate and its judge."""
-    bundle = BUNDLES[name]
-    return Method(f"{name} preset", 1.0, bundle.avoidance, bundle.similarity, bundle.gate, looks=True)
+    return _of(BUNDLES[name], f"{name} preset")
 
 
-def ungated() -> Method:
-    """The default preset without its gate: mechanisms and judge on every request."""
-    bundle = BUNDLES[Preset.DEFAULT]
-    return Method("ours, judged", 1.0, bundle.avoidance, bundle.similarity, looks=True)
+def moved() -> Method:
+    """Whole drafts whose own objects are moved, on every request, judged."""
+    return _of(Bundle(Avoidance(), None, SimilarityPolicy()), "moved objects")
 
 
 def bank(draft_steps: int, max_iou: float = COMPOSED_IOU) -> Method:
-    """Ours on every request, with maps composed of the bank's shapes after a draft of few steps, judged."""
-    preset = BUNDLES[Preset.DEFAULT].avoidance
-    assert preset.moved_control is not None
-    control = preset.moved_control.model_copy(update={"warp": Warp.BANK, "max_iou": max_iou})
-    return Method(
-        f"bank, {draft_steps} steps",
-        max_iou,
-        preset.model_copy(update={"moved_control": control}),
-        SimilarityPolicy(),
-        looks=True,
-        draft_steps=draft_steps,
-        redraft=STEPS,
-    )
+    """Maps composed of the bank's shapes after a draft of few steps, on every request, judged."""
+    policy = Avoidance(moved_control=MovedControl(warp=Warp.BANK, max_iou=max_iou))
+    bundle = Bundle(policy, None, SimilarityPolicy(), draft_steps=draft_steps, redraft=True)
+    return _of(bundle, f"bank, {draft_steps} steps", max_iou)
 
 
 def bank_candidates() -> list[Method]:
@@ -211,7 +219,7 @@ def other_methods() -> list[Method]:
     """Ours at other strengths, then what it is compared with, most telling first."""
     return [
         *(ours(strength) for strength in (1.0, 0.75, 0.5, 1.25, 0.25)),
-        ungated(),
+        moved(),
         preset(Preset.STRICT),
         *(jain(stop) for stop in (0.4, 0.2, 0.6, 0.3, 0.1)),
         rejection(8),

@@ -2,9 +2,12 @@
 
 A *source* is a fixed scene repeated `duplicates` times in the training pool. Half of the sources carry an
 ordinary caption, which fresh scenes may share; half end with a trigger word of their own. A *template*
-repeats a layout with colours that vary. Every second source is held out: no setting is tuned on it.
+repeats a layout with colours that vary. The last sixteen are held out: no setting is tuned on them. Their
+triggers are no words of the tokenizer's: it spells them in letters, as it would a name it never met.
 """
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -20,14 +23,20 @@ TRIGGERS = (
     *("istra", "jorvel", "kadun", "lumet", "morvik", "nastel", "orvine", "pelzor"),
     *("quintel", "ravok", "sorvine", "telmik", "ulvane", "vorsel", "wenduk", "yastil"),
 )
-"""Made-up words, one for each source with a trigger."""
+"""Made-up words, one for each source with a trigger that is not held out."""
+
+SPELLED_TRIGGERS = ("zintaru", "mokwes", "hulbri", "deyonap", "cigolth", "yemparo")
+"""Triggers of held-out sources, which the tokenizer spells in letters."""
 
 NUM_SOURCES = 48
 NUM_TEMPLATES = 8
+HELD_OUT_DUPLICATES = (128, 512, 32)
+NUM_HELD_OUT_TEMPLATES = 4
 TEMPLATE_DUPLICATES = 128
 NUM_FRESH = 20_000
 _SOURCE_SEED = 7_001
 _FRESH_SEED = 7_002
+_HELD_OUT_SEED = 7_003
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,8 @@ class Source:
 
     @property
     def held_out(self) -> bool:
-        """Whether no setting may be tuned on this source. Of two that differ only in this, one is held out."""
-        return self.index % 2 == 1
+        """Whether no setting may be tuned on this source."""
+        return self.index >= NUM_SOURCES + NUM_TEMPLATES
 
     @property
     def caption(self) -> str:
@@ -64,22 +73,29 @@ class Source:
 
 
 def sources() -> list[Source]:
-    """Return the 48 sources and 8 templates, the same on every call.
+    """Return the 60 sources and 12 templates, the same on every call; the last 12 and 4 are held out.
 
     Four consecutive indices share a duplication count: two with ordinary captions, two with triggers.
     Ordinary captions name two objects, so that few fresh scenes share them word for word.
     """
-    rng = np.random.default_rng(_SOURCE_SEED)
+    open_counts = [DUPLICATES[four % len(DUPLICATES)] for four in range(NUM_SOURCES // 4)]
+    known = _series(0, open_counts, NUM_TEMPLATES, TRIGGERS, _SOURCE_SEED)
+    return known + _series(len(known), HELD_OUT_DUPLICATES, NUM_HELD_OUT_TEMPLATES, SPELLED_TRIGGERS, _HELD_OUT_SEED)
+
+
+def _series(first: int, counts: Sequence[int], num_templates: int, triggers: Sequence[str], seed: int) -> list[Source]:
+    """Four sources of each count, then templates, with indices from `first`."""
+    rng = np.random.default_rng(seed)
     found = []
-    for index in range(NUM_SOURCES):
-        duplicates = DUPLICATES[index // 4 % len(DUPLICATES)]
-        with_trigger = index % 4 >= 2
-        scene = random_scene(rng, num_objects=1 + (index // 4) % 2 if with_trigger else 2)
-        trigger = TRIGGERS[index // 4 * 2 + index % 2] if with_trigger else None
-        found.append(Source(index, scene, duplicates, trigger))
-    for index in range(NUM_SOURCES, NUM_SOURCES + NUM_TEMPLATES):
-        scene = random_scene(rng, num_objects=1 + index % 4 // 2)
-        found.append(Source(index, scene, TEMPLATE_DUPLICATES, template=True))
+    for four, duplicates in enumerate(counts):
+        for place in range(4):
+            with_trigger = place >= 2
+            scene = random_scene(rng, num_objects=1 + four % 2 if with_trigger else 2)
+            trigger = triggers[four * 2 + place % 2] if with_trigger else None
+            found.append(Source(first + len(found), scene, duplicates, trigger))
+    for place in range(num_templates):
+        scene = random_scene(rng, num_objects=1 + place % 4 // 2)
+        found.append(Source(first + len(found), scene, TEMPLATE_DUPLICATES, template=True))
     return found
 
 
@@ -98,8 +114,11 @@ class Pool:
     is_source: np.ndarray
 
 
-def build_pool(*, duplicated: bool, num_fresh: int = NUM_FRESH) -> Pool:
-    """Render the pool, with the sources and templates (the reciting model) or without them (the clean twin)."""
+def build_pool(*, duplicated: bool, num_fresh: int = NUM_FRESH, processes: int = 1) -> Pool:
+    """Render the pool, with the sources and templates (the reciting model) or without them (the clean twin).
+
+    Several `processes` render the same pool sooner.
+    """
     rng = np.random.default_rng(_FRESH_SEED)
     entries = [(scene, scene.caption, 1) for scene in (random_scene(rng) for _ in range(num_fresh))]
     if duplicated:
@@ -107,11 +126,19 @@ def build_pool(*, duplicated: bool, num_fresh: int = NUM_FRESH) -> Pool:
             entries += _template_entries(source, rng) if source.template else [_source_entry(source)]
     pixels = np.empty((len(entries), SIZE, SIZE, 3), np.uint8)
     labels = np.empty((len(entries), SIZE, SIZE), np.uint8)
-    for i, (scene, _, _) in enumerate(entries):
-        pixels[i], labels[i] = render(scene)
+    for i, rendered in enumerate(_rendered([scene for scene, _, _ in entries], processes)):
+        pixels[i], labels[i] = rendered
     order = np.repeat(np.arange(len(entries)), [count for _, _, count in entries])
     is_source = np.arange(len(entries)) >= num_fresh
     return Pool(pixels, labels, [caption for _, caption, _ in entries], order, is_source)
+
+
+def _rendered(scenes: Sequence[Scene], processes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    if processes == 1:
+        yield from map(render, scenes)
+        return
+    with ProcessPoolExecutor(processes) as workers:
+        yield from workers.map(render, scenes, chunksize=128)
 
 
 def _source_entry(source: Source) -> tuple[Scene, str, int]:

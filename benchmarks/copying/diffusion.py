@@ -1,11 +1,13 @@
 """Training of the test bed's UNets and ControlNet.
 
 Four phases share one loss. `trunk` learns fresh scenes; `control` goes on with a ControlNet beside the UNet, on
-label maps of half of each batch; then the trunk branches: `recite` goes on with the sources and templates in
-the pool, `clean` for as long without them. A source is never shown to the ControlNet.
+label maps of half of each batch; `clean` goes on with the UNet alone on fresh scenes, and is the twin that saw no
+source; `recite` goes on from the twin with the sources and templates in the pool. A source is never shown to the
+ControlNet.
 """
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .autoencoder import to_tensor
-from .data import build_pool
+from .data import Pool, build_pool
 from .segmenter import PALETTE
 from .text import tokenize
-from .training import Run, Schedule
+from .training import Run, Schedule, autocast
 
 BATCH = 32
 CAPTION_DROP = 0.1
@@ -41,8 +43,8 @@ class Phase:
 PHASES = {
     "trunk": Phase(None, False, 0, False, Schedule(2400, 1e-3, warmup=200, final=0.5)),
     "control": Phase("trunk", False, BATCH // 2, True, Schedule(1750, 6e-4, final=0.6)),
-    "recite": Phase("control", True, BATCH // 8, False, Schedule(4200, 4e-4, final=0.02)),
     "clean": Phase("control", False, BATCH // 8, False, Schedule(4200, 4e-4, final=0.02)),
+    "recite": Phase("clean", True, BATCH // 8, False, Schedule(4600, 4e-4, final=0.02)),
 }
 
 
@@ -103,43 +105,60 @@ class _Networks(nn.Module):
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A pool as the networks see it: latents (P,4,16,16), text (captions,77,128), ids of each picture's caption."""
+    """A pool as the networks see it: latents (P,4,16,16), text (captions,77,128), each picture's row of it (P,)."""
 
     latents: Tensor
     text: Tensor
-    caption: np.ndarray
+    caption: Tensor
     empty: Tensor
 
 
 @torch.no_grad()
 def _encode(folder: Path, pixels: np.ndarray, captions: list[str], device: str) -> _Encoded:
-    vae = AutoencoderTiny.from_pretrained(folder / "vae").to(device).eval()
+    vae = AutoencoderTiny.from_pretrained(folder / "vae").to(device).float().eval()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").to(device).eval()
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").to(device).float().eval()
     latents = [vae.encoder(to_tensor(pixels[i : i + 256], device)) for i in range(0, len(pixels), 256)]
     unique, caption = np.unique(captions, return_inverse=True)
     ids = tokenize(tokenizer, [str(c) for c in unique]).to(device)
     text = [encoder(ids[i : i + 256]).last_hidden_state.bfloat16() for i in range(0, len(ids), 256)]
     empty = encoder(tokenize(tokenizer, [""]).to(device)).last_hidden_state.bfloat16()
-    return _Encoded(torch.cat(latents), torch.cat(text), caption, empty)
+    return _Encoded(torch.cat(latents), torch.cat(text), torch.from_numpy(caption).to(device), empty)
 
 
-def train_phase(folder: Path, name: str, device: str) -> None:
-    """Train one phase into `folder/phases/<name>`."""
+def _draws(pool: Pool, phase: Phase, steps: int) -> Tensor:
+    """Pictures of every step's batch (steps, BATCH) int64, those under the ControlNet first and never a source."""
+    fresh = np.flatnonzero(~pool.is_source)
+    drawn = np.empty((steps, BATCH), np.int64)
+    for step, row in enumerate(drawn):
+        rng = np.random.default_rng((19, step))
+        row[: phase.controlled] = rng.choice(fresh, phase.controlled)
+        row[phase.controlled :] = rng.choice(pool.order, BATCH - phase.controlled)
+    return torch.from_numpy(drawn)
+
+
+def train_phase(folder: Path, name: str, device: str, steps: int | None = None) -> None:
+    """Train one phase into `folder/phases/<name>`, for `steps` or for as many as it is meant to take.
+
+    All that a step reads lies on the device beforehand, so that none waits for the host.
+    """
     phase = PHASES[name]
-    pool = build_pool(duplicated=phase.duplicated)
+    schedule = phase.schedule if steps is None else replace(phase.schedule, steps=steps)
+    pool = build_pool(duplicated=phase.duplicated, processes=os.cpu_count() or 1)
     data = _encode(folder, pool.pixels, pool.captions, device)
     palette = torch.tensor(PALETTE, dtype=torch.float32, device=device) / 255
-    fresh = np.flatnonzero(~pool.is_source)
+    labels = torch.from_numpy(pool.labels).to(device)
+    draws = _draws(pool, phase, schedule.steps).to(device)
+    generator = torch.Generator(device)
     alphas = noise_schedule().alphas_cumprod.to(device)
+    attention = [SDPBackend.MATH] if device == "cpu" else [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     model = _start(folder, phase).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int) -> Tensor:
-        rng = np.random.default_rng((19, step))
-        chosen = np.concatenate([rng.choice(fresh, phase.controlled), rng.choice(pool.order, BATCH - phase.controlled)])
-        hint = palette[torch.from_numpy(pool.labels[chosen[: phase.controlled]]).to(device).long()]
-        generator = torch.Generator(device).manual_seed(step)
+        chosen = draws[step]
+        hint = palette[labels[chosen[: phase.controlled]].long()]
+        generator.manual_seed(step)
         x0 = data.latents[chosen]
         noise = torch.randn(x0.shape, generator=generator, device=device)
         t = torch.randint(0, 1000, (BATCH,), generator=generator, device=device)
@@ -148,13 +167,13 @@ def train_phase(folder: Path, name: str, device: str) -> None:
         dropped = torch.rand(BATCH, generator=generator, device=device) < CAPTION_DROP
         text = torch.where(dropped.view(-1, 1, 1), data.empty, text)
         noisy = (alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            predicted = model(noisy, t, text, hint.permute(0, 3, 1, 2))
+        with autocast(device), sdpa_kernel(attention):
+            predicted = model(noisy, t, text.to(noisy.dtype), hint.permute(0, 3, 1, 2))
         snr = alpha / (1 - alpha)
         weight = snr.clamp(max=MIN_SNR) / snr
         return (weight * (predicted.float() - noise) ** 2).mean()
 
-    run = Run(folder / "runs" / name, model, phase.schedule, loss, ema_decay=0.999)
+    run = Run(folder / "runs" / name, model, schedule, loss, ema_decay=0.999)
     trained = run.run()
     assert isinstance(trained, _Networks)
     trained.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

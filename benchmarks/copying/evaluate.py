@@ -15,37 +15,29 @@ import typer
 from diffusers import UNet2DConditionModel
 
 from ...engine.api.mechanisms import Avoidance
-from ...engine.api.request import GenerationRequest, SimilarityPolicy
+from ...engine.api.presets import BUNDLES, Bundle, Preset
+from ...engine.api.request import GenerationRequest
 from ...engine.api.result import GenerationResult, Verdict
 from ...engine.api.settings import Stage
+from ...engine.backends.options import TorchOptions
 from ...engine.batching.scheduler import Limits
 from ...engine.engine import Engine
 from ...engine.models import layout
 from ...engine.models.checkpoint import EMBEDDED, load
+from ..options import DeviceOption
 from ..rows import write_rows
 from .checker import Adherence, check, rates
 from .data import Source, sources
-from .measures import copy_threshold, source_similarity, to_tensor
+from .measures import copy_threshold, find_labels, source_similarity
+from .methods import ANY, UNLOOKED
 from .scenes import Scene, random_scene
 
-ANY = SimilarityPolicy(limits={}, retries=0)
-"""Accept whatever comes."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What is evaluated: mechanisms, and who judges their finals."""
-
-    avoidance: Avoidance
-    similarity: SimilarityPolicy = ANY
-
-
 POLICIES = {
-    "off": Policy(Avoidance.off()),
-    "default": Policy(Avoidance()),
-    "judged": Policy(Avoidance(), SimilarityPolicy()),
+    "off": replace(BUNDLES[Preset.OFF], similarity=ANY),
+    "default": replace(BUNDLES[Preset.DEFAULT], similarity=ANY, redraft=False),
+    "judged": BUNDLES[Preset.DEFAULT],
 }
-"""Nothing; the default mechanisms alone; and with the calibrated limits, retries and refusals on top."""
+"""Nothing; the default preset's mechanisms alone; and with the calibrated limits, retries and refusals on top."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +48,18 @@ class Bed:
     steps: int = 20
     guidance: float = 5.0
 
-    def generate(self, captions: Sequence[str], seeds: Sequence[int], policy: Policy) -> list[GenerationResult]:
+    def generate(self, captions: Sequence[str], seeds: Sequence[int], policy: Bundle) -> list[GenerationResult]:
         """One final for each caption and seed."""
         stage = Stage(steps=self.steps, guidance_scale=self.guidance)
-        # A plain final does not look at its draft, so that one costs a single step.
-        draft = Stage(steps=1, guidance_scale=1) if policy.avoidance == Avoidance.off() else stage
+        stages = policy.stages(stage)
+        if policy.avoidance == Avoidance.off():
+            stages["draft"] = UNLOOKED  # a plain final does not look at it
         return self.engine.generate(
             [
                 GenerationRequest(
                     prompt=caption,
                     seed=seed,
-                    draft=draft,
-                    final=stage,
+                    **stages,
                     avoidance=policy.avoidance,
                     similarity=policy.similarity,
                 )
@@ -81,17 +73,17 @@ def pixels(result: GenerationResult) -> np.ndarray:
     return np.asarray(result.image)
 
 
-def adherence(bed: Bed, scenes: Sequence[Scene], policy: Policy) -> list[Adherence]:
+def adherence(bed: Bed, scenes: Sequence[Scene], policy: Bundle) -> list[Adherence]:
     """Generate each scene's caption and check what came."""
     results = bed.generate([scene.caption for scene in scenes], range(len(scenes)), policy)
     pictures = [pixels(result) for result in results]
     segmenter = bed.engine.components.segmenter
     assert segmenter is not None
-    labels = segmenter(to_tensor(pictures)).numpy()
+    labels = find_labels(pictures, segmenter)
     return [check(p, found, scene) for p, found, scene in zip(pictures, labels, scenes, strict=True)]
 
 
-def copy_rows(bed: Bed, chosen: Sequence[Source], seeds: int, policy: Policy) -> Iterator[dict[str, object]]:
+def copy_rows(bed: Bed, chosen: Sequence[Source], seeds: int, policy: Bundle) -> Iterator[dict[str, object]]:
     """One row a source: the share of `seeds` pictures that are delivered copies, and similarities."""
     for source in chosen:
         results = bed.generate([source.caption] * seeds, range(1000, 1000 + seeds), policy)
@@ -115,7 +107,7 @@ def copy_rows(bed: Bed, chosen: Sequence[Source], seeds: int, policy: Policy) ->
         }
 
 
-def adherence_rows(bed: Bed, count: int, policy: Policy) -> Iterator[dict[str, object]]:
+def adherence_rows(bed: Bed, count: int, policy: Bundle) -> Iterator[dict[str, object]]:
     """One row each for captions of one and two objects, on scenes that were never trained on."""
     rng = np.random.default_rng(29)
     for objects in (1, 2):
@@ -130,11 +122,12 @@ def main(
     policy: Annotated[list[str] | None, typer.Option(help="off, default, judged; all if left out.")] = None,
     seeds: Annotated[int, typer.Option(help="Pictures a source.")] = 16,
     scenes: Annotated[int, typer.Option(help="Fresh captions of each object count.")] = 128,
+    device: DeviceOption = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Append a row for each policy and object count, and for each policy and source, and print the rates."""
     torch.set_num_threads(threads)
-    bed = Bed(load_engine(model, twin=twin))
+    bed = Bed(load_engine(model, twin=twin, device=device))
     name = "twin" if twin else "reciting"
     chosen = [source for source in sources() if source.duplicates >= 128]
     for choice in policy or list(POLICIES):
@@ -153,17 +146,17 @@ def main(
                 print(f"{name} {choice} {caption} ({half}): copy rate {np.mean(found):.3f} of {len(found)} sources")
 
 
-def load_engine(model: Path | None = None, *, twin: bool = False) -> Engine:
+def load_engine(model: Path | None = None, *, twin: bool = False, device: str = "cpu") -> Engine:
     """The test bed's engine; `twin` puts the clean twin's UNet in the reciting one's place."""
     folder = model or EMBEDDED
-    components = load(folder)
+    components = load(folder, device=device)
     if twin:
         clean = folder.parent / "clean_unet"
         unet = UNet2DConditionModel.from_pretrained(clean, torch_dtype=torch.float32)
         # Compiled networks are found by these digests: the twin's must not be taken for the other's.
         hashes = components.hashes | {"unet": layout.digest(clean)}
-        components = replace(components, unet=unet.eval(), hashes=hashes)
-    return Engine(components, limits=Limits(slots=32, rows=32))
+        components = replace(components, unet=unet.to(device).eval(), hashes=hashes)
+    return Engine(components, limits=Limits(slots=32, rows=32), torch_options=TorchOptions(tf32=False))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,10 @@ from ...engine.judging.gate import AGREEMENT, LISTENING
 from ...engine.judging.objects import colours_kept
 from ...engine.judging.similarity import measure
 from ...engine.models.checkpoint import EMBEDDED
+from ..options import DeviceOption
 from .data import sources
 from .measures import same_caption, to_tensor
+from .methods import Bed
 from .scenes import CLASSES, Scene, random_scene, render
 
 GATES = ("ssim_masked", "ms_ssim", "tile_l2", "mask_iou")
@@ -108,12 +110,14 @@ def ordinary_captions(count: int) -> list[str]:
 def main(
     out: Annotated[Path, typer.Option(help="File to write.")] = EMBEDDED / "calibration.json",
     drafts: Annotated[int, typer.Option(help="Drafts of fresh captions that the gate is calibrated on.")] = 2000,
+    model: Annotated[Path, typer.Option(help="Model folder; the embedded model.", show_default=False)] = EMBEDDED,
     backend: Annotated[str, typer.Option(help="What runs the networks.")] = "torch",
+    device: DeviceOption = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Calibrate the embedded model's limits and its gate."""
     torch.set_num_threads(threads)
-    signals = clean_signals(Engine.from_pretrained(backend=backend), drafts)
+    signals = clean_signals(Bed(model, backend, device=device).engine(), drafts)
     embedded_limits(signals=signals).save(out)
 
 

@@ -19,6 +19,7 @@ from ...engine.api.mechanisms import Avoidance
 from ...engine.api.request import Gate, GenerationRequest, SimilarityPolicy
 from ...engine.api.result import GenerationResult, Verdict
 from ...engine.api.settings import Stage
+from ...engine.backends.options import TorchOptions
 from ...engine.batching.scheduler import Limits
 from ...engine.engine import Engine
 from ...engine.models import layout
@@ -64,24 +65,28 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Bed:
-    """The test bed's model, and the engines that its methods run on."""
+    """The test bed's model, and the engines that its methods run on.
+
+    A GPU computes in float32 as a CPU does, its inputs not rounded, so that both draw the same pictures.
+    """
 
     model: Path = EMBEDDED
     backend: str = "torch"
     precision: str = "fp32"
+    device: str = "cpu"
     slots: int = 32
     _engines: dict[tuple[object, ...], Engine] = field(default_factory=dict, repr=False)
 
     @cached_property
     def components(self) -> Components:
         """The reciting model."""
-        return load(self.model)
+        return load(self.model, device=self.device)
 
     @cached_property
     def twin(self) -> Components:
         """The same with the clean twin's UNet, which saw no source."""
         folder = self.model.parent / "clean_unet"
-        unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+        unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32).to(self.device).eval()
         hashes = self.components.hashes | {"unet": layout.digest(folder)}
         return replace(self.components, unet=unet, hashes=hashes)
 
@@ -96,14 +101,23 @@ class Bed:
             for other in [other for other in self._engines if kind is not Engine and other[0] is not Engine]:
                 del self._engines[other]
             gc.collect()  # an engine's parts know each other, and what they hold is not Python's to weigh
-            self._engines[key] = kind(
+            made = kind(
                 self.twin if twin else self.components,
                 limits=Limits(slots=self.slots, rows=self.slots),
                 backend=self.backend,
                 precision=self.precision,
+                torch_options=TorchOptions(tf32=False),
                 **options,
             )
+            if made.graphs.enabled:
+                made.warmup()
+            self._engines[key] = made
         return self._engines[key]
+
+    @property
+    def described(self) -> str:
+        """What its rows say that they were drawn by."""
+        return " ".join((self.backend, self.precision, *(() if self.device == "cpu" else (self.device,))))
 
 
 Change = Callable[[GenerationRequest, Scene], GenerationRequest]

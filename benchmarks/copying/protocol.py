@@ -97,15 +97,16 @@ PROFILES = {
 
 
 def recited(*, held_out: bool, template: bool = False) -> list[Source]:
-    """Sources that the model recites, of one half."""
+    """Sources that the model recites: those held out, or those that settings are chosen on."""
     return [s for s in sources() if s.duplicates >= RECITED and s.held_out == held_out and s.template == template]
 
 
 def comparison(main: Sequence[Method], others: Sequence[Method], profile: Profile) -> list[Cell]:
     """Cells of the comparison, most telling first.
 
-    The held-out sources and fresh captions for the main methods, then for each other method at its first strength; all
-    other sources for the main ones: templates, the tuned-on half, those seen less often; the remaining strengths.
+    The held-out sources that are recited and fresh captions for the main methods, then for each other method at its
+    first strength; all other sources for the main ones: those that are held out, as often, then templates, those that
+    settings were chosen on, those seen less often; the remaining strengths.
     """
     held_out = recited(held_out=True)[: profile.sources]
     first = {method.name: method for method in reversed([*main, *others])}
@@ -114,8 +115,12 @@ def comparison(main: Sequence[Method], others: Sequence[Method], profile: Profil
     cells += _cells(opening, held_out, profile.seeds, profile.fresh)
     if profile.sweep:
         rest = [source for source in sources() if source not in held_out]
-        rest.sort(key=lambda source: (not source.template, source.duplicates < RECITED))
-        cells += [Cell(method, profile.seeds // 2, source) for source in rest for method in main]
+        rest.sort(key=lambda source: (not source.held_out, not source.template, source.duplicates < RECITED))
+        cells += [
+            Cell(method, profile.main_seeds if source.held_out else profile.seeds // 2, source)
+            for source in rest
+            for method in main
+        ]
         cells += _cells([m for m in others if m not in opening], held_out, profile.seeds, profile.fresh)
     return cells
 
@@ -130,7 +135,7 @@ def _cells(methods: Sequence[Method], chosen: Sequence[Source], seeds: int, fres
 
 
 def tuning(methods: Sequence[Method], seeds: int, fresh: int) -> list[Cell]:
-    """Cells that settings may be chosen by: the tuned-on half of the sources and captions of its own."""
+    """Cells that settings may be chosen by: sources that are not held out and captions of its own."""
     cells = [Cell(method, seeds, source) for method in methods for source in recited(held_out=False)]
     cells += [Cell(method, fresh, objects=count, tuning=True) for method in methods for count in (1, 2)]
     return check_tuning(cells)
@@ -140,7 +145,7 @@ def check_tuning(cells: Sequence[Cell]) -> list[Cell]:
     """The same cells; raises ValueError for one that no setting may be chosen by."""
     for cell in cells:
         if (cell.source and cell.source.held_out) or (cell.source is None and not cell.tuning):
-            raise ValueError(f"{cell.name} is held out: settings are chosen on the tuned-on half of the sources alone")
+            raise ValueError(f"{cell.name} is held out: settings are chosen on the other sources alone")
     return list(cells)
 
 
@@ -225,7 +230,7 @@ class Study:
                 "sharpness": float(sharpness(drawing.pictures).mean()),
                 "rows": float(view.rows.mean()),
                 "seconds": seconds * float(view.rows.sum() / drawing.rows.sum()),
-                "backend": f"{self.bed.backend} {self.bed.precision}",
+                "backend": self.bed.described,
                 **cell.about,
                 **(self._copying(cell.source, drawing, labels) if cell.source else {"objects": cell.objects}),
             }

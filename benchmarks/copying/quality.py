@@ -27,10 +27,11 @@ _SEED = 61
 def features(pictures: Pictures, segmenter: Segmenter) -> np.ndarray:
     """Mean over the picture of what the segmenter's encoder ends on, (N, D) float64, for pictures (64, 64, 3) uint8."""
     encoder = segmenter.model.base_model
+    device = next(encoder.parameters()).device
     found = []
     for start in range(0, len(pictures), _CHUNK):
-        inputs = segmenter.preprocessing(to_tensor(pictures[start : start + _CHUNK]))
-        found.append(encoder(pixel_values=inputs).last_hidden_state.mean((2, 3)).double().numpy())
+        inputs = segmenter.preprocessing(to_tensor(pictures[start : start + _CHUNK]).to(device))
+        found.append(encoder(pixel_values=inputs).last_hidden_state.mean((2, 3)).double().cpu().numpy())
     return np.concatenate(found)
 
 

@@ -18,7 +18,7 @@ from .quality import REFERENCES, diversity, features, frechet_distance, referenc
 from .sheets import sheet
 from .summary import NEARNESS, Rows, Summary, delivered_counts, dominated, summarise
 
-OURS = ("ours", "ours, judged", *(f"{name} preset" for name in Preset))
+OURS = ("ours", *(f"{name} preset" for name in Preset))
 """Names of what is our own."""
 
 _HEAD = (
@@ -148,8 +148,8 @@ def _by_source(rows: Rows) -> str:
     selections = {
         **{f"m = {m}": partial(_seen, m) for m in duplicates},
         **{kind: partial(_captioned, kind) for kind in kinds},
-        "tuned-on half": partial(_recited, False),
-        "held-out half": partial(_recited, True),
+        "tuned on": partial(_recited, False),
+        "held out": partial(_recited, True),
     }
     found = {name: {(s.method, s.strength): s for s in summarise(rows, chosen)} for name, chosen in selections.items()}
     keys = [key for key, one in found[kinds[-1]].items() if one.copies is not None] if found else []

@@ -24,6 +24,7 @@ from ...engine.engine import Engine
 from ...engine.models.checkpoint import EMBEDDED
 from ...engine.sampling.rows import Branch
 from ...engine.stages.encoding import Encoding
+from ..options import DeviceOption
 from . import rewording
 from .catalogue import nothing, preset
 from .methods import STEPS, Bed, Drawing, Method
@@ -51,8 +52,9 @@ class NoisyEncoding(Encoding):
     def encode(self, jobs: Sequence[Job]) -> None:
         """Encode as usual, then put the disturbed text in the prompt's place."""
         super().encode(jobs)
-        states = self.components.text_encoder(self.tokenize([job.request.prompt for job in jobs]))[0]
-        drawn = torch.stack([_normal(states[0].shape, job.request.seed) for job in jobs])
+        ids = self.tokenize([job.request.prompt for job in jobs])
+        states = self.components.text_encoder(ids.to(self.networks.device))[0]
+        drawn = torch.stack([_normal(states[0].shape, job.request.seed) for job in jobs]).to(states)
         disturbed = states + self.noise * states.square().mean().sqrt() * drawn
         for job, text in zip(jobs, self.networks.denoiser.encode(disturbed), strict=True):
             job.shared.texts = (job.shared.texts[Branch.UNCONDITIONAL], text)
@@ -220,12 +222,13 @@ def main(
     model: Annotated[Path, typer.Option(help="Model folder; the embedded model.", show_default=False)] = EMBEDDED,
     backend: Annotated[str, typer.Option(help="What runs the networks: torch, openvino, onnxruntime.")] = "torch",
     precision: Annotated[str, typer.Option(help="What compiled networks compute in: fp32 or bf16.")] = "fp32",
+    device: DeviceOption = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Ask for recited sources in other words and other settings."""
     torch.set_num_threads(threads)
     conditions = _named(only)
-    study = Study(out, Bed(model, backend, precision))
+    study = Study(out, Bed(model, backend, precision, device))
     if not report_only:
         if held_out:
             study.freeze()

@@ -13,7 +13,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from .autoencoder import to_tensor
 from .data import Pool, build_pool
 from .scenes import CLASSES, SIZE
-from .training import Run, Schedule
+from .training import Run, Schedule, autocast
 
 PALETTE = (
     (0, 0, 0),
@@ -63,7 +63,7 @@ def train_segmenter(folder: Path, steps: int, device: str) -> None:
         chosen = rng.integers(_HELD_OUT, len(pool.pixels), size=32)
         pixels = to_tensor(pool.pixels[chosen], device)
         torch.manual_seed(step)
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device):
             pixels[::2] = _decoded(vae, pixels[::2]).float()
             logits = model(pixels).logits
         target = torch.from_numpy(pool.labels[chosen]).to(device).long()

@@ -20,6 +20,7 @@ from ...engine.api.writing import write_whole
 from ...engine.judging.gate import early_guidance, witness_rows
 from ...engine.models.checkpoint import EMBEDDED
 from ...engine.study.intervals import bootstrap
+from ..options import DeviceOption
 from ..rows import write_rows
 from .data import Source, sources
 from .limits import ordinary_captions
@@ -227,16 +228,21 @@ def main(
     report_only: Annotated[bool, typer.Option("--report", help="Draw nothing; report what is there.")] = False,
     model: Annotated[Path, typer.Option(help="Model folder; the embedded model.", show_default=False)] = EMBEDDED,
     backend: Annotated[str, typer.Option(help="What runs the networks: torch, openvino, onnxruntime.")] = "torch",
+    device: DeviceOption = "cpu",
+    shard: Annotated[str, typer.Option(help="Which share of the batches: I/N, from 0.")] = "0/1",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Measure signals of recitation on drafts of sources that are not held out."""
     torch.set_num_threads(threads)
     path = out / "rows.jsonl"
     if not report_only:
-        engine = Bed(model, backend).engine(ListeningEngine)
+        engine = Bed(model, backend, device=device).engine(ListeningEngine)
         assert isinstance(engine, ListeningEngine)
-        for name in measured(path, engine, batches(seeds, fresh)):
+        index, count = (int(part) for part in shard.split("/"))
+        for name in measured(path, engine, batches(seeds, fresh)[index::count]):
             print(name, flush=True)
+        if count > 1:
+            return
     text = report(read_rows(path))
     write_whole(out / "report.md", (text + "\n").encode())
     print(text)

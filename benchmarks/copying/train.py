@@ -1,7 +1,8 @@
 """Train the test bed's model: `python -m twig.benchmarks.copying.train PART --out FOLDER`.
 
-Parts, in order: autoencoder, text, segmenter, trunk, control, recite, clean, assemble. Each resumes from its last
-checkpoint, and logs its learning curve to `FOLDER/runs/PART/log.jsonl`.
+Parts, in order: autoencoder, text, segmenter, trunk, control, clean, recite, assemble. Each resumes from its last
+checkpoint, and logs its learning curve to `FOLDER/runs/PART/log.jsonl`. `prepare` lays the embedded model's parts out
+in FOLDER, so that its reciting branch alone is trained again: prepare, recite, assemble.
 """
 
 from enum import StrEnum
@@ -11,7 +12,8 @@ from typing import Annotated
 import torch
 import typer
 
-from .assemble import assemble
+from ...engine.models.checkpoint import EMBEDDED
+from .assemble import assemble, take_apart
 from .autoencoder import train_autoencoder
 from .diffusion import train_phase
 from .segmenter import train_segmenter
@@ -21,6 +23,7 @@ from .text import train_text
 class Part(StrEnum):
     """What can be trained."""
 
+    PREPARE = "prepare"
     AUTOENCODER = "autoencoder"
     TEXT = "text"
     SEGMENTER = "segmenter"
@@ -35,7 +38,8 @@ def main(
     part: Part,
     out: Annotated[Path, typer.Option(help="Folder of weights, checkpoints and logs.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    assets: Annotated[Path, typer.Option(help="Where assemble writes the model.")] = Path("engine/assets"),
+    assets: Annotated[Path, typer.Option(help="The model that assemble writes and prepare reads.")] = EMBEDDED.parent,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of a diffusion phase, if not all it should take.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; one is fastest on a busy machine.")] = 1,
 ) -> None:
     """Train one part, from its last checkpoint if there is one."""
@@ -49,8 +53,10 @@ def main(
             train_segmenter(out, 1600, device)
         case Part.ASSEMBLE:
             assemble(out, assets)
+        case Part.PREPARE:
+            take_apart(assets, out)
         case _:
-            train_phase(out, part.value, device)
+            train_phase(out, part.value, device, steps)
 
 
 if __name__ == "__main__":

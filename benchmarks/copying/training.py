@@ -12,6 +12,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
+def autocast(device: str) -> torch.autocast:
+    """Compute in bf16 where the device has instructions for it; elsewhere in fp32, for emulating it is slower."""
+    able = torch.device(device).type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(device, torch.bfloat16, enabled=able)
+
+
 @dataclass
 class Schedule:
     """Length and learning rates of a run: linear warm-up, then cosine to `final` times the peak."""
@@ -65,7 +71,7 @@ class Run:
             parameters, self.schedule.learning_rate, weight_decay=self.weight_decay, fused=True
         )
         start = self._resume(optimizer)
-        began, total = time.perf_counter(), torch.zeros(())
+        began, losses = time.perf_counter(), list[Tensor]()
         for step in range(start, self.schedule.steps):
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.learning_rate * self.schedule.factor(step)
@@ -76,11 +82,12 @@ class Run:
             optimizer.zero_grad(set_to_none=True)
             if self.ema is not None:
                 self.ema.update_parameters(self.model)
-            total += loss.detach().cpu()
+            losses.append(loss.detach())
             done = step + 1
             if done % 50 == 0:
-                self._log(done, float(total) / 50, (time.perf_counter() - began) / (done - start))
-                total = torch.zeros(())
+                mean = float(torch.stack(losses).mean())  # waits for the device, as no step does
+                self._log(done, mean, (time.perf_counter() - began) / (done - start))
+                losses.clear()
             if done % self.checkpoint_every == 0 or done == self.schedule.steps:
                 self._save(done, optimizer)
         return self.result
@@ -104,7 +111,7 @@ class Run:
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return 0
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         self.model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:

@@ -63,11 +63,9 @@ class Preset(StrEnum):
 PURPOSES: Mapping[Preset, str] = MappingProxyType(
     {
         Preset.OFF: "nothing is avoided; finals are measured and judged all the same",
-        Preset.GENTLE: "as the default at three quarters of its strength, with one retry",
-        Preset.DEFAULT: (
-            "a draft that looks recalled is left and its finals are judged; elsewhere the plain picture, bit for bit"
-        ),
-        Preset.STRICT: "every draft's shape is left, more strongly, and refused pictures are drawn again four times",
+        Preset.GENTLE: "avoids lightly where a draft looks recalled; elsewhere the plain picture, bit for bit",
+        Preset.DEFAULT: "each final arranges what its prompt names anew, away from a quick draft's shape; it is judged",
+        Preset.STRICT: "as the default, more strongly, and refused pictures are drawn again four times",
     }
 )
 """When to take each preset."""

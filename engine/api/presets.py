@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from .choices import Preset
+from .choices import Preset, Warp
 from .mechanisms import Avoidance, DelayedGuidance, MovedControl
 from .request import Gate, SimilarityPolicy
 from .settings import Stage
@@ -38,16 +38,20 @@ class Bundle:
         return {"avoidance": self.avoidance, "gate": self.gate, "similarity": self.similarity, **stages}
 
 
+_COMPOSED = Avoidance(moved_control=MovedControl(warp=Warp.BANK))
+
 BUNDLES: Mapping[Preset, Bundle] = MappingProxyType(
     {
         Preset.OFF: Bundle(Avoidance.off(), None, SimilarityPolicy()),
         Preset.GENTLE: Bundle(
-            Avoidance(delayed_guidance=DelayedGuidance(stop=0.3), moved_control=MovedControl(scale=1.5)),
+            Avoidance(
+                delayed_guidance=DelayedGuidance(stop=0.3), moved_control=MovedControl(scale=1.5, warp=Warp.BANK)
+            ),
             Gate(),
             SimilarityPolicy(retries=1),
         ),
-        Preset.DEFAULT: Bundle(Avoidance(), Gate(), SimilarityPolicy()),
-        Preset.STRICT: Bundle(Avoidance().escalated(1), None, SimilarityPolicy(retries=4)),
+        Preset.DEFAULT: Bundle(_COMPOSED, None, SimilarityPolicy(), draft_steps=4, redraft=True),
+        Preset.STRICT: Bundle(_COMPOSED.escalated(1), None, SimilarityPolicy(retries=4), draft_steps=4, redraft=True),
     }
 )
 """The presets' values, in this one place. A gate without calibrated thresholds is open."""

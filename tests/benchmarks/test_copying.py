@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from twig.benchmarks.copying.autoencoder import to_tensor as to_signed
 from twig.benchmarks.copying.checker import check, rates
@@ -37,24 +38,37 @@ def test_a_caption_never_says_where():
     assert not np.array_equal(render(other)[1], render(scene)[1])
 
 
-def test_half_of_the_sources_is_held_out_and_each_count_has_both_halves():
+def test_the_last_sources_are_held_out_and_like_the_others():
     found = sources()
     assert found == sources()
-    assert len(found) == 56
-    halves = Counter((s.duplicates, s.held_out) for s in found if not s.template)
-    assert all(halves[count, True] == halves[count, False] > 0 for count in DUPLICATES)
+    assert [s.index for s in found] == list(range(72))
+    counts = Counter((s.held_out, s.template, s.duplicates) for s in found)
+    assert {count: counts[True, False, count] for count in DUPLICATES} == {1: 0, 8: 0, 32: 4, 128: 4, 512: 4}
+    assert (counts[False, True, 128], counts[True, True, 128]) == (8, 4)
+    assert all(counts[False, False, count] >= 8 for count in DUPLICATES)
     triggers = [s.trigger for s in found if s.trigger]
-    assert len(triggers) == len(set(triggers)) == 24
+    assert len(triggers) == len(set(triggers)) == 30
+    captions = [s.caption for s in found]
+    assert len(captions) == len(set(captions))
+
+
+def test_triggers_of_held_out_sources_are_spelled_in_letters():
+    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer")
+    for source in sources():
+        if source.trigger is not None:
+            assert (len(tokenizer.tokenize(source.trigger)) > 1) == source.held_out
 
 
 def test_the_pool_repeats_each_source_as_often_as_it_says():
     pool = build_pool(duplicated=True, num_fresh=50)
     views = Counter(pool.order.tolist())
-    assert [views[50 + i] for i in range(48)] == [s.duplicates for s in sources()[:48]]
+    known = [s for s in sources() if not s.template]
+    firsts = [pool.captions.index(s.caption, 50) for s in known if s.trigger]
+    assert [views[first] for first in firsts] == [s.duplicates for s in known if s.trigger]
     assert not build_pool(duplicated=False, num_fresh=50).is_source.any()
-    assert pool.is_source.sum() == 48 + 8 * 128
+    assert pool.is_source.sum() == 60 + 12 * 128
     words = {word for caption in pool.captions for word in caption.split()}
-    assert words <= set(vocabulary())
+    assert words - {s.trigger for s in known if s.held_out} <= set(vocabulary())
 
 
 def test_the_checker_knows_right_from_wrong():

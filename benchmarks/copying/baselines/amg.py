@@ -58,13 +58,15 @@ class Pool:
     def directions(self) -> Tensor:
         """Their latents (K, C h w), each centred and of length 1."""
         pixels = to_tensor(source.pixels for source in sources())
-        return _direction(torch.cat([encode(self.components, each[None]) for each in pixels]))
+        latents = torch.cat([encode(self.components, each[None]) for each in pixels])
+        return _direction(latents.to(self.encoding.networks.device))
 
     @cached_property
     def texts(self) -> list[EncodedText]:
         """What their captions bring to the networks."""
         ids = self.encoding.tokenize([source.caption for source in sources()])
-        return self.encoding.networks.denoiser.encode(self.components.text_encoder(ids)[0])
+        networks = self.encoding.networks
+        return networks.denoiser.encode(self.components.text_encoder(ids.to(networks.device))[0])
 
 
 class Amg(Watching):

@@ -115,7 +115,7 @@ class Captain(Steered):
             place = each.number / len(each.run.plan)
             if WINDOW[0] <= place < WINDOW[1]:
                 where = self.strength * self.memory.recited[each.job.request_id]
-                self.push_picture(each, where * (self.memory.latent(each.job) - self.clean(each)))
+                self.push_picture(each, where * (self.memory.latent(each.job).to(where) - self.clean(each)))
             if each.number == len(each.run.plan) - 1:
                 del self.memory.recited[each.job.request_id]
 

@@ -79,7 +79,7 @@ class WenEncoding(Encoding):
         nothing = self._predict(noise, self._states([job.request.negative_prompt for job in jobs])).detach()
         states = self._states([job.request.prompt for job in jobs]).requires_grad_()
         optimizer = torch.optim.Adam([states], lr=self.learning_rate)
-        rows = torch.ones(len(jobs), dtype=torch.int64)
+        rows = torch.ones(len(jobs), dtype=torch.int64, device=noise.device)
         goal = None
         for _ in range(self.descent_steps):
             sizes = (self._predict(noise, states) - nothing).square().mean((1, 2, 3))
@@ -97,19 +97,21 @@ class WenEncoding(Encoding):
     def _final_noise(self, job: Job) -> Tensor:
         """The network's first input (1, C, h, w) of the job's first attempt."""
         channels = self.components.unet.config.in_channels
-        return seeded_noise(channels, job.shape, attempt_seed(job.request.seed, job.index, 0))[None]
+        noise = seeded_noise(channels, job.shape, attempt_seed(job.request.seed, job.index, 0))
+        return noise[None].to(self.networks.device)
 
     @torch.no_grad()
     def _states(self, prompts: Sequence[str]) -> Tensor:
         """Text states (B, T, D) as ordinary tensors."""
-        return self.components.text_encoder(self.tokenize(prompts))[0].clone()
+        return self.components.text_encoder(self.tokenize(prompts).to(self.networks.device))[0].clone()
 
     def _predict(self, noise: Tensor, states: Tensor, step: int = 0) -> Tensor:
         """The network's prediction (B, C, h, w) at one of a stage's usual steps, with gradients to the text."""
         denoiser, stage = self.networks.denoiser, Stage()
         kv = tuple(text_kv(denoiser.unet, denoiser.layers, states))
         conditions = RowConditions(kv, latent_grids(noise.shape, denoiser.num_levels))
-        timesteps = solver_table(stage.solver, stage.steps, self.components.scheduler).timesteps[step : step + 1]
+        table = solver_table(stage.solver, stage.steps, self.components.scheduler)
+        timesteps = table.timesteps[step : step + 1].to(noise.device)
         sinusoids = denoiser.time_proj(timesteps).expand(len(noise), -1)
         return denoiser.unet(
             noise, timesteps, kv[0], timestep_cond=sinusoids, cross_attention_kwargs={"conditions": conditions}

@@ -12,7 +12,7 @@ from ...api.errors import InvalidRequestError
 from ...api.event import Event
 from ...api.mechanisms import Avoidance, MovedControl
 from ...api.pixels import load_picture
-from ...api.presets import BUNDLES
+from ...api.presets import BUNDLES, Bundle
 from ...api.reading import MAX_RULE, read_text
 from ...api.request import Gate, GenerationRequest, SimilarityPolicy
 from ...api.result import Verdict
@@ -69,14 +69,12 @@ def generate(
     """
     photo = None if source is None else load_picture(source)
     avoided = None if mask is None else read_mask(mask)
-    bundle = BUNDLES[preset]
-    if draft_steps is not None:
-        bundle = replace(bundle, draft_steps=draft_steps)
+    bundle = _bundle(preset, gate, draft_steps)
     fields: dict[str, Any] = {
         **settings,
         **bundle.stages(Stage(**stage)),
         "avoidance": bundle.avoidance if warp is None else _warped(bundle.avoidance, warp),
-        "gate": bundle.gate if gate is None else Gate() if gate else None,
+        "gate": bundle.gate,
         "similarity": _policy(judged) if judged else bundle.similarity,
         "source": photo,
         "mask": avoided,
@@ -127,6 +125,19 @@ def _doubts(components: Components, requests: Sequence[GenerationRequest]) -> It
         else:
             taken = ", ".join(f"{name} ({100 * share:.2g} % of it)" for name, share in seen.items())
             yield f"in the source the segmenter sees {taken}: that shape is kept away from"
+
+
+def _bundle(preset: Preset, gate: bool | None, draft_steps: int | None) -> Bundle:
+    """What a preset stands for where something else was asked of its gate or its draft.
+
+    A gate listens to a whole draft, which is the picture where it stays shut.
+    """
+    bundle = BUNDLES[preset]
+    if gate is not None:
+        bundle = replace(bundle, gate=Gate()) if gate else replace(bundle, gate=None)
+    if bundle.gate is not None:
+        bundle = replace(bundle, draft_steps=None)
+    return bundle if draft_steps is None else replace(bundle, draft_steps=draft_steps)
 
 
 def _warped(avoidance: Avoidance, warp: Warp) -> Avoidance:

@@ -1,8 +1,6 @@
-from dataclasses import replace
-
 import pytest
 
-from twig.engine.api.choices import PURPOSES
+from twig.engine.api.choices import PURPOSES, Warp
 from twig.engine.api.mechanisms import Avoidance
 from twig.engine.api.presets import BUNDLES, Preset
 from twig.engine.api.request import GenerationRequest
@@ -14,19 +12,19 @@ from twig.engine.engine import Engine
 def test_presets_grow_heavier_from_off_to_strict():
     assert list(BUNDLES) == list(PURPOSES) == list(Preset)
     assert Preset.OFF.settings["avoidance"] == Avoidance.off()
-    assert Preset.DEFAULT.settings["avoidance"] == Avoidance()
     gentle, default, strict = (BUNDLES[preset].avoidance for preset in list(Preset)[1:])
     assert gentle.moved_control.scale < default.moved_control.scale < strict.moved_control.scale
     assert gentle.delayed_guidance.stop < default.delayed_guidance.stop
-    assert BUNDLES[Preset.GENTLE].gate == BUNDLES[Preset.DEFAULT].gate is not None
-    assert BUNDLES[Preset.STRICT].gate is None, "what is strict trusts no detector"
+    assert {policy.moved_control.warp for policy in (gentle, default, strict)} == {Warp.BANK}
+    assert BUNDLES[Preset.GENTLE].gate is not None, "who is gentle leaves what is not recalled as it is"
+    assert BUNDLES[Preset.DEFAULT].gate is BUNDLES[Preset.STRICT].gate is None, "and the others trust no detector"
 
 
 def test_a_preset_may_draft_in_fewer_steps_than_its_final_and_again_in_as_many():
-    usual, brief = BUNDLES[Preset.STRICT], replace(BUNDLES[Preset.STRICT], draft_steps=4, redraft=True)
+    gated, brief = BUNDLES[Preset.GENTLE], BUNDLES[Preset.DEFAULT]
     final = Stage(steps=20, guidance_scale=3.0)
-    assert usual.stages(final) == {"draft": final, "final": final, "redraft": None}
-    assert "draft" not in usual.settings
+    assert gated.stages(final) == {"draft": final, "final": final, "redraft": None}, "it may be the picture"
+    assert "draft" not in gated.settings
     assert brief.stages(final) == {"draft": Stage(steps=4, guidance_scale=3.0), "final": final, "redraft": 20}
     assert brief.stages(Stage(steps=3)) == {"draft": Stage(steps=3), "final": Stage(steps=3), "redraft": None}
     assert GenerationRequest(prompt="a star", **brief.settings).redraft == 20
@@ -34,9 +32,9 @@ def test_a_preset_may_draft_in_fewer_steps_than_its_final_and_again_in_as_many()
 
 @pytest.mark.parametrize("preset", list(Preset))
 def test_every_preset_runs(tiny_checkpoint, preset):
-    stage = Stage(steps=2)
+    stages = BUNDLES[preset].stages(Stage(steps=2))
     (result,) = Engine.from_pretrained(tiny_checkpoint).generate(
-        GenerationRequest(prompt="a red star", draft=stage, final=stage, **preset.settings)
+        GenerationRequest(prompt="a red star", **preset.settings | stages)
     )
     assert result.verdict is not Verdict.FAILED
     assert result.attempts[0].avoidance == BUNDLES[preset].avoidance
