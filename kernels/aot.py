@@ -31,6 +31,9 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 SHARED_MEMORY_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """Shared memory that one block may ask for, in KiB (CUDA programming guide, compute capabilities)."""
 
+_LOW_SUM = re.compile(r"UIADD3 UR\d+, (?P<carry>UP\d), (?P<word>UR\d+), [^,]+, URZ ;")
+_HIGH_SUM = re.compile(r"UIADD3\.X UR\d+, (?P<word>UR\d+), [^,]+, URZ, (?P<carry>UP\d), !UPT ;")
+_UNIFORM_WRITE = re.compile(r"\*/\s+(?:@!?U?P\d+ )?[\w.]+ (UR\d+),")
 _TENSOR_INSTRUCTION = re.compile(r"\b(HGMMA|QGMMA|IGMMA|UTC[A-Z]*MMA|HMMA|QMMA|DMMA)\b")
 _TRITON_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -74,6 +77,7 @@ class Footprint(NamedTuple):
     shared_bytes: int
     cubin_bytes: int
     tensor_instructions: str
+    lost_carries: int
 
 
 def attention_case(head_dim: int, length: int, dtype: torch.dtype, with_mass: bool) -> KernelCase:
@@ -215,15 +219,15 @@ def launchable(case: KernelCase, architecture: int) -> Launchable:
 def compile_case(case: KernelCase, architecture: int) -> Footprint:
     """Build `case` for a compute capability and read the cubin."""
     binary = build(case, architecture)
-    usage, instructions = inspect_cubin(binary.asm["cubin"])
+    usage, instructions, lost = inspect_cubin(binary.asm["cubin"])
     return Footprint(
         case.name, case.shape, architecture, case.options["num_warps"], usage["REG"],
-        usage["STACK"] + usage["LOCAL"], binary.metadata.shared, len(binary.asm["cubin"]), instructions,
+        usage["STACK"] + usage["LOCAL"], binary.metadata.shared, len(binary.asm["cubin"]), instructions, lost,
     )  # fmt: skip
 
 
-def inspect_cubin(cubin: bytes) -> tuple[dict[str, int], str]:
-    """Resource usage by cuobjdump, and the tensor-core instructions of the SASS as 'HMMA x 24'."""
+def inspect_cubin(cubin: bytes) -> tuple[dict[str, int], str, int]:
+    """Resource usage by cuobjdump, the tensor-core instructions of the SASS as 'HMMA x 24', and `lost_carries`."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -234,4 +238,22 @@ def inspect_cubin(cubin: bytes) -> tuple[dict[str, int], str]:
         )
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     found = _TENSOR_INSTRUCTION.findall(sass)
-    return numbers, " ".join(f"{name} x {found.count(name)}" for name in sorted(set(found)))
+    return numbers, " ".join(f"{name} x {found.count(name)}" for name in sorted(set(found))), lost_carries(sass)
+
+
+def lost_carries(sass: str) -> int:
+    """How many 64-bit sums of uniform registers take the low word of a number for its high word too.
+
+    ptxas 12.8, which comes with Triton 3.6, writes such sums into descriptors of shared memory: on an H100 the matrix
+    units then read other rows, or outside of it. A kernel whose binary has one is wrong, though its source is right.
+    """
+    found = 0
+    low_words: dict[str, str] = {}
+    for line in sass.splitlines():
+        if high := _HIGH_SUM.search(line):
+            found += low_words.get(high["carry"]) == high["word"]
+        if low := _LOW_SUM.search(line):
+            low_words[low["carry"]] = low["word"]
+        elif written := _UNIFORM_WRITE.search(line):
+            low_words = {carry: word for carry, word in low_words.items() if word != written[1]}
+    return found

@@ -32,7 +32,6 @@ def contiguous_attention_kernel(
     T_TAIL: tl.constexpr,
     D_CHUNK: tl.constexpr,
     D_CHUNKS: tl.constexpr,
-    D_TAIL: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -44,7 +43,7 @@ def contiguous_attention_kernel(
         pixels * (HEADS * D), HEADS * D, T * (HEADS * D), HEADS * D, T * (HEADS * D), HEADS * D,
         pixels * (HEADS * D), HEADS * D, pixels, width, 1, 5 * T, T, 1, 3, 1,
         pixels, height, width, height, width, SCALE,
-        T, D, T_MAIN, T_TAIL, D_CHUNK, D_CHUNKS, D_TAIL, BLOCK, PRECISION, UPCAST, False,
+        T, D, T_MAIN, T_TAIL, D_CHUNK, D_CHUNKS, BLOCK, PRECISION, UPCAST, False,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from ._triton import jit, tl
-from .masked_attention_parts import load_rows, masked_logits, store_mass, token_vectors, wide_dot
+from .masked_attention_parts import load_rows, masked_logits, store_mass, store_rows, token_vectors, wide_dot
 
 
 @jit
@@ -90,7 +90,6 @@ def masked_attention_long_kernel(
     rho = tl.load(scalars + scalars_column)
     gamma = tl.load(scalars + 2 * scalars_column)
     m = eta * raw_mask
-    outside = tl.where(eta == 0.0, 0.0, 1.0 - m)
     q += sample * q_batch + head * D
     k += sample * k_batch + head * D
     v += sample * v_batch + head * D
@@ -107,8 +106,8 @@ def masked_attention_long_kernel(
     for start in range(0, T, T_BLOCK):
         columns = start + tl.arange(0, T_BLOCK)
         scores = _scaled_scores(q_main, q_tail, k, k_row, columns, T, D, D_MAIN, D_TAIL, PRECISION, UPCAST)
-        b, bbar, c, g, pad = token_vectors(tokens, tokens_vector, tokens_token, columns, T)
-        logits = masked_logits(scores, scale, pad, c, b, bbar, m, outside)
+        c, b, a, g = token_vectors(tokens, tokens_vector, tokens_token, columns, scale, eta, T)
+        logits = masked_logits(scores, scale, c, b, a, m)
         higher = tl.maximum(highest, tl.max(logits, axis=1))
         shrink = tl.exp2(highest - higher)
         weights = tl.exp2(logits - higher[:, None])
@@ -126,8 +125,8 @@ def masked_attention_long_kernel(
     for start in range(0, T, T_BLOCK):
         columns = start + tl.arange(0, T_BLOCK)
         scores = _scaled_scores(q_main, q_tail, k, k_row, columns, T, D, D_MAIN, D_TAIL, PRECISION, UPCAST)
-        b, bbar, c, g, pad = token_vectors(tokens, tokens_vector, tokens_token, columns, T)
-        logits = masked_logits(scores, scale, pad, c, b, bbar, m, outside)
+        c, b, a, g = token_vectors(tokens, tokens_vector, tokens_token, columns, scale, eta, T)
+        logits = masked_logits(scores, scale, c, b, a, m)
         factor = (1.0 + m[:, None] * g[None, :]) * row_scale[:, None]
         weights = tl.exp2(logits - highest[:, None]) * factor
         if WITH_MASS:
@@ -138,10 +137,6 @@ def masked_attention_long_kernel(
             acc_tail += wide_dot(narrow, load_rows(v, columns, T, v_row, D_MAIN, D_TAIL, D), PRECISION, UPCAST)
 
     keep = 1.0 - gamma * m
-    d = tl.arange(0, D_MAIN)
-    inside = (rows[:, None] < pixels) & (d[None, :] < D)
-    tl.store(out + rows[:, None] * out_row + d[None, :], acc * keep[:, None], mask=inside)
+    store_rows(out, acc * keep[:, None], rows, pixels, out_row, 0, D)
     if D_TAIL > 0:
-        d = D_MAIN + tl.arange(0, D_TAIL)
-        inside = (rows[:, None] < pixels) & (d[None, :] < D)
-        tl.store(out + rows[:, None] * out_row + d[None, :], acc_tail * keep[:, None], mask=inside)
+        store_rows(out, acc_tail * keep[:, None], rows, pixels, out_row, D_MAIN, D)

@@ -27,28 +27,29 @@ def wide_dot(a, b, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @jit
-def token_vectors(pointer, vector_stride, token_stride, columns, T: tl.constexpr):
-    """b, bbar, c - 1, g - 1 and pad, in base-2 logits; a column past the end can win no probability.
+def token_vectors(pointer, vector_stride, token_stride, columns, scale, eta, T: tl.constexpr):
+    """What a token adds to base-2 logits, as (c - 1) * scale, b', a and g - 1: logits = s * (scale + m c') + m b' + a.
 
-    Such a column has a large negative pad and c = 1, which no M can turn off; it is finite, for infinity times
-    M = 0 would be NaN.
+    a is what it adds where the mask is 0, b' how much more it adds where the mask is 1. A column past the end can win no
+    probability: it has a large negative pad and c = 1, which no M can turn off; it is finite, for infinity times M = 0
+    would be NaN. bbar is off where eta is 0.
     """
     log2e = 1.4426950408889634
     valid = columns < T
     offsets = columns * token_stride
-    b = tl.load(pointer + offsets, mask=valid, other=0.0) * log2e
-    bbar = tl.load(pointer + vector_stride + offsets, mask=valid, other=0.0) * log2e
+    b = tl.load(pointer + offsets, mask=valid, other=0.0)
+    bbar = tl.load(pointer + vector_stride + offsets, mask=valid, other=0.0)
     c = tl.load(pointer + 2 * vector_stride + offsets, mask=valid, other=1.0) - 1.0
     g = tl.load(pointer + 3 * vector_stride + offsets, mask=valid, other=1.0) - 1.0
-    pad = tl.load(pointer + 4 * vector_stride + offsets, mask=valid, other=-1e30) * log2e
-    return b, bbar, c, g, pad
+    pad = tl.load(pointer + 4 * vector_stride + offsets, mask=valid, other=-1e30)
+    bbar = tl.where(eta == 0.0, 0.0, bbar)
+    return c * scale, (c * pad + b - bbar) * log2e, (pad + bbar) * log2e, g
 
 
 @jit
-def masked_logits(scores, scale, pad, c, b, bbar, m, outside):
-    """Scores with what the mask and the tokens add, in base 2."""
-    s = scores * scale + pad[None, :]
-    return s * (1.0 + m[:, None] * c[None, :]) + (m[:, None] * b[None, :] + outside[:, None] * bbar[None, :])
+def masked_logits(scores, scale, c, b, a, m):
+    """Scores with what the mask and the tokens add, in base 2; `token_vectors`."""
+    return scores * (scale + m[:, None] * c[None, :]) + (m[:, None] * b[None, :] + a[None, :])
 
 
 @jit
@@ -59,59 +60,7 @@ def store_mass(pointer, weights, inside, outside, columns, T: tl.constexpr):
 
 
 @jit
-def add_scores(
-    scores,
-    scores_tail,
-    q,
-    k,
-    rows,
-    pixels,
-    q_row,
-    k_row,
-    columns,
-    tail,
-    start,
-    SIZE: tl.constexpr,
-    T: tl.constexpr,
-    D: tl.constexpr,
-    T_TAIL: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """Add the products over SIZE head channels from `start` to the scores of both token tiles."""
-    query = load_rows(q, rows, pixels, q_row, start, SIZE, D)
-    scores += wide_dot(query, tl.trans(load_rows(k, columns, T, k_row, start, SIZE, D)), PRECISION, UPCAST)
-    if T_TAIL > 0:
-        key = tl.trans(load_rows(k, tail, T, k_row, start, SIZE, D))
-        scores_tail += wide_dot(query, key, PRECISION, UPCAST)
-    return scores, scores_tail
-
-
-@jit
-def store_values(
-    out,
-    weights,
-    weights_tail,
-    keep,
-    v,
-    rows,
-    pixels,
-    out_row,
-    v_row,
-    columns,
-    tail,
-    start,
-    SIZE: tl.constexpr,
-    T: tl.constexpr,
-    D: tl.constexpr,
-    T_TAIL: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """Weighted values of SIZE head channels from `start`, written at once: only one chunk is ever live."""
-    acc = wide_dot(weights, load_rows(v, columns, T, v_row, start, SIZE, D), PRECISION, UPCAST)
-    if T_TAIL > 0:
-        acc += wide_dot(weights_tail, load_rows(v, tail, T, v_row, start, SIZE, D), PRECISION, UPCAST)
-    d = start + tl.arange(0, SIZE)
-    inside = (rows[:, None] < pixels) & (d[None, :] < D)
-    tl.store(out + rows[:, None] * out_row + d[None, :], acc * keep[:, None], mask=inside)
+def store_rows(out, acc, rows, pixels, out_row, start, D: tl.constexpr):
+    """Write head channels from `start` of one head's rows."""
+    d = start + tl.arange(0, acc.shape[1])
+    tl.store(out + rows[:, None] * out_row + d[None, :], acc, mask=(rows[:, None] < pixels) & (d[None, :] < D))

@@ -9,7 +9,63 @@ strides, samples the mask at its own resolution and writes nothing of size pixel
 from __future__ import annotations
 
 from ._triton import jit, tl
-from .masked_attention_parts import add_scores, masked_logits, store_mass, store_values, token_vectors
+from .masked_attention_parts import load_rows, masked_logits, store_mass, store_rows, token_vectors, wide_dot
+
+
+@jit
+def load_chunk(
+    q,
+    k,
+    rows,
+    pixels,
+    q_row,
+    k_row,
+    columns,
+    tail,
+    start,
+    SIZE: tl.constexpr,
+    T: tl.constexpr,
+    D: tl.constexpr,
+    T_TAIL: tl.constexpr,
+):
+    """Queries, and keys of both token tiles, of SIZE head channels from `start`; the main tile twice without a tail."""
+    key = load_rows(k, columns, T, k_row, start, SIZE, D)
+    return load_rows(q, rows, pixels, q_row, start, SIZE, D), key, _tail(k, k_row, tail, start, SIZE, T, D, T_TAIL, key)
+
+
+@jit
+def load_values(
+    v,
+    v_row,
+    columns,
+    tail,
+    start,
+    SIZE: tl.constexpr,
+    T: tl.constexpr,
+    D: tl.constexpr,
+    T_TAIL: tl.constexpr,
+):
+    """Values of both token tiles, as `load_chunk`."""
+    value = load_rows(v, columns, T, v_row, start, SIZE, D)
+    return value, _tail(v, v_row, tail, start, SIZE, T, D, T_TAIL, value)
+
+
+@jit
+def _tail(
+    pointer,
+    row,
+    tail,
+    start,
+    SIZE: tl.constexpr,
+    T: tl.constexpr,
+    D: tl.constexpr,
+    T_TAIL: tl.constexpr,
+    main,
+):
+    if T_TAIL > 0:
+        return load_rows(pointer, tail, T, row, start, SIZE, D)
+    else:
+        return main
 
 
 @jit
@@ -50,7 +106,6 @@ def masked_attention_kernel(
     T_TAIL: tl.constexpr,
     D_CHUNK: tl.constexpr,
     D_CHUNKS: tl.constexpr,
-    D_TAIL: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -75,7 +130,6 @@ def masked_attention_kernel(
     rho = tl.load(scalars + scalars_column)
     gamma = tl.load(scalars + 2 * scalars_column)
     m = eta * raw_mask
-    outside = tl.where(eta == 0.0, 0.0, 1.0 - m)
 
     q += sample * q_batch + head * D
     k += sample * k_batch + head * D
@@ -86,23 +140,26 @@ def masked_attention_kernel(
     tail = T_MAIN + tl.arange(0, T_TAIL if T_TAIL > 0 else 16)
     scores = tl.zeros((BLOCK, T_MAIN), tl.float32)
     scores_t = tl.zeros((BLOCK, T_TAIL if T_TAIL > 0 else 16), tl.float32)
-    for chunk in tl.static_range(D_CHUNKS):
-        scores, scores_t = add_scores(
-            scores, scores_t, q, k, rows, pixels, q_row, k_row, columns, tail, chunk * D_CHUNK, D_CHUNK,
-            T, D, T_TAIL, PRECISION, UPCAST,
-        )  # fmt: skip
-    if D_TAIL > 0:
-        scores, scores_t = add_scores(
-            scores, scores_t, q, k, rows, pixels, q_row, k_row, columns, tail, D_CHUNKS * D_CHUNK, D_TAIL,
-            T, D, T_TAIL, PRECISION, UPCAST,
-        )  # fmt: skip
+    # A tile is asked for before the one ahead of it is multiplied, so that the two do not wait for memory in turn.
+    query, key, key_t = load_chunk(q, k, rows, pixels, q_row, k_row, columns, tail, 0, D_CHUNK, T, D, T_TAIL)
+    value, value_t = load_values(v, v_row, columns, tail, 0, D_CHUNK, T, D, T_TAIL)
+    for part in tl.static_range(D_CHUNKS):
+        held, held_key, held_key_t = query, key, key_t
+        if part + 1 < D_CHUNKS:
+            start = (part + 1) * D_CHUNK
+            query, key, key_t = load_chunk(
+                q, k, rows, pixels, q_row, k_row, columns, tail, start, D_CHUNK, T, D, T_TAIL
+            )
+        scores += wide_dot(held, tl.trans(held_key), PRECISION, UPCAST)
+        if T_TAIL > 0:
+            scores_t += wide_dot(held, tl.trans(held_key_t), PRECISION, UPCAST)
 
-    b, bbar, c, g, pad = token_vectors(tokens, tokens_vector, tokens_token, columns, T)
-    logits = masked_logits(scores, scale, pad, c, b, bbar, m, outside)
+    c, b, a, g = token_vectors(tokens, tokens_vector, tokens_token, columns, scale, eta, T)
+    logits = masked_logits(scores, scale, c, b, a, m)
     highest = tl.max(logits, axis=1)
     if T_TAIL > 0:
-        b, bbar, c, g_tail, pad = token_vectors(tokens, tokens_vector, tokens_token, tail, T)
-        logits_t = masked_logits(scores_t, scale, pad, c, b, bbar, m, outside)
+        c, b, a, g_tail = token_vectors(tokens, tokens_vector, tokens_token, tail, scale, eta, T)
+        logits_t = masked_logits(scores_t, scale, c, b, a, m)
         highest = tl.maximum(highest, tl.max(logits_t, axis=1))
     weights = tl.exp2(logits - highest[:, None])
     partition = tl.sum(weights, axis=1)
@@ -131,13 +188,11 @@ def masked_attention_kernel(
     keep = 1.0 - gamma * m
     narrow = weights.to(v.dtype.element_ty)
     narrow_t = weights_t.to(v.dtype.element_ty)
-    for chunk in tl.static_range(D_CHUNKS):
-        store_values(
-            out, narrow, narrow_t, keep, v, rows, pixels, out_row, v_row, columns, tail, chunk * D_CHUNK,
-            D_CHUNK, T, D, T_TAIL, PRECISION, UPCAST,
-        )  # fmt: skip
-    if D_TAIL > 0:
-        store_values(
-            out, narrow, narrow_t, keep, v, rows, pixels, out_row, v_row, columns, tail, D_CHUNKS * D_CHUNK,
-            D_TAIL, T, D, T_TAIL, PRECISION, UPCAST,
-        )  # fmt: skip
+    for part in tl.static_range(D_CHUNKS):
+        held, held_t = value, value_t
+        if part + 1 < D_CHUNKS:
+            value, value_t = load_values(v, v_row, columns, tail, (part + 1) * D_CHUNK, D_CHUNK, T, D, T_TAIL)
+        acc = wide_dot(narrow, held, PRECISION, UPCAST)
+        if T_TAIL > 0:
+            acc += wide_dot(narrow_t, held_t, PRECISION, UPCAST)
+        store_rows(out, acc * keep[:, None], rows, pixels, out_row, part * D_CHUNK, D)

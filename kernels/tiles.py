@@ -38,17 +38,6 @@ def split_tile(size: int) -> tuple[int, int]:
     return (whole, 0) if tail == main else (main, tail)
 
 
-@functools.cache
-def split_channels(head_dim: int, chunk: int) -> tuple[int, int, int]:
-    """Cover `head_dim` by equal chunks and a smaller tail: (chunk, number of chunks, tail or 0)."""
-    main, tail = split_tile(head_dim)
-    if main <= chunk:
-        return main, 1, tail
-    chunks, rest = divmod(head_dim, chunk)
-    tail = _power_of_two(rest) if rest else 0
-    return (chunk, chunks + 1, 0) if tail == chunk else (chunk, chunks, tail)
-
-
 def attention_constants(head_dim: int, length: int, tile: AttentionTile) -> dict[str, int]:
     """The kernel's compile-time sizes: one definition for the launcher and the ahead-of-time build."""
     sizes = {"T": length, "D": head_dim, "BLOCK": tile.block}
@@ -56,10 +45,8 @@ def attention_constants(head_dim: int, length: int, tile: AttentionTile) -> dict
         d_main, d_tail = split_tile(head_dim)
         return sizes | {"T_BLOCK": tile.step, "D_MAIN": d_main, "D_TAIL": d_tail}
     t_main, t_tail = split_tile(length)
-    chunk, chunks, d_tail = split_channels(head_dim, tile.step)
-    return sizes | {
-        "T_MAIN": t_main, "T_TAIL": t_tail, "D_CHUNK": chunk, "D_CHUNKS": chunks, "D_TAIL": d_tail,
-    }  # fmt: skip
+    chunks = -(-head_dim // tile.step)
+    return sizes | {"T_MAIN": t_main, "T_TAIL": t_tail, "D_CHUNK": tile.step, "D_CHUNKS": chunks}
 
 
 def attention_tile(head_dim: int, length: int, dtype: torch.dtype) -> AttentionTile:
@@ -69,5 +56,5 @@ def attention_tile(head_dim: int, length: int, dtype: torch.dtype) -> AttentionT
         # Wide heads leave no registers for a whole row of tokens.
         return AttentionTile(16, 8, 16, True) if looped or head_dim > 128 else AttentionTile(16, 8, 32, False)
     if looped:
-        return AttentionTile(32, 4, 32 if head_dim <= 80 else 16, True)
-    return AttentionTile(32, 4, 32, False)
+        return AttentionTile(64, 4, 32 if head_dim <= 80 else 16, True)
+    return AttentionTile(64, 4, 32, False)

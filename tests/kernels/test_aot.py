@@ -16,6 +16,7 @@ def test_kernels_build_for(architecture):
     assert {row.kernel for row in rows} >= {"masked_attention", "denoise_step", "gather_rows", "group_norm"}
     for row in rows:
         assert row.spill_bytes == 0, row
+        assert row.lost_carries == 0, row
         assert row.shared_bytes <= aot.SHARED_MEMORY_LIMIT[architecture] * 1024, row
         if row.kernel == "masked_attention":
             assert TENSOR_CORE[architecture] in row.tensor_instructions, row
@@ -28,3 +29,12 @@ def test_the_step_is_built_without_contraction():
     assert "sqrt.rn.f32" in ptx
     assert "fma.rn.f32" not in ptx
     assert "mul.f32" not in ptx
+
+
+def test_a_high_word_that_is_the_low_word_again_is_found():
+    low = "        /*5750*/                   UIADD3 UR8, UP0, UR16, 0x20, URZ ;"
+    high = "        /*5760*/                   UIADD3.X UR9, UR16, -0x3ffffff0, URZ, UP0, !UPT ;"
+    cleared = "        /*5758*/                   UMOV UR16, URZ ;"
+    assert aot.lost_carries("\n".join([low, high])) == 1
+    assert aot.lost_carries("\n".join([low, cleared, high])) == 0
+    assert aot.lost_carries("\n".join([low, high.replace("UR16", "UR17")])) == 0
