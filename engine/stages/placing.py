@@ -1,6 +1,5 @@
 """Where a final's objects go: searches on the processor, in threads of their own, while the device steps other jobs."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from ..batching.carried import Own, Shared, attempt_seed
 from ..batching.job import Job
 from ..models.checkpoint import Components
 
-_MOST_THREADS = 4
+_THREADS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,4 +122,4 @@ def _suited(device: torch.device) -> int:
 
     A search costs little beside a step there, and done at once it leaves batches, so every last bit, as they were.
     """
-    return 0 if device.type == "cpu" else min(_MOST_THREADS, os.cpu_count() or 1)
+    return 0 if device.type == "cpu" else _THREADS

@@ -144,6 +144,14 @@ def test_closing_without_a_deadline_finishes_what_waits_for_places(engine, held)
     assert engine.close()[-1].result.verdict is Verdict.ACCEPTED
 
 
+@pytest.mark.parametrize(("placers", "beside"), [(None, False), (0, False), (2, True)])
+def test_a_processors_cores_are_left_to_its_networks(components, monkeypatch, placers, beside):
+    search, threads = placing.moved_labels, []
+    monkeypatch.setattr(placing, "moved_labels", lambda *a: (threads.append(threading.get_ident()), search(*a))[1])
+    Engine(components, placers=placers).generate(request())
+    assert [thread != threading.get_ident() for thread in threads] == [beside]
+
+
 @pytest.mark.parametrize("placers", [0, 2])
 def test_a_search_that_fails_fails_its_image_alone(components, monkeypatch, placers):
     engine, search, made = Engine(components, placers=placers), placing.moved_labels, []
