@@ -30,9 +30,9 @@ def wide_dot(a, b, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 def token_vectors(pointer, vector_stride, token_stride, columns, scale, eta, T: tl.constexpr):
     """What a token adds to base-2 logits, as (c - 1) * scale, b', a and g - 1: logits = s * (scale + m c') + m b' + a.
 
-    a is what it adds where the mask is 0, b' how much more it adds where the mask is 1. A column past the end can win no
-    probability: it has a large negative pad and c = 1, which no M can turn off; it is finite, for infinity times M = 0
-    would be NaN. bbar is off where eta is 0.
+    a is what it adds where the mask is 0, b' how much more it adds where the mask is 1. A column past the end can win
+    no probability: it has a large negative pad and c = 1, which no M can turn off; it is finite, for infinity times
+    M = 0 would be NaN. bbar is off where eta is 0.
     """
     log2e = 1.4426950408889634
     valid = columns < T

@@ -62,10 +62,10 @@ def _tail(
     T_TAIL: tl.constexpr,
     main,
 ):
+    found = main
     if T_TAIL > 0:
-        return load_rows(pointer, tail, T, row, start, SIZE, D)
-    else:
-        return main
+        found = load_rows(pointer, tail, T, row, start, SIZE, D)
+    return found
 
 
 @jit

@@ -222,7 +222,8 @@ class _Search:
 
         anywhere: in the place of whatever stood on the same ground, rather than its own.
         """
-        taken, found = np.zeros(self.frame, bool), []
+        taken = np.zeros(self.frame, bool)
+        found: list[Placed] = []
         for label in self.rng.permutation(self.wanted.objects):
             if found:
                 taken |= found[-1].grown
