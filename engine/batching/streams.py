@@ -118,8 +118,9 @@ class Staging:
     def turn(self) -> Tensor:
         """The next piece, to be written; `send` brings it over."""
         self._number, self._piece = next(self._turns)
-        if self._number in self._copied:
-            self._copied[self._number].synchronize()
+        copied = self._copied.get(self._number)
+        if copied is not None and not copied.query():
+            copied.synchronize()
         return self._piece
 
     def send(self) -> None:
