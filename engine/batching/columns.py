@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,33 +38,36 @@ class Columns:
             self._places[name] = end, end + size
             end += -(-size // _ALIGNMENT) * _ALIGNMENT
         self._block = torch.zeros(end, dtype=torch.uint8, device=device)
-        self._staging: Staging | None = None
+        self._staging: tuple[Staging, list[dict[str, np.ndarray]]] | None = None
         self.views = self._split(self._block)
 
     def write(self, values: Mapping[str, Sequence[object]], counts: Mapping[str, int]) -> None:
         """Write each column's values, padded up to the count of its first axis; what lies behind stays as it is."""
-        host = self._split(self._ready().turn())
+        staging, hosts = self._ready()
+        host = hosts[staging.turn()]
         for name, column in self._columns.items():
-            given, count, into = values[name], counts[str(column.axes[0])], host[name].numpy()
+            given, count, into = values[name], counts[str(column.axes[0])], host[name]
             into[len(given) : count] = self._padding(column)
             if given:
                 into[: len(given)] = given
-        self._ready().send()
+        staging.send()
 
     @torch.inference_mode()
     def poison(self) -> None:
         """Fill the columns, and all that could be sent, with values that cannot go unnoticed."""
-        for block in (self._block, *self._ready().pieces):
+        for block in (self._block, *self._ready()[0].pieces):
             for view in self._split(block).values():
                 view.fill_(float("nan") if view.is_floating_point() else 2**40)
 
-    def _ready(self) -> Staging:
-        """Host memory to send from, made when first needed: a block that is only measured has no use for it."""
+    def _ready(self) -> tuple[Staging, list[dict[str, np.ndarray]]]:
+        """Memory to send from, and its columns; made when first needed, for what is only measured has no use for it."""
         if self._staging is None:
-            initial = torch.zeros(len(self._block), dtype=torch.uint8)
-            for name, view in self._split(initial).items():
-                view.fill_(self._padding(self._columns[name]))
-            self._staging = Staging(self._block, initial)
+            staging = Staging(self._block)
+            for piece in staging.pieces:
+                for name, view in self._split(piece).items():
+                    view.fill_(self._padding(self._columns[name]))
+            columns = [{name: view.numpy() for name, view in self._split(piece).items()} for piece in staging.pieces]
+            self._staging = staging, columns
         return self._staging
 
     def _split(self, block: Tensor) -> dict[str, Tensor]:

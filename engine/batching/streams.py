@@ -102,29 +102,26 @@ class Staging:
     """Host memory that goes to a `block` (bytes,) of the device in one copy, while the next piece is being written.
 
     As many pieces as steps may be on their way, and one more; each is written again only when its copy is done.
-    initial: what each piece holds before it is first written.
     """
 
-    def __init__(self, block: Tensor, initial: Tensor) -> None:
+    def __init__(self, block: Tensor) -> None:
         self._block = block
         self._gpu = block.device.type == "cuda"
-        pieces = [torch.empty(len(block), dtype=torch.uint8, pin_memory=self._gpu) for _ in range(AHEAD + 1)]
-        for piece in pieces:
-            piece.copy_(initial)
-        self._turns = cycle(enumerate(pieces))
+        self.pieces = [torch.empty(len(block), dtype=torch.uint8, pin_memory=self._gpu) for _ in range(AHEAD + 1)]
+        self._turns = cycle(range(len(self.pieces)))
+        self._number = 0
         self._copied: dict[int, torch.cuda.Event] = {}
-        self.pieces = pieces
 
-    def turn(self) -> Tensor:
-        """The next piece, to be written; `send` brings it over."""
-        self._number, self._piece = next(self._turns)
-        if self._number in self._copied:
-            self._copied[self._number].synchronize()
-        return self._piece
+    def turn(self) -> int:
+        """Number of the next piece, which may be written now; `send` brings it over."""
+        self._number = next(self._turns)
+        copied = self._copied.get(self._number)
+        if copied is not None and not copied.query():
+            copied.synchronize()
+        return self._number
 
     def send(self) -> None:
         """Copy the piece to the device, in the current stream."""
-        self._block.copy_(self._piece, non_blocking=True)
+        self._block.copy_(self.pieces[self._number], non_blocking=True)
         if self._gpu:
-            copied = self._copied.setdefault(self._number, torch.cuda.Event())
-            copied.record()
+            self._copied.setdefault(self._number, torch.cuda.Event()).record()
