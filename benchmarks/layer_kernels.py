@@ -4,19 +4,30 @@ As with attention, a contender that disagrees with the reference is named and no
 operator can move; what else a contender moves shows in its share of the copy bandwidth.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ..kernels import group_norm
+from ..kernels import add_bias, add_layer_norm, geglu, group_norm
 from ..kernels.group_norm import group_norm_reference
-from ..kernels.testing import GROUP_NORM_SHAPES, TOLERANCES, GroupNormShape, assert_close, group_norm_inputs
+from ..kernels.testing import (
+    GROUP_NORM_SHAPES,
+    TOKEN_SHAPES,
+    TOLERANCES,
+    GroupNormShape,
+    TokenShape,
+    assert_close,
+    group_norm_inputs,
+)
 from .device_timing import Call, time_calls
 from .printing import Row
 
 BATCHES = (2, 16, 32)
+Operator = Callable[..., torch.Tensor]
+Inputs = tuple[torch.Tensor, ...]
 
 
 def group_norm_cost(shape: GroupNormShape, batch: int, element: int = 2) -> Row:
@@ -49,6 +60,39 @@ def _compiled(layers: Any, x: torch.Tensor) -> Call:
     return lambda: compiled(x)
 
 
+def token_calls(shape: TokenShape, batch: int, dtype: torch.dtype) -> dict[str, tuple[int, Operator, Operator, Inputs]]:
+    """By kernel: values it moves at least, ours, PyTorch's layers, and what both read."""
+    pixels, width = shape.side**2, shape.width
+    values = batch * pixels * width
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, device="cuda").to(dtype)
+
+    def picture() -> torch.Tensor:
+        return normal(batch, width, shape.side, shape.side).contiguous(memory_format=torch.channels_last)
+
+    def gated(x: torch.Tensor) -> torch.Tensor:
+        value, gate = x.chunk(2, -1)
+        return value * F.gelu(gate)
+
+    def added(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        total = x + residual
+        return F.layer_norm(total, (width,), weight, bias, 1e-5)
+
+    def ours_added(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return add_layer_norm(x, residual, weight, bias, 1e-5)[1]
+
+    tokens = normal(batch, pixels, width), normal(batch, pixels, width)
+    return {
+        "geglu": (12 * values, geglu, gated, (normal(batch, pixels, 8 * width),)),
+        "add_layer_norm": (4 * values, ours_added, added, (*tokens, normal(width), normal(width))),
+        "add_bias": (
+            3 * values, add_bias, lambda x, residual, bias: x.add(bias.view(-1, 1, 1)).add_(residual),
+            (picture(), picture(), normal(width)),
+        ),
+    }  # fmt: skip
+
+
 def layer_rows(bandwidth: float, dtype: torch.dtype) -> Iterator[Row]:
     """Time every shape and batch; bandwidth: bytes a second of a copy."""
     for shape in GROUP_NORM_SHAPES:
@@ -60,6 +104,13 @@ def layer_rows(bandwidth: float, dtype: torch.dtype) -> Iterator[Row]:
             calls = group_norm_calls(inputs, shape.silu)
             common = {"kernel": "group_norm", **shape._asdict(), "batch": batch, **group_norm_cost(shape, batch)}
             yield from timed_rows(common, calls, expected, TOLERANCES[dtype], bandwidth)
+    for tokens in TOKEN_SHAPES:
+        for batch in BATCHES:
+            for kernel, (values, ours, theirs, read) in token_calls(tokens, batch, dtype).items():
+                common = {"kernel": kernel, **tokens._asdict(), "batch": batch, "bytes": values * dtype.itemsize}
+                expected = theirs(*(tensor.float() for tensor in read))
+                calls = {"ours": partial(ours, *read), "pytorch": partial(theirs, *read)}
+                yield from timed_rows(common, calls, expected, TOLERANCES[dtype], bandwidth)
 
 
 def timed_rows(

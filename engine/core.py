@@ -84,7 +84,7 @@ class Core:
         self.registry = registry
         self.limits = limits or usual_limits(device)
         self.scheduler = Scheduler(self.limits, policy) if policy is not None else Scheduler(self.limits)
-        self.torch_options = torch_options or TorchOptions()
+        self.torch_options = (torch_options or TorchOptions()).on(device)
         self.graphs = GraphPool(device, reserve=graph_reserve or 0, rehearse=self.torch_options.compile is not None)
         self._measure_reserve = graph_reserve is None
         prepared = self.graphs.enabled or self.torch_options.compile is not None or backend != "torch"
@@ -157,7 +157,7 @@ class Core:
         """
         began = time.perf_counter()
         factor = self.components.vae_scale_factor
-        with self._turns, self._running():
+        with self._turns, self._running(), self.torch_options.warming():
             shapes = [(height // factor, width // factor) for height, width in sizes or [self.components.size]]
             if self._measure_reserve:
                 self.graphs.reserve = max(self.graphs.reserve, *map(self._need, shapes))

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ._triton import triton
+from .aot_case import TRITON_NAMES, KernelCase, complete
+from .aot_layers import layer_cases
 from .denoise_step import BLOCK, WARPS, StepColumns, denoise_step_kernel
 from .gather_rows import gather_rows_kernel
-from .group_norm import group_constants, group_moments_kernel, group_norm_kernel, group_tile, group_warps
 from .masked_attention_contiguous import contiguous_attention_kernel, contiguous_attention_long_kernel
 from .masked_attention_long import masked_attention_long_kernel
 from .masked_attention_tile import masked_attention_kernel
@@ -35,22 +36,6 @@ _LOW_SUM = re.compile(r"UIADD3 UR\d+, (?P<carry>UP\d), (?P<word>UR\d+), [^,]+, U
 _HIGH_SUM = re.compile(r"UIADD3\.X UR\d+, (?P<word>UR\d+), [^,]+, URZ, (?P<carry>UP\d), !UPT ;")
 _UNIFORM_WRITE = re.compile(r"\*/\s+(?:@!?U?P\d+ )?[\w.]+ (UR\d+),")
 _TENSOR_INSTRUCTION = re.compile(r"\b(HGMMA|QGMMA|IGMMA|UTC[A-Z]*MMA|HMMA|QMMA|DMMA)\b")
-_TRITON_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-
-
-class KernelCase(NamedTuple):
-    """One kernel at one shape. `arguments` are signature types; `constants` are compile-time values.
-
-    unaligned: pointers to what may begin anywhere; all others are multiples of 16 bytes.
-    """
-
-    name: str
-    shape: str
-    function: Any
-    arguments: dict[str, str]
-    constants: dict[str, Any]
-    options: dict[str, Any]
-    unaligned: tuple[str, ...] = ()
 
 
 class Launchable(NamedTuple):
@@ -83,16 +68,16 @@ class Footprint(NamedTuple):
 def attention_case(head_dim: int, length: int, dtype: torch.dtype, with_mass: bool) -> KernelCase:
     """Masked attention as the launcher would build it."""
     tile = attention_tile(head_dim, length, dtype)
-    element = f"*{_TRITON_NAMES[dtype]}"
+    element = f"*{TRITON_NAMES[dtype]}"
     pointers = dict.fromkeys(("q", "k", "v", "out"), element)
     pointers |= dict.fromkeys(("mask", "tokens", "scalars", "mass"), "*fp32")
     constants = attention_constants(head_dim, length, tile) | {
         "PRECISION": "ieee" if dtype == torch.float32 else "tf32", "UPCAST": False,
         "WITH_MASS": with_mass, "mask_column": 1, "tokens_token": 1, "scalars_column": 1,
     }  # fmt: skip
-    shape = f"d={head_dim} T={length} {_TRITON_NAMES[dtype]}{' mass' if with_mass else ''}"
+    shape = f"d={head_dim} T={length} {TRITON_NAMES[dtype]}{' mass' if with_mass else ''}"
     function = masked_attention_long_kernel if tile.looped else masked_attention_kernel
-    arguments = _complete(function, pointers | {"scale": "fp32"}, constants)
+    arguments = complete(function, pointers | {"scale": "fp32"}, constants)
     options = {"num_warps": tile.warps, "num_stages": 1}
     return KernelCase("masked_attention", shape, function, arguments, constants, options)
 
@@ -100,26 +85,21 @@ def attention_case(head_dim: int, length: int, dtype: torch.dtype, with_mass: bo
 def contiguous_attention_case(heads: int, head_dim: int, length: int, dtype: torch.dtype) -> KernelCase:
     """Masked attention on contiguous tensors, for hosts that pass pointers and integers alone."""
     tile = attention_tile(head_dim, length, dtype)
-    pointers = dict.fromkeys(("q", "k", "v", "out"), f"*{_TRITON_NAMES[dtype]}")
+    pointers = dict.fromkeys(("q", "k", "v", "out"), f"*{TRITON_NAMES[dtype]}")
     pointers |= dict.fromkeys(("mask", "tokens", "scalars"), "*fp32")
     constants = attention_constants(head_dim, length, tile) | {
         "PRECISION": "ieee" if dtype == torch.float32 else "tf32", "UPCAST": False,
         "HEADS": heads, "SCALE": math.log2(math.e) / math.sqrt(head_dim),
     }  # fmt: skip
-    shape = f"heads={heads} d={head_dim} T={length} {_TRITON_NAMES[dtype]}"
+    shape = f"heads={heads} d={head_dim} T={length} {TRITON_NAMES[dtype]}"
     function = contiguous_attention_long_kernel if tile.looped else contiguous_attention_kernel
     options = {"num_warps": tile.warps, "num_stages": 1}
     if dtype == torch.float32 and tile.looped:
         options["maxnreg"] = 255  # else ptxas would rather spill a word than have one block fewer resident
     # A host may hand out a slice of a larger tensor; these three are read value by value, so alignment gains nothing.
     unaligned = ("mask", "tokens", "scalars")
-    arguments = _complete(function, pointers, constants)
+    arguments = complete(function, pointers, constants)
     return KernelCase("contiguous_attention", shape, function, arguments, constants, options, unaligned)
-
-
-def _complete(function: Any, arguments: dict[str, str], constants: dict[str, Any]) -> dict[str, str]:
-    """Every argument's type in order: what is neither named nor constant is a 32-bit integer."""
-    return {name: "constexpr" if name in constants else arguments.get(name, "i32") for name in function.arg_names}
 
 
 def kernel_cases(thorough: bool = True) -> Iterator[KernelCase]:
@@ -137,31 +117,6 @@ def kernel_cases(thorough: bool = True) -> Iterator[KernelCase]:
     yield from layer_cases(thorough)
 
 
-def layer_cases(thorough: bool) -> Iterator[KernelCase]:
-    """What the networks' blocks run besides attention, as the launchers would build it."""
-    dtypes = (torch.float16, torch.bfloat16) if thorough else (torch.float16,)
-    channels = (320, 640, 960, 1280, 1920, 2560, 128) if thorough else (320, 2560)
-    for dtype, width in product(dtypes, channels):
-        yield from group_norm_cases(width, 32, 4096, dtype)
-
-
-def group_norm_cases(channels: int, groups: int, pixels: int, dtype: torch.dtype) -> Iterator[KernelCase]:
-    """Both kernels of group normalisation, with a shift and an activation."""
-    tile = group_tile(channels, groups, pixels)
-    pointers = dict.fromkeys(("x", "weight", "bias", "shift", "out"), f"*{_TRITON_NAMES[dtype]}")
-    pointers |= {"moments": "*fp32", "eps": "fp32"}
-    shared = group_constants(channels, groups, tile) | {"SHIFTED": True, "shift_channel": 1}
-    parts = triton.next_power_of_2(triton.cdiv(pixels, tile.chunk))
-    shape = f"C={channels} groups={groups} {_TRITON_NAMES[dtype]}"
-    for name, function, own in (
-        ("group_moments", group_moments_kernel, {}),
-        ("group_norm", group_norm_kernel, {"PARTS": parts, "SILU": True}),
-    ):
-        constants = shared | own
-        arguments = _complete(function, pointers, constants)
-        yield KernelCase(name, shape, function, arguments, constants, {"num_warps": group_warps(tile)})
-
-
 def elementwise_cases() -> Iterator[KernelCase]:
     """The step and the gather, reading and writing half precision."""
     fp32 = ("latents", "history", "weights", "coefficients", "masks")
@@ -173,14 +128,14 @@ def elementwise_cases() -> Iterator[KernelCase]:
     options = {"num_warps": WARPS, "enable_fp_fusion": False}
     function = denoise_step_kernel
     yield KernelCase(
-        "denoise_step", "fp16 planar", function, _complete(function, arguments, constants), constants, options
+        "denoise_step", "fp16 planar", function, complete(function, arguments, constants), constants, options
     )
     constants = {"COLUMNS": len(StepColumns), "BLOCK": BLOCK, "out_pixel": 1}
     arguments = pointers | {"out": "*fp16"}
     function = gather_rows_kernel
     options = {"num_warps": WARPS}
     yield KernelCase(
-        "gather_rows", "fp16 planar", function, _complete(function, arguments, constants), constants, options
+        "gather_rows", "fp16 planar", function, complete(function, arguments, constants), constants, options
     )
 
 

@@ -103,6 +103,25 @@ GROUP_NORM_SHAPES = (
 """The group normalisations of the models that the benchmark times."""
 
 
+class TokenShape(NamedTuple):
+    """The tokens of one transformer block, a square picture's pixels."""
+
+    model: str
+    width: int
+    side: int
+
+
+TOKEN_SHAPES = (
+    TokenShape("sd15-512", 320, 64),
+    TokenShape("sd15-512", 640, 32),
+    TokenShape("sd15-512", 1280, 16),
+    TokenShape("sd15-512", 1280, 8),
+    TokenShape("sdxl-1024", 640, 64),
+    TokenShape("sdxl-1024", 1280, 32),
+)
+"""The transformer blocks of the models that the benchmark times."""
+
+
 def group_norm_inputs(
     batch: int,
     channels: int,

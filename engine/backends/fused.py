@@ -17,7 +17,9 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel, Tra
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from ...kernels import group_norm
+from ...kernels import add_bias, group_norm
+from .attention_choice import attend
+from .fused_tokens import fuse_tokens
 
 
 def fuse(network: nn.Module) -> None:
@@ -31,6 +33,8 @@ def fuse(network: nn.Module) -> None:
             module.set_processor(PictureAttention())
         elif isinstance(module, UNet2DConditionModel | Decoder) and type(module.conv_norm_out) is nn.GroupNorm:
             _fuse_ending(module)
+        else:
+            fuse_tokens(module)
 
 
 class FusedResnetBlock(ResnetBlock2D):
@@ -40,10 +44,9 @@ class FusedResnetBlock(ResnetBlock2D):
         """(R, C, h, w), (R, D) -> (R, C', h, w)."""
         hidden = _convolved(self.conv1, _normed(self.norm1, input_tensor, silu=True))
         hidden = _normed(self.norm2, hidden, shift=self._shift(len(hidden), temb), silu=True)
-        hidden = self.conv2(hidden)
         if self.conv_shortcut is not None:
             input_tensor = _project(self.conv_shortcut, input_tensor)
-        hidden = input_tensor + hidden
+        hidden = add_bias(_convolved(self.conv2, hidden), input_tensor, self.conv2.bias)
         return hidden if self.output_scale_factor == 1 else hidden / self.output_scale_factor
 
     def _shift(self, rows: int, temb: Tensor | None) -> Tensor:
@@ -98,7 +101,7 @@ class PictureAttention:
         query, key, value = (
             to(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for to in (attn.to_q, attn.to_k, attn.to_v)
         )
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        attended = attend(query, key, value).transpose(1, 2).flatten(2)
         output = _picture(attn.to_out[0](attended), hidden_states.shape)
         if attn.residual_connection:
             output = output + hidden_states

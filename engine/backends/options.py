@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from ...kernels import AVAILABLE
 from ..api.errors import BackendError
 from ..models.networks import Denoiser
+from .attention_choice import attend
 from .fused import fuse
 from .regions import Regions
 
@@ -32,6 +33,8 @@ class TorchOptions:
     On where not given on CUDA.
     fused: run their blocks on our operators, each normalisation with the additions and the activation beside it; it
     takes channels last. On where not given on CUDA with Triton, unless that order is refused.
+    tune: during `Engine.warmup`, try cuDNN's algorithms for each convolution and PyTorch's kernels for each level's
+    self-attention, and keep to the fastest. On where not given on CUDA, unless `deterministic`.
     tf32: whether matrix products and convolutions in float32 may round their inputs to TensorFloat-32.
     deterministic: whether an operation with no deterministic form raises, and cuDNN picks its algorithms by rule and
     not by trial; on CUDA that takes the environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8.
@@ -43,6 +46,7 @@ class TorchOptions:
     compile: str | None = None
     channels_last: bool | None = None
     fused: bool | None = None
+    tune: bool | None = None
     tf32: bool | None = None
     deterministic: bool | None = None
 
@@ -50,6 +54,8 @@ class TorchOptions:
         """Refuse what cannot be served."""
         if self.compile not in (None, *MODES):
             raise BackendError(f"compile is {self.compile!r}; the modes are {', '.join(MODES)}")
+        if self.tune and self.deterministic:
+            raise BackendError("tune picks the fastest by trial, deterministic by rule: ask for one of them")
         if self.fused and self.channels_last is False:
             raise BackendError("fused runs channels last; leave channels_last out, or refuse fused too")
 
@@ -58,7 +64,8 @@ class TorchOptions:
         cuda = device.type == "cuda"
         fused = self.fused if self.fused is not None else cuda and AVAILABLE and self.channels_last is not False
         channels_last = self.channels_last if self.channels_last is not None else cuda or fused
-        return replace(self, channels_last=channels_last, fused=fused)
+        tune = self.tune if self.tune is not None else cuda and not self.deterministic
+        return replace(self, channels_last=channels_last, fused=fused, tune=tune)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -98,6 +105,12 @@ class TorchOptions:
         return made
 
     @contextmanager
+    def warming(self) -> Iterator[None]:
+        """What holds beside `in_force` while an engine warms up."""
+        with _trials() if self.tune else nullcontext():
+            yield
+
+    @contextmanager
     def in_force(self) -> Iterator[None]:
         """Set the process's switches that are given, and put them back."""
         with ExitStack() as stack:
@@ -106,6 +119,18 @@ class TorchOptions:
             if self.deterministic is not None:
                 stack.enter_context(_deterministic(self.deterministic))
             yield
+
+
+@contextmanager
+def _trials() -> Iterator[None]:
+    """What cuDNN finds by trial it keeps by shape, whether or not trials are on when that shape comes again."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, True
+    try:
+        with attend.measuring():
+            yield
+    finally:
+        cudnn.benchmark = before
 
 
 @contextmanager
