@@ -62,7 +62,9 @@ class Case:
     def snapshot(self) -> list[torch.Tensor]:
         """The arena as it is once all steps are done."""
         self.bench.synchronize()
-        return [tensor.clone() for tensor in self.loop.arena.tensors()]
+        kept = [tensor.clone() for tensor in self.loop.arena.tensors()]
+        self.bench.synchronize()
+        return kept
 
     @torch.inference_mode()
     def restore(self, kept: Sequence[torch.Tensor]) -> None:
@@ -81,7 +83,9 @@ class Case:
     def latents(self) -> torch.Tensor:
         """Latents of the jobs, once their steps are done."""
         self.bench.synchronize()
-        return self.loop.arena.latents[self._slots].clone()
+        latents = self.loop.arena.latents[self._slots].clone()
+        self.bench.synchronize()
+        return latents
 
     def replayed(self) -> Row:
         """Hold replays to the eager steps; twice, for a graph may leave something behind."""
