@@ -1,9 +1,9 @@
 """Everything that needs a GPU to be known: `python -m twig.benchmarks.gpu`, in ten minutes.
 
 Parts run one after the other, each under its own budget; rows go to OUT as they come, and parts whose rows are there
-are not run again. At its end it prints the table for the README and a verdict. The exit status is 1 where a check failed
-or a part did not come to its end. Without a GPU it says so, prints what a roofline model expects, and in a clone runs on
-a pretended device what that can show.
+are not run again. At its end it prints the table for the README and a verdict. The exit status is 1 where a check
+failed or a part did not come to its end. Without a GPU it says so, prints what a roofline model expects, and in a clone
+runs on a pretended device what that can show.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,6 @@ from .roofline import Machine, model_rows
 from .running import done, read_rows, rows_file, run_parts, supervise
 from .tables import tables
 from .verdict import failures
-
 
 _MODELLED = 32
 """Rows of the step that is modelled operator by operator."""
