@@ -5,7 +5,7 @@ after its output agrees with the fp32 reference. Without a device the command sa
 operation counts and what the binaries for each architecture cost; it never writes a time that it did not measure.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,12 +17,13 @@ from ..kernels import StepColumns, TokenRow, aot, denoise_step, gather_rows, mas
 from ..kernels.denoise_step import denoise_step_reference
 from ..kernels.masked_attention import masked_attention_reference, split_heads
 from ..kernels.testing import ATTENTION_SHAPES, TOLERANCES, AttentionShape, assert_close, attention_inputs
+from .device_timing import Call, copy_bandwidth, time_calls
+from .layer_kernels import layer_model_rows, layer_rows
 from .printing import Row, line
-from .rows import percentiles, write_rows
+from .rows import write_rows
 
 BATCHES = (2, 8, 16, 64)
 RESULTS = Path(__file__).parent / "results"
-Call = Callable[[], torch.Tensor]
 
 
 def attention_cost(shape: AttentionShape, batch: int, element: int = 2) -> Row:
@@ -82,30 +83,6 @@ def _flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, m: torch.Tensor, bi
 
     compiled: Any = torch.compile(flex_attention, dynamic=False)
     return lambda: compiled(q, k, v, score_mod=rule)
-
-
-def time_calls(calls: dict[str, Call], rounds: int = 60, warm: int = 10) -> dict[str, dict[str, float]]:
-    """Microseconds of each call by CUDA events, the cache cleared before each, contenders in turn."""
-    flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(warm + rounds):
-        for name, call in calls.items():
-            flush.zero_()
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            call()
-            end.record()
-            end.synchronize()
-            if i >= warm:
-                times[name].append(1000 * start.elapsed_time(end))
-    return {name: percentiles(values) for name, values in times.items()}
-
-
-def copy_bandwidth() -> float:
-    """Bytes a second of a large device copy, reads and writes counted."""
-    source = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
-    target = torch.empty_like(source)
-    return 2e6 * source.numel() / time_calls({"copy": lambda: target.copy_(source)}, 20)["copy"]["p50"]
 
 
 def attention_rows(bandwidth: float, dtype: torch.dtype) -> Iterator[Row]:
@@ -237,7 +214,7 @@ def main(
     if builds or not device:
         if not device:
             typer.echo("No CUDA device: no times. Byte and operation counts, and builds, follow.")
-            parts.append(("", model_rows()))
+            parts += [("", model_rows()), ("", layer_model_rows())]
         if aot.triton is None:
             typer.echo("Triton is not installed: no builds.")
         else:
@@ -247,6 +224,7 @@ def main(
         typer.echo(f"Copy bandwidth {bandwidth / 1e12:.2f} TB/s")
         parts.append(("kernels.jsonl", attention_rows(bandwidth, torch.float16)))
         parts.append(("kernels.jsonl", step_rows(bandwidth)))
+        parts.append(("kernels.jsonl", layer_rows(bandwidth, torch.float16)))
     for file, rows in parts:
         for row in rows:
             typer.echo(line(row))

@@ -73,7 +73,7 @@ class Core:
         self.registry = registry
         self.limits = limits or Limits()
         self.scheduler = Scheduler(self.limits, policy) if policy is not None else Scheduler(self.limits)
-        self.torch_options = torch_options or TorchOptions()
+        self.torch_options = (torch_options or TorchOptions()).on(device)
         self.graphs = GraphPool(device, reserve=graph_reserve, rehearse=self.torch_options.compile is not None)
         prepared = self.graphs.enabled or self.torch_options.compile is not None or backend != "torch"
         self.networks = Networks(
@@ -142,7 +142,7 @@ class Core:
         """
         began = time.perf_counter()
         factor = self.components.vae_scale_factor
-        with self._turns, self.torch_options.in_force():
+        with self._turns, self.torch_options.in_force(), self.torch_options.warming():
             for height, width in sizes or [self.components.size]:
                 self.arenas.loop((height // factor, width // factor)).capture()
         stats = self.graphs.stats

@@ -5,18 +5,25 @@ Everything here runs on any device: CUDA tensors take the Triton kernels, all ot
 without Triton imports this package and computes by the references alone.
 """
 
+from ._triton import AVAILABLE
 from .conditioning import ScalarColumn, TokenRow, neutral_scalars, neutral_tokens, sample_mask
 from .denoise_step import StepColumns
+from .layer_ops import add_bias, add_layer_norm, geglu, group_norm
 from .ops import denoise_step, gather_rows, masked_attention, masked_attention_with_mass
 from .philox import NoiseStream, philox_normal
 
 __all__ = [
+    "AVAILABLE",
     "NoiseStream",
     "ScalarColumn",
     "StepColumns",
     "TokenRow",
+    "add_bias",
+    "add_layer_norm",
     "denoise_step",
     "gather_rows",
+    "geglu",
+    "group_norm",
     "masked_attention",
     "masked_attention_with_mass",
     "neutral_scalars",

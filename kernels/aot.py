@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ._triton import triton
+from .aot_case import TRITON_NAMES, KernelCase, complete
+from .aot_layers import layer_cases
 from .denoise_step import BLOCK, WARPS, StepColumns, denoise_step_kernel
 from .gather_rows import gather_rows_kernel
 from .masked_attention_contiguous import contiguous_attention_kernel, contiguous_attention_long_kernel
@@ -31,22 +33,6 @@ SHARED_MEMORY_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """Shared memory that one block may ask for, in KiB (CUDA programming guide, compute capabilities)."""
 
 _TENSOR_INSTRUCTION = re.compile(r"\b(HGMMA|QGMMA|IGMMA|UTC[A-Z]*MMA|HMMA|QMMA|DMMA)\b")
-_TRITON_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-
-
-class KernelCase(NamedTuple):
-    """One kernel at one shape. `arguments` are signature types; `constants` are compile-time values.
-
-    unaligned: pointers to what may begin anywhere; all others are multiples of 16 bytes.
-    """
-
-    name: str
-    shape: str
-    function: Any
-    arguments: dict[str, str]
-    constants: dict[str, Any]
-    options: dict[str, Any]
-    unaligned: tuple[str, ...] = ()
 
 
 class Launchable(NamedTuple):
@@ -78,16 +64,16 @@ class Footprint(NamedTuple):
 def attention_case(head_dim: int, length: int, dtype: torch.dtype, with_mass: bool) -> KernelCase:
     """Masked attention as the launcher would build it."""
     tile = attention_tile(head_dim, length, dtype)
-    element = f"*{_TRITON_NAMES[dtype]}"
+    element = f"*{TRITON_NAMES[dtype]}"
     pointers = dict.fromkeys(("q", "k", "v", "out"), element)
     pointers |= dict.fromkeys(("mask", "tokens", "scalars", "mass"), "*fp32")
     constants = attention_constants(head_dim, length, tile) | {
         "PRECISION": "ieee" if dtype == torch.float32 else "tf32", "UPCAST": False,
         "WITH_MASS": with_mass, "mask_column": 1, "tokens_token": 1, "scalars_column": 1,
     }  # fmt: skip
-    shape = f"d={head_dim} T={length} {_TRITON_NAMES[dtype]}{' mass' if with_mass else ''}"
+    shape = f"d={head_dim} T={length} {TRITON_NAMES[dtype]}{' mass' if with_mass else ''}"
     function = masked_attention_long_kernel if tile.looped else masked_attention_kernel
-    arguments = _complete(function, pointers | {"scale": "fp32"}, constants)
+    arguments = complete(function, pointers | {"scale": "fp32"}, constants)
     options = {"num_warps": tile.warps, "num_stages": 1}
     return KernelCase("masked_attention", shape, function, arguments, constants, options)
 
@@ -95,26 +81,21 @@ def attention_case(head_dim: int, length: int, dtype: torch.dtype, with_mass: bo
 def contiguous_attention_case(heads: int, head_dim: int, length: int, dtype: torch.dtype) -> KernelCase:
     """Masked attention on contiguous tensors, for hosts that pass pointers and integers alone."""
     tile = attention_tile(head_dim, length, dtype)
-    pointers = dict.fromkeys(("q", "k", "v", "out"), f"*{_TRITON_NAMES[dtype]}")
+    pointers = dict.fromkeys(("q", "k", "v", "out"), f"*{TRITON_NAMES[dtype]}")
     pointers |= dict.fromkeys(("mask", "tokens", "scalars"), "*fp32")
     constants = attention_constants(head_dim, length, tile) | {
         "PRECISION": "ieee" if dtype == torch.float32 else "tf32", "UPCAST": False,
         "HEADS": heads, "SCALE": math.log2(math.e) / math.sqrt(head_dim),
     }  # fmt: skip
-    shape = f"heads={heads} d={head_dim} T={length} {_TRITON_NAMES[dtype]}"
+    shape = f"heads={heads} d={head_dim} T={length} {TRITON_NAMES[dtype]}"
     function = contiguous_attention_long_kernel if tile.looped else contiguous_attention_kernel
     options = {"num_warps": tile.warps, "num_stages": 1}
     if dtype == torch.float32 and tile.looped:
         options["maxnreg"] = 255  # else ptxas would rather spill a word than have one block fewer resident
     # A host may hand out a slice of a larger tensor; these three are read value by value, so alignment gains nothing.
     unaligned = ("mask", "tokens", "scalars")
-    arguments = _complete(function, pointers, constants)
+    arguments = complete(function, pointers, constants)
     return KernelCase("contiguous_attention", shape, function, arguments, constants, options, unaligned)
-
-
-def _complete(function: Any, arguments: dict[str, str], constants: dict[str, Any]) -> dict[str, str]:
-    """Every argument's type in order: what is neither named nor constant is a 32-bit integer."""
-    return {name: "constexpr" if name in constants else arguments.get(name, "i32") for name in function.arg_names}
 
 
 def kernel_cases(thorough: bool = True) -> Iterator[KernelCase]:
@@ -129,6 +110,7 @@ def kernel_cases(thorough: bool = True) -> Iterator[KernelCase]:
         for head_dim, length in ((40, 77), (160, 77), (160, 231)):
             yield attention_case(head_dim, length, torch.float16, True)
     yield from elementwise_cases()
+    yield from layer_cases(thorough)
 
 
 def elementwise_cases() -> Iterator[KernelCase]:
@@ -142,14 +124,14 @@ def elementwise_cases() -> Iterator[KernelCase]:
     options = {"num_warps": WARPS, "enable_fp_fusion": False}
     function = denoise_step_kernel
     yield KernelCase(
-        "denoise_step", "fp16 planar", function, _complete(function, arguments, constants), constants, options
+        "denoise_step", "fp16 planar", function, complete(function, arguments, constants), constants, options
     )
     constants = {"COLUMNS": len(StepColumns), "BLOCK": BLOCK, "out_pixel": 1}
     arguments = pointers | {"out": "*fp16"}
     function = gather_rows_kernel
     options = {"num_warps": WARPS}
     yield KernelCase(
-        "gather_rows", "fp16 planar", function, _complete(function, arguments, constants), constants, options
+        "gather_rows", "fp16 planar", function, complete(function, arguments, constants), constants, options
     )
 
 
@@ -160,8 +142,7 @@ def build(case: KernelCase, architecture: int) -> Any:
         (index,): divisible
         for index, (name, kind) in enumerate(case.arguments.items())
         if (kind.startswith("*") and name not in case.unaligned)
-        or name.endswith(("_batch", "_row", "_channel"))
-        or name in ("size", "pixels")
+        or (kind == "i32" and (name.endswith(("_batch", "_row", "_channel")) or name in ("size", "pixels", "chunk")))
     }
     source = triton.compiler.ASTSource(case.function, case.arguments, case.constants, attributes)
     target = triton.backends.compiler.GPUTarget("cuda", architecture, 32)

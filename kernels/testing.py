@@ -74,6 +74,81 @@ def attention_inputs(
     }
 
 
+class GroupNormShape(NamedTuple):
+    """One group normalisation. shifted: with a timestep or a bias before it; silu: with the activation after it."""
+
+    model: str
+    channels: int
+    side: int
+    groups: int = 32
+    shifted: bool = True
+    silu: bool = True
+
+
+GROUP_NORM_SHAPES = (
+    GroupNormShape("sd15-512", 320, 64),
+    GroupNormShape("sd15-512", 960, 64, shifted=False),
+    GroupNormShape("sd15-512", 320, 64, shifted=False, silu=False),
+    GroupNormShape("sd15-512", 640, 32),
+    GroupNormShape("sd15-512", 1920, 32, shifted=False),
+    GroupNormShape("sd15-512", 1280, 16),
+    GroupNormShape("sd15-512", 2560, 16, shifted=False),
+    GroupNormShape("sd15-512", 1280, 8),
+    GroupNormShape("sd15-512", 2560, 8, shifted=False),
+    GroupNormShape("sdxl-1024", 320, 128),
+    GroupNormShape("sdxl-1024", 640, 64),
+    GroupNormShape("vae-512", 512, 64),
+    GroupNormShape("vae-512", 128, 512),
+)
+"""The group normalisations of the models that the benchmark times."""
+
+
+class TokenShape(NamedTuple):
+    """The tokens of one transformer block, a square picture's pixels."""
+
+    model: str
+    width: int
+    side: int
+
+
+TOKEN_SHAPES = (
+    TokenShape("sd15-512", 320, 64),
+    TokenShape("sd15-512", 640, 32),
+    TokenShape("sd15-512", 1280, 16),
+    TokenShape("sd15-512", 1280, 8),
+    TokenShape("sdxl-1024", 640, 64),
+    TokenShape("sdxl-1024", 1280, 32),
+)
+"""The transformer blocks of the models that the benchmark times."""
+
+
+def group_norm_inputs(
+    batch: int,
+    channels: int,
+    groups: int,
+    grid: tuple[int, int],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    shifted: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Arguments of `group_norm_reference` but for the activation; each channel has a mean and spread of its own."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    x = normal(batch, channels, *grid) * (0.5 + normal(channels, 1, 1).abs()) + 2 * normal(channels, 1, 1)
+    return {
+        "x": x.to(device, dtype).contiguous(memory_format=torch.channels_last),
+        "weight": (1 + normal(channels)).to(device, dtype),
+        "bias": normal(channels).to(device, dtype),
+        "shift": normal(batch, channels).to(device, dtype) if shifted else None,
+        "groups": groups,
+        "eps": 1e-5,
+    }
+
+
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str = "tensor") -> None:
     """Raise AssertionError with the largest and RMS error and the worst place, unless all is within tolerance.
 

@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..models.checkpoint import Components
 from ..models.networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
 from ..models.tensors import Network, Sizes, flatten, network_specs, zero_residuals
 from .measuring import machine, remember, remembered, seconds_of
-from .options import TorchOptions, reorder
+from .options import TorchOptions
 from .protocol import Artifact, ArtifactSource, Backend, Precision, Runnable, Wanted
 from .torch import TorchNetwork, flat_network
 
@@ -84,10 +84,10 @@ class Networks:
         self._uneven: dict[Network, Runnable] = {}
         self._source = settings.artifacts
         self._zeros: dict[Sizes, Residuals] = {}
-        settings.torch.check(device)
-        self._served = settings.torch.denoiser(denoiser)
-        if settings.torch.channels_last:
-            reorder(components.vae)
+        options = settings.torch.on(device)
+        options.check(device)
+        self.memory_format = options.memory_format
+        self._served, self._vae = options.denoiser(denoiser), options.autoencoder(components.vae)
 
     @property
     def all_torch(self) -> bool:
@@ -152,7 +152,7 @@ class Networks:
 
     def _runnable(self, backend: Backend, network: Network) -> Runnable:
         if backend is Backend.TORCH:
-            return TorchNetwork(flat_network(network, self.components, self._served))
+            return TorchNetwork(flat_network(network, replace(self.components, vae=self._vae), self._served))
         return self._load(backend, self.artifact(backend, network), network)
 
     def artifact(self, backend: Backend, network: Network) -> Artifact:

@@ -3,15 +3,18 @@
 import copy
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from ...kernels import AVAILABLE
 from ..api.errors import BackendError
 from ..models.networks import Denoiser
+from .attention_choice import attend
+from .fused import fuse
 from .regions import Regions
 
 MODES = ("default", "max-autotune-no-cudagraphs")
@@ -20,12 +23,18 @@ MODES = ("default", "max-autotune-no-cudagraphs")
 
 @dataclass(frozen=True)
 class TorchOptions:
-    """Options of the torch backend; each is off, or left as the process has it, where it is not given.
+    """Options of the torch backend; each is off, or left as the process has it, where it is not given and nothing else
+    is said.
 
     compile: a mode of `torch.compile` for the repeated blocks of UNet and ControlNet, `default` or
     `max-autotune-no-cudagraphs`. One forward is compiled for each kind of block, shape of its input, and one or several
     rows; `Engine.warmup` compiles what its sizes need, so that serving them never compiles.
-    channels_last: keep the weights of UNet, ControlNet and VAE in that order; they are reordered in place.
+    channels_last: keep weights and pictures of UNet, ControlNet and VAE in that order; weights are reordered in place.
+    On where not given on CUDA.
+    fused: run their blocks on our operators, each normalisation with the additions and the activation beside it; it
+    takes channels last. On where not given on CUDA with Triton, unless that order is refused.
+    tune: during `Engine.warmup`, try cuDNN's algorithms for each convolution and PyTorch's kernels for each level's
+    self-attention, and keep to the fastest. On where not given on CUDA, unless `deterministic`.
     tf32: whether matrix products and convolutions in float32 may round their inputs to TensorFloat-32.
     deterministic: whether an operation with no deterministic form raises, and cuDNN picks its algorithms by rule and
     not by trial; on CUDA that takes the environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8.
@@ -35,7 +44,9 @@ class TorchOptions:
     """
 
     compile: str | None = None
-    channels_last: bool = False
+    channels_last: bool | None = None
+    fused: bool | None = None
+    tune: bool | None = None
     tf32: bool | None = None
     deterministic: bool | None = None
 
@@ -43,6 +54,23 @@ class TorchOptions:
         """Refuse what cannot be served."""
         if self.compile not in (None, *MODES):
             raise BackendError(f"compile is {self.compile!r}; the modes are {', '.join(MODES)}")
+        if self.tune and self.deterministic:
+            raise BackendError("tune picks the fastest by trial, deterministic by rule: ask for one of them")
+        if self.fused and self.channels_last is False:
+            raise BackendError("fused runs channels last; leave channels_last out, or refuse fused too")
+
+    def on(self, device: torch.device) -> "TorchOptions":
+        """Return these options with what is not given settled for `device`."""
+        cuda = device.type == "cuda"
+        fused = self.fused if self.fused is not None else cuda and AVAILABLE and self.channels_last is not False
+        channels_last = self.channels_last if self.channels_last is not None else cuda or fused
+        tune = self.tune if self.tune is not None else cuda and not self.deterministic
+        return replace(self, channels_last=channels_last, fused=fused, tune=tune)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The order in which the networks read and write pictures fastest."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def check(self, device: torch.device) -> None:
         """Raise BackendError for what the process was not started for."""
@@ -50,18 +78,37 @@ class TorchOptions:
             raise BackendError("deterministic needs CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment at the start")
 
     def denoiser(self, denoiser: Denoiser) -> Denoiser:
-        """Return a denoiser on the same weights that runs as these options say; `denoiser` itself stays eager."""
+        """Return a denoiser on the same weights that runs as these options say; `denoiser` itself stays as it is."""
         if self.channels_last:
             for network in (denoiser.unet, denoiser.controlnet):
                 reorder(network)
-        if self.compile is None:
+        if self.compile is None and not self.fused:
             return denoiser
-        made = Denoiser(*(_with_same_weights(network) for network in (denoiser.unet, denoiser.controlnet)))
-        regions = Regions(self.compile)
-        for network in (made.unet, made.controlnet):
-            if network is not None:
+        networks = [_with_same_weights(network) for network in (denoiser.unet, denoiser.controlnet)]
+        made = Denoiser(*networks)
+        regions = None if self.compile is None else Regions(self.compile)
+        for network in networks:
+            if network is not None and self.fused:
+                fuse(network)
+            if network is not None and regions is not None:
                 regions.install(network)
         return made
+
+    def autoencoder(self, vae: nn.Module) -> nn.Module:
+        """Return an autoencoder on the same weights that runs as these options say; `vae` itself stays as it is."""
+        if self.channels_last:
+            reorder(vae)
+        if not self.fused:
+            return vae
+        made = _with_same_weights(vae)
+        fuse(made)
+        return made
+
+    @contextmanager
+    def warming(self) -> Iterator[None]:
+        """What holds beside `in_force` while an engine warms up."""
+        with _trials() if self.tune else nullcontext():
+            yield
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
@@ -72,6 +119,18 @@ class TorchOptions:
             if self.deterministic is not None:
                 stack.enter_context(_deterministic(self.deterministic))
             yield
+
+
+@contextmanager
+def _trials() -> Iterator[None]:
+    """What cuDNN finds by trial it keeps by shape, whether or not trials are on when that shape comes again."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, True
+    try:
+        with attend.measuring():
+            yield
+    finally:
+        cudnn.benchmark = before
 
 
 @contextmanager
@@ -106,7 +165,7 @@ def reorder(network: Any) -> None:
         network.to(memory_format=torch.channels_last)
 
 
-def _with_same_weights(network: nn.Module | None) -> nn.Module | None:
+def _with_same_weights(network: Any) -> Any:
     """Copy the modules of `network`, but not their tensors."""
     if network is None:
         return None

@@ -112,6 +112,7 @@ class Arenas:
             num_tokens=self.num_tokens,
             device=device,
             dtype=self.networks.dtype,
+            order=self.networks.memory_format,
         )
         return DenoisingLoop(self.networks, arena, self.buckets, self.networks.dtype, self.graphs, self._protected)
 

@@ -48,9 +48,19 @@ class StepPlan:
 
 
 class StepBuffers:
-    """Buffers of one arena for up to `rows` rows. Padding rows have slot `UNUSED` and context 0."""
+    """Buffers of one arena for up to `rows` rows. Padding rows have slot `UNUSED` and context 0.
 
-    def __init__(self, denoiser: Denoiser, arena: Arena, rows: int, dtype: torch.dtype) -> None:
+    order: the memory order of latents, hints and residuals.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        arena: Arena,
+        rows: int,
+        dtype: torch.dtype,
+        order: torch.memory_format = torch.contiguous_format,
+    ) -> None:
         device = arena.latents.device
         unet = unet_spec(denoiser, arena.tokens.shape[-1])
         sizes = Sizes(rows, *arena.shape)
@@ -60,7 +70,8 @@ class StepBuffers:
 
         def static(network: NetworkSpec, prefix: str, sizes: Sizes = sizes) -> tuple[Tensor, ...]:
             chosen = [t for t in (*network.inputs, *network.outputs) if t.name.startswith(prefix)]
-            return tuple(torch.zeros(sizes.of(t, network), dtype=t.dtype or dtype, device=device) for t in chosen)
+            made = (torch.zeros(sizes.of(t, network), dtype=t.dtype or dtype, device=device) for t in chosen)
+            return tuple(one.contiguous(memory_format=order) if one.ndim == 4 else one for one in made)
 
         self.row_slots, self.row_steps, self.row_contexts = integers(rows), integers(rows), integers(rows)
         self.job_slots, self.job_steps, self.job_rows = integers(rows), integers(rows), integers(rows, MAX_ROWS)

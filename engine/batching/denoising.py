@@ -48,7 +48,7 @@ class DenoisingLoop:
         denoiser = networks.denoiser
         self.arena = arena
         self.buckets = tuple(buckets)
-        self.buffers = StepBuffers(denoiser, arena, self.buckets[-1], dtype)
+        self.buffers = StepBuffers(denoiser, arena, self.buckets[-1], dtype, networks.memory_format)
         self.graphs = graphs
         self.protected = protected
         self._groups = [layer.group for layer in denoiser.layers]

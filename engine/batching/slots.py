@@ -41,9 +41,9 @@ class Arena:
     latents, history (S, C, h, w) float32: the running sample and the last predicted x0. columns (S, max_steps, K),
     masks (S, h, w), seeds (S,), pyramid (S, P), tokens (S, 5, T): as `SlotState`. text_kv, control_kv: per layer
     (S * 2, T, 2 * inner). added: per condition of `Added` (S * 2, width). hints (S * 2, width, h, w), indexed
-    `slot * 2 + hint`, or None without a ControlNet. sharpness (S, 2). contrasts (S + 1, C, h, w): conditional minus
-    unconditional prediction of the last step that ran both; magnitudes (S + 1, max_steps): its root mean square at each
-    of them. Padding jobs write the last row of both.
+    `slot * 2 + hint`, in the memory order `order`, or None without a ControlNet. sharpness (S, 2). contrasts
+    (S + 1, C, h, w): conditional minus unconditional prediction of the last step that ran both; magnitudes
+    (S + 1, max_steps): its root mean square at each of them. Padding jobs write the last row of both.
     pushes (S, max_steps): how far protected works repelled each step's predicted x0, root mean square.
     """
 
@@ -57,6 +57,7 @@ class Arena:
         num_tokens: int,
         device: torch.device,
         dtype: torch.dtype,
+        order: torch.memory_format = torch.contiguous_format,
     ) -> None:
         channels = denoiser.unet.config.in_channels
         grids = latent_grids(shape, denoiser.num_levels)
@@ -86,7 +87,8 @@ class Arena:
         self.hints = None
         if denoiser.controlnet is not None:
             width = denoiser.controlnet.config.block_out_channels[0]
-            self.hints = torch.zeros(num_slots * NUM_HINTS, width, *shape, device=device, dtype=dtype)
+            hints = torch.zeros(num_slots * NUM_HINTS, width, *shape, device=device, dtype=dtype)
+            self.hints = hints.contiguous(memory_format=order)
 
     def write(self, slot: int, state: SlotState) -> None:
         """Start a run in `slot`: everything a former run left there is overwritten."""

@@ -52,7 +52,8 @@ def differ(found, wanted):
     return max(np.abs(a - b).max() for a, b in zip(found, wanted, strict=True))
 
 
-def test_regions_compile_once_and_for_every_bucket(components, traced):
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_regions_compile_once_and_for_every_bucket(components, traced, fused):
     """One of the requests is explained, which runs where attention can be read."""
     bare = dataclasses.replace(components, controlnet=None)
     plain = [
@@ -60,7 +61,7 @@ def test_regions_compile_once_and_for_every_bucket(components, traced):
     ]
     plain[0] = plain[0].model_copy(update={"explain": True})
     _, _, wanted = draw(bare, plain)
-    _, compiled, found = draw(bare, plain, compile="default")
+    _, compiled, found = draw(bare, plain, compile="default", fused=fused)
     assert differ(found, wanted) <= 1
     assert counters["stats"]["unique_graphs"] == compiled > 0, "everything was compiled at the start"
     assert not counters["graph_break"]
@@ -89,9 +90,13 @@ def test_compiled_predictions_are_the_eager_ones():
         assert counters["stats"]["unique_graphs"] == 3, "six blocks of three kinds"
 
 
-def test_channels_last_draws_the_same_pictures(components, tiny_checkpoint):
+@pytest.mark.parametrize("options", [{"channels_last": True}, {"fused": True}], ids=lambda options: next(iter(options)))
+def test_channels_last_draws_the_same_pictures(components, tiny_checkpoint, options):
     _, _, wanted = draw(components)
-    engine, _, found = draw(checkpoint.load(tiny_checkpoint), channels_last=True)
+    engine, _, found = draw(checkpoint.load(tiny_checkpoint), **options)
+    buffers = engine.arenas.loop((16, 16)).buffers
+    for tensor in (buffers.sample, buffers.control_sample, buffers.hints, *buffers.residuals):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
     assert differ(found, wanted) <= 1
     assert engine.components.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -126,6 +131,8 @@ def test_switches_hold_while_the_engine_steps_and_are_put_back(components, optio
 
 
 def test_what_cannot_be_served_is_refused_at_once(monkeypatch):
+    with pytest.raises(BackendError, match="fused runs channels last"):
+        TorchOptions(fused=True, channels_last=False)
     with pytest.raises(BackendError, match=r"compile is 'reduce-overhead'; the modes are default, max-autotune"):
         TorchOptions(compile="reduce-overhead")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)

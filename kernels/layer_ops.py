@@ -1,0 +1,119 @@
+"""The operators of the networks' blocks as PyTorch sees them, `torch.ops.twig.*`, and their Python faces.
+
+As in `ops.py`: CUDA tensors run Triton where it is installed, everything else the PyTorch references.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ._triton import AVAILABLE
+from .add_bias import add_bias_reference, check_add_bias, launch_add_bias
+from .add_layer_norm import add_layer_norm_reference, check_add_layer_norm, launch_add_layer_norm
+from .geglu import check_geglu, geglu_reference, launch_geglu
+from .group_norm import check_group_norm, group_norm_reference, launch_group_norm
+
+
+@torch.library.custom_op("twig::group_norm", mutates_args=())
+def _group_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    shift: torch.Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> torch.Tensor:
+    check_group_norm(x, weight, bias, shift, groups)
+    return group_norm_reference(x, weight, bias, shift, groups, eps, silu)
+
+
+@_group_norm.register_fake
+def _(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    shift: torch.Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@torch.library.custom_op("twig::geglu", mutates_args=())
+def _geglu(x: torch.Tensor) -> torch.Tensor:
+    check_geglu(x)
+    return geglu_reference(x)
+
+
+@_geglu.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+
+
+@torch.library.custom_op("twig::add_layer_norm", mutates_args=())
+def _add_layer_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    check_add_layer_norm(x, residual, weight, bias)
+    return add_layer_norm_reference(x, residual, weight, bias, eps)
+
+
+@_add_layer_norm.register_fake
+def _(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+@torch.library.custom_op("twig::add_bias", mutates_args=())
+def _add_bias(x: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    check_add_bias(x, residual, bias)
+    return add_bias_reference(x, residual, bias)
+
+
+@_add_bias.register_fake
+def _(x: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+if AVAILABLE:
+    _geglu.register_kernel("cuda")(launch_geglu)
+    _add_layer_norm.register_kernel("cuda")(launch_add_layer_norm)
+    _add_bias.register_kernel("cuda")(launch_add_bias)
+    _group_norm.register_kernel("cuda")(launch_group_norm)
+
+
+def group_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    groups: int,
+    eps: float,
+    *,
+    shift: torch.Tensor | None = None,
+    silu: bool = False,
+) -> torch.Tensor:
+    """Group normalisation of `x` (B, C, H, W) plus `shift` (B, C), perhaps with SiLU; the result lies channels last.
+
+    `weight`, `bias` (C,); computed in fp32, in x's dtype. The equations stand in `kernels.group_norm`.
+    """
+    return torch.ops.twig.group_norm(x, weight, bias, shift, groups, eps, silu)
+
+
+def geglu(x: torch.Tensor) -> torch.Tensor:
+    """Gated linear unit of both halves of `x` (..., 2 C), value and gate: (..., C) in its dtype; `kernels.geglu`."""
+    return torch.ops.twig.geglu(x)
+
+
+def add_layer_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of `x` and `residual` (..., C), and its layer normalisation, in their dtype; `kernels.add_layer_norm`."""
+    return torch.ops.twig.add_layer_norm(x, residual, weight, bias, eps)
+
+
+def add_bias(x: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Sum of `x` and `residual` (B, C, H, W) and `bias` (C,); the result lies channels last; `kernels.add_bias`."""
+    return torch.ops.twig.add_bias(x, residual, bias)
