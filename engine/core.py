@@ -40,7 +40,7 @@ class Core:
     artifacts: where their artifacts come from, the package's own store and builder if None. torch_options: how PyTorch
     runs the networks it runs. arena_budget: bytes that what is kept on the device for each size of picture may take
     together; `Arenas`. graph_reserve: bytes of a GPU that graphs leave free. registry: protected works that drafts and
-    finals are compared with.
+    finals are compared with. placers: threads that look for where finals' objects go while the device steps; `Placing`.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Core:
         graph_reserve: int = 4 * 2**30,
         extra_metrics: Mapping[str, ExtraMetric] | None = None,
         registry: Registry | None = None,
+        placers: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         components = components if isinstance(components, Components) else of_pipeline(components)
@@ -95,7 +96,7 @@ class Core:
         )
         decoder = Decoder(components, self.networks)
         self.judge = Judge(components, extra_metrics or {}, registry, decoder.decode, decoder.labels)
-        self.stages = assembled(components, self.arenas, decoder, self.judge)
+        self.stages = assembled(components, self.arenas, decoder, self.judge, placers)
         self._door = Door(components, max_steps, max_pixels, self.limits.rows, self.judge, self.networks.check_size)
         self._recorder = StatsRecorder(clock)
         self._turns, self._outbox = Turns(), Outbox()
@@ -159,6 +160,7 @@ class Core:
         return self._recorder.snapshot(
             waiting=waiting,
             resident=resident,
+            placing=len(self.stages.placing),
             graphs=self.graphs.stats,
             memory=self.graphs.memory() | {"arenas": self.arenas.nbytes},
             backends=self.networks.report(),
