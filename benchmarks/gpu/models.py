@@ -109,8 +109,8 @@ def _made_on(device: torch.device, dtype: torch.dtype, seed: int) -> Iterator[No
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        torch.manual_seed(seed)
+        with torch.device(device):
             yield
     finally:
         torch.set_default_dtype(before)

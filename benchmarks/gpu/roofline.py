@@ -109,6 +109,13 @@ def _flops(call: Any, args: Any, kwargs: Any, result: Any) -> int:
     return 0 if formula is None else int(formula(*args, **(kwargs or {}), out_val=result))
 
 
+def noted(call: Callable[[], object]) -> tuple[Operation, ...]:
+    """Operators of a call."""
+    with Notes() as notes:
+        call()
+    return tuple(notes.operations)
+
+
 @dataclass(frozen=True)
 class Traced:
     """Operators of one UNet call and of one ControlNet call, each of `rows` rows."""
@@ -122,20 +129,19 @@ class Traced:
         return sum(operation.flops for operation in (*self.unet, *(self.controlnet if controlled else ())))
 
 
-@torch.no_grad()
-def traced(sizes: Architecture, rows: int, side: int | None = None, dtype: torch.dtype = torch.float16) -> Traced:
-    """Trace a step of latents of `side` x `side`, the model's own size if None."""
-    device = torch.device("meta")
-    denoiser = Denoiser(*networks(sizes, device, dtype))
-    side = side or sizes.unet["sample_size"]
+class Tracer:
+    """Networks of an architecture as shapes, whose steps at the model's own size are traced."""
 
-    def noted(call: Callable[[], object]) -> tuple[Operation, ...]:
-        with Notes() as notes:
-            call()
-        return tuple(notes.operations)
+    def __init__(self, sizes: Architecture, dtype: torch.dtype = torch.float16) -> None:
+        self.device, self.dtype = torch.device("meta"), dtype
+        self.denoiser = Denoiser(*networks(sizes, self.device, dtype))
+        self.side: int = sizes.unet["sample_size"]
 
-    control, unet = made_inputs(denoiser, Sizes(rows, side, side), dtype, device)
-    return Traced(rows, noted(lambda: denoiser.predict(unet)), noted(lambda: denoiser.control(control)))
+    @torch.no_grad()
+    def __call__(self, rows: int) -> Traced:
+        """Trace a step of `rows` rows. Not in inference mode, in which operators are not taken apart."""
+        control, unet = made_inputs(self.denoiser, Sizes(rows, self.side, self.side), self.dtype, self.device)
+        return Traced(rows, noted(lambda: self.denoiser.predict(unet)), noted(lambda: self.denoiser.control(control)))
 
 
 @dataclass(frozen=True)
@@ -162,8 +168,9 @@ class Machine:
 
 def model_rows(sizes: Architecture, machine: Machine, row_counts: Iterable[int]) -> Iterator[Row]:
     """What the model says of steps with all rows controlled: milliseconds, utilisation, and by class of operator."""
+    trace_of = Tracer(sizes)
     for rows in row_counts:
-        trace = traced(sizes, rows)
+        trace = trace_of(rows)
         by_kind: dict[str, list[Operation]] = defaultdict(list)
         for operation in (*trace.unet, *trace.controlnet):
             by_kind[operation.kind].append(operation)

@@ -68,7 +68,8 @@ def fault(
     with out_of_memory(bench, stage, verb):
         results = served.generate(asked)
     failed = [result.request.seed for result in results if result.error is not None]
-    assert failed == [_UNLUCKY], f"requests {failed} failed, and {_UNLUCKY} should"
+    reasons = [f"{result.request.seed}: {result.error}" for result in results if result.error is not None]
+    assert failed == [_UNLUCKY], f"{_UNLUCKY} should fail, and these did: {reasons}"
     kept = [(np.asarray(r.image), e) for r, e in zip(results, expected, strict=True) if r.error is None]
     found = quality([a for a, _ in kept], [b for _, b in kept])
     assert found["ssim_lowest"] >= 0.999, f"a neighbour's picture has SSIM {found['ssim_lowest']:.4f}"

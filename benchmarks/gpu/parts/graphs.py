@@ -62,7 +62,9 @@ class Case:
     def snapshot(self) -> list[torch.Tensor]:
         """The arena as it is once all steps are done."""
         self.bench.synchronize()
-        return [tensor.clone() for tensor in self.loop.arena.tensors()]
+        kept = [tensor.clone() for tensor in self.loop.arena.tensors()]
+        self.bench.synchronize()
+        return kept
 
     @torch.inference_mode()
     def restore(self, kept: Sequence[torch.Tensor]) -> None:
@@ -81,7 +83,9 @@ class Case:
     def latents(self) -> torch.Tensor:
         """Latents of the jobs, once their steps are done."""
         self.bench.synchronize()
-        return self.loop.arena.latents[self._slots].clone()
+        latents = self.loop.arena.latents[self._slots].clone()
+        self.bench.synchronize()
+        return latents
 
     def replayed(self) -> Row:
         """Hold replays to the eager steps; twice, for a graph may leave something behind."""
@@ -131,20 +135,22 @@ def replays(bench: Bench, case: Case) -> Row:
 
 
 @contextmanager
-def _syncs_forbidden(bench: Bench) -> Iterator[None]:
-    before = torch.cuda.get_sync_debug_mode() if bench.cuda else 0
+def _syncs_forbidden() -> Iterator[None]:
+    """Let a wait for the device raise, where PyTorch was built for one."""
+    if not torch.backends.cuda.is_built():
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
     try:
-        if bench.cuda:
-            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
-        if bench.cuda:
-            torch.cuda.set_sync_debug_mode(before)
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def unsynced(bench: Bench, case: Case) -> None:
     """Loading and replaying steps never waits for the device."""
     case.run(1)
     bench.synchronize()
-    with _syncs_forbidden(bench):
+    with _syncs_forbidden():
         case.stepper.run(case.jobs, 5)

@@ -15,7 +15,7 @@ from ....engine.engine import Engine
 from ...printing import Row
 from ..bench import Bench, named
 from ..models import architecture, random_components
-from ..roofline import Traced, traced
+from ..roofline import Traced, Tracer
 from ..stepping import ROWS_A_JOB, Controlled, Stepper, engine, row_counts
 from .machine import products
 
@@ -43,7 +43,7 @@ def measure(bench: Bench) -> Iterator[Row]:
     yield from profile_rows(bench, served)
     yield {"measure": "warm-up", **_plain(served.warmup()), "memory": bench.allocated()}
     ceiling = matmul_ceiling(bench)
-    trace = traced(architecture(bench), 1)
+    trace = Tracer(architecture(bench))(1)
     for stage, controlled in STAGES.items():
         stepper = Stepper(served, controlled)
         for rows in row_counts(bench):
