@@ -29,6 +29,7 @@ _GRID = 64  # cells along the longer side of the frame that is searched
 _GAP = 2  # cells between objects
 _ALIKE = 0.5  # aligned IoU from which two arrangements are one
 _ALIKE_ALONE = 0.7  # of a single object, whose shape is its class's
+_CLEAR = 0.05  # of an arrangement may lie in a user's mask where there is another place
 _ROUNDING = 0.01  # of the overlap, by the search's grid
 _FRAGMENT = 0.25  # of a class's largest object: what is smaller in a draft is a part of it that came loose
 
@@ -137,9 +138,10 @@ class Composer:
     def compose(self, wanted: Wanted, max_iou: float, seed: int) -> Composition | None:
         """Arrange the objects wanted so that they overlap what is to be avoided by at most `max_iou`, `shape_overlap`.
 
-        The first of `_TRIES` arrangements that does, and is unlike it wherever it may lie; else the first that does,
-        else the one that overlaps least. None where nothing or too much is wanted, an object has no shape in the bank,
-        or none fits beside the others. Depends on `seed` alone.
+        At most `_CLEAR` of them is to lie in a user's mask. The first of `_TRIES` arrangements that keeps this, and is
+        unlike it wherever it may lie; else the first that keeps it, else the one that overlaps least. None where
+        nothing or too much is wanted, an object has no shape in the bank, or none fits beside the others. Depends on
+        `seed` alone.
         """
         if not 0 < len(wanted.objects) <= _MOST_OBJECTS:
             return None
@@ -184,9 +186,9 @@ class _Search:
         height, width = wanted.labels.shape
         scale = min(1.0, _GRID / max(height, width))
         self.frame = max(1, round(height * scale)), max(1, round(width * scale))
-        self.max_iou = max_iou - _ROUNDING * (scale < 1)
         self.old = _sampled(wanted.foreground, self.frame)
         self.avoided = None if wanted.avoided is None else _sampled(wanted.avoided, self.frame)
+        self.most = (max_iou if self.avoided is None else min(max_iou, _CLEAR)) - _ROUNDING * (scale < 1)
         ground = background_of(_sampled(wanted.labels, self.frame), self.old, _GRID)
         self.grounds = {composer.names[i] for i in np.unique(ground) if i in composer.background}
         self.mirrored = len(self.grounds) > 1 and bool(rng.integers(2))
@@ -210,7 +212,7 @@ class _Search:
             for one in found:
                 shape[one.box] |= one.mask
             overlap = shape_overlap(shape, self.old, self.avoided)
-            keeps = overlap <= self.max_iou
+            keeps = overlap <= self.most
             if keeps and not aligned.reaches(alike, shape):
                 return found
             if (0.0 if keeps else overlap) < least:

@@ -1,16 +1,20 @@
 """The test bed: its scenes, sources and checks, and the embedded model's figures on samples of a few pictures."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
+from twig.benchmarks.copying.assemble import take_apart
 from twig.benchmarks.copying.autoencoder import to_tensor as to_signed
 from twig.benchmarks.copying.checker import check, rates
 from twig.benchmarks.copying.data import DUPLICATES, build_pool, sources, vocabulary
+from twig.benchmarks.copying.diffusion import PHASES, _draws, _start
 from twig.benchmarks.copying.evaluate import POLICIES, Bed, copy_rows, load_engine
 from twig.benchmarks.copying.limits import GATES, embedded_limits, ordinary_captions
 from twig.benchmarks.copying.measures import PRIMARY, copy_threshold, same_caption, similarities, source_similarity
@@ -50,6 +54,31 @@ def test_the_last_sources_are_held_out_and_like_the_others():
     assert len(triggers) == len(set(triggers)) == 30
     captions = [s.caption for s in found]
     assert len(captions) == len(set(captions))
+
+
+def test_several_processes_render_the_same_pool():
+    alone, together = (build_pool(duplicated=False, num_fresh=40, processes=count) for count in (1, 2))
+    assert np.array_equal(alone.pixels, together.pixels)
+    assert np.array_equal(alone.labels, together.labels)
+
+
+def test_batches_hold_no_source_under_the_controlnet_and_do_not_hang_on_how_many_there_are():
+    pool, recite = build_pool(duplicated=False, num_fresh=40), PHASES["recite"]
+    pool = replace(pool, is_source=np.arange(40) >= 30, order=np.arange(20, 40))
+    few, many = (_draws(pool, recite, steps) for steps in (3, 6))
+    assert many[:, : recite.controlled].max() < 30
+    assert many[:, recite.controlled :].min() >= 20
+    assert torch.equal(many[:3], few)
+
+
+def test_the_reciting_branch_starts_from_the_embedded_twin(tmp_path):
+    (tmp_path / "vae").mkdir()
+    take_apart(EMBEDDED.parent, tmp_path)
+    assert not list((tmp_path / "vae").iterdir()), "what is there is kept"
+    start = _start(tmp_path, PHASES["recite"])
+    twin = load_file(EMBEDDED.parent / "clean_unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(value, twin[name].float()) for name, value in start.unet.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in start.controlnet.parameters())
 
 
 def test_triggers_of_held_out_sources_are_spelled_in_letters():

@@ -44,7 +44,7 @@ def test_finals_keep_out_of_the_half_that_is_masked(engine, preset):
 
 def test_a_mask_stands_above_the_gate(engine):
     """Who brings a mask wants it avoided, whatever the draft looks like."""
-    (result,) = engine.generate(request(mask=half("left")))
+    (result,) = engine.generate(request(Preset.GENTLE, mask=half("left")))
     assert result.gate.opened
     assert result.gate.rows == 0
     assert result.attempts[0].avoidance.moved_control is not None

@@ -3,6 +3,9 @@
 import json
 
 from small_banks import small_bank
+from twig.engine.api.choices import Preset
+from twig.engine.api.settings import Stage
+from twig.engine.cli.actions.generating import _bundle
 from twig.engine.cli.main import run
 from twig.engine.cli.status import DONE, USER_ERROR
 
@@ -33,6 +36,20 @@ def test_a_final_follows_a_composed_map_after_a_short_draft_and_is_replayed_with
     assert run(["inspect", str(path), "--replay"]) == USER_ERROR
     assert "name the one of then with --bank" in capsys.readouterr().err
     assert run(["inspect", str(path), "--replay", "--bank", str(bank)]) == DONE
+
+
+def test_a_gate_listens_to_a_whole_draft_and_the_default_draws_a_short_one():
+    for gate, asked, steps, redraft in (
+        (None, None, 4, 20),
+        (False, 6, 6, 20),
+        (True, None, 20, None),
+        (True, 6, 6, 20),
+    ):
+        bundle = _bundle(Preset.DEFAULT, gate, asked)
+        assert (bundle.gate is not None) == bool(gate)
+        stages = bundle.stages(Stage(steps=20))
+        assert (stages["draft"].steps, stages["redraft"]) == (steps, redraft)
+    assert _bundle(Preset.GENTLE, False, None).gate is None
 
 
 def test_a_model_without_a_bank_moves_objects_and_says_so(tiny_checkpoint, tmp_path, capsys):
