@@ -56,5 +56,5 @@ def attention_tile(head_dim: int, length: int, dtype: torch.dtype) -> AttentionT
         # Wide heads leave no registers for a whole row of tokens.
         return AttentionTile(16, 8, 16, True) if looped or head_dim > 128 else AttentionTile(16, 8, 32, False)
     if looped:
-        return AttentionTile(64, 4, 32 if head_dim <= 80 else 16, True)
+        return AttentionTile(64, 8, 32, True) if head_dim <= 80 else AttentionTile(64, 4, 16, True)
     return AttentionTile(64, 4, 32, False)

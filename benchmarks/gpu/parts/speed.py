@@ -38,9 +38,8 @@ _CLASSES = {
 
 
 def measure(bench: Bench) -> Iterator[Row]:
-    """Rows of steps at each size, before them a profile of eager steps by operator."""
+    """Rows of steps at each size, after them profiles by kernel, and by operator of eager steps."""
     served = engine(bench, random_components(bench))
-    yield from profile_rows(bench, served)
     yield {"measure": "warm-up", **_plain(served.warmup()), "memory": bench.allocated()}
     ceiling = matmul_ceiling(bench)
     trace = Tracer(architecture(bench))(1)
@@ -49,6 +48,7 @@ def measure(bench: Bench) -> Iterator[Row]:
         for rows in row_counts(bench):
             yield step_row(bench, stepper, stage, rows, trace, ceiling)
     yield from replay_profile_rows(bench, served)
+    yield from profile_rows(bench, served)
 
 
 def _plain(report: dict[str, object]) -> Row:
@@ -83,7 +83,7 @@ def step_row(bench: Bench, stepper: Stepper, stage: str, rows: int, trace: Trace
 
 def kernel_times(call: Callable[[], object]) -> Counter[str]:
     """Seconds on the device by kernel."""
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiled:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         call()
         torch.cuda.synchronize()
     times: Counter[str] = Counter()
