@@ -11,8 +11,10 @@ from ..batching.arenas import Arenas
 from ..batching.denoising import Bucket
 from ..batching.job import Job
 from ..models.networks import MassRecord
+from ..models.pictures import eight_bits
+from ..models.transfers import fetched
 from ..sampling.rows import Branch
-from .decoding import Decoder, to_picture
+from .decoding import Decoder
 
 
 class Denoising:
@@ -36,33 +38,29 @@ class Denoising:
     @torch.inference_mode()
     def previews(self, jobs: Sequence[Job]) -> dict[int, Image.Image]:
         """Decode the predicted x0 of each job, by job id."""
-        arena = self.arenas.loop(jobs[0].shape).arena
-        pixels = self.decoder.decode(torch.stack([arena.history[job.slot] for job in jobs]))
-        return {job.id: to_picture(one) for job, one in zip(jobs, pixels, strict=True)}
+        latents = torch.stack([self.arenas.arena(job).history[job.slot] for job in jobs])
+        (found,) = fetched([{"drawn": eight_bits(self.decoder.decode(latents))}])
+        return {job.id: Image.fromarray(one) for job, one in zip(jobs, found["drawn"].numpy(), strict=True)}
 
     def _keep_masses(self, jobs: Sequence[Job], record: MassRecord) -> None:
         """Hand each job the masses of its conditional row, (2 rules, 2 sides, T); NaN without such a row."""
         assert isinstance(record.ruled, Tensor)
         assert isinstance(record.neutral, Tensor)
-        masses = torch.stack([record.ruled, record.neutral], dim=1).cpu() / record.layers
+        masses = torch.stack([record.ruled, record.neutral], dim=1) / record.layers
         first = 0
         for job in jobs:
             assert job.trajectory is not None
             branches = [row.branch for row in job.trajectory.rows]
             found = Branch.CONDITIONAL in branches
             row = first + branches.index(Branch.CONDITIONAL) if found else first
-            kept = masses[row] if found else torch.full_like(masses[row], torch.nan)
+            kept = masses[row].clone() if found else torch.full_like(masses[row], torch.nan)
             if job.state is State.DRAFTING:
                 job.shared.masses.append(kept)
             elif job.state is State.FINALISING and job.trajectory.probes:
-                job.own.noise_moved = self._noise_moved(job)
+                job.own.moved = self.arenas.arena(job).latents[job.slot].clone()
             elif job.state is State.FINALISING:
                 job.own.masses.append(kept)
             first += len(branches)
-
-    def _noise_moved(self, job: Job) -> float:
-        noise, latent = job.own.noise, self.arenas.loop(job.shape).arena.latents[job.slot].cpu()
-        return float((latent - noise).norm() / noise.norm())
 
 
 def _recorded(job: Job) -> bool:

@@ -28,6 +28,7 @@ from ..batching.slots import SlotState
 from ..judging.gate import witness_plan
 from ..models.attention import latent_grids
 from ..models.checkpoint import Components
+from ..models.transfers import sent
 from ..sampling.noise import seeded_noise
 from ..sampling.rows import plan_rows
 from ..sampling.solver import SolverTable, solver_table
@@ -40,6 +41,9 @@ class Starting:
         self.components = components
         self.arenas = arenas
         self.composer = _composer(components)
+        if components.segmenter is not None:
+            colours = torch.from_numpy(components.segmenter.palette) / 255
+            self._colours = colours.to(arenas.networks.device)
 
     @torch.inference_mode()
     def start_draft(self, job: Job) -> None:
@@ -73,7 +77,7 @@ class Starting:
         own = job.own = job.own or Own()
         own.policy = policy = job.avoidance.settled(transition_point(shared.magnitudes))
         own.seed = attempt_seed(request.seed, job.index, job.attempt)
-        own.masses, own.early, own.noise_moved, own.delivered = [], [], 0.0, False
+        own.masses, own.early, own.moved, own.delivered = [], [], None, False
         table = self._table(request.final)
         mask = shared.shape.float()
         latent_mask = F.adaptive_avg_pool2d(mask[None, None], job.shape)[0, 0]
@@ -102,11 +106,11 @@ class Starting:
         job.own.policy = job.avoidance
         if job.shared.drafted is not None:
             latent, job.trajectory = job.shared.drafted
-            self.arenas.loop(job.shape).arena.latents[job.slot] = latent
+            self.arenas.arena(job).latents[job.slot] = latent
 
     def _start(self, job: Job, state: SlotState, trajectory: Trajectory) -> None:
         assert job.slot is not None
-        self.arenas.loop(job.shape).arena.write(job.slot, state)
+        self.arenas.arena(job).write(job.slot, state)
         job.trajectory = trajectory
 
     def _table(self, stage: Stage) -> SolverTable:
@@ -130,7 +134,9 @@ class Starting:
         else:
             moved = moved_labels(labels, segmenter.background, control, seed=own.seed, avoided=job.request.mask)
         own.control_map = moved.astype(np.uint16)
-        return self._embedded(moved), self._embedded(labels) if control.negative else None
+        maps = self._coloured([moved, labels] if control.negative else [moved])
+        embedded = [self.arenas.networks.denoiser.embed_hint(each)[0] for each in maps]
+        return embedded[0], embedded[1] if control.negative else None
 
     def _composed(self, job: Job, control: MovedControl) -> Composition | None:
         """A map of what the job is to show out of the bank; None where that, or the model, has no shapes of it."""
@@ -146,11 +152,12 @@ class Starting:
         job.own.inherits = found is None or not named
         return found
 
-    def _embedded(self, labels: np.ndarray) -> Tensor:
+    def _coloured(self, maps: Sequence[np.ndarray]) -> list[Tensor]:
+        """Label maps (H, W) as control images (1, 3, H, W) on the device, which the labels alone are copied to."""
         segmenter, networks = self.components.segmenter, self.arenas.networks
         assert segmenter is not None
-        hint = torch.from_numpy(segmenter.palette[labels]).permute(2, 0, 1)[None] / 255
-        return networks.denoiser.embed_hint(hint.to(networks.device, networks.dtype))[0]
+        labels = sent([torch.from_numpy(each.astype(np.int16)) for each in maps], networks.device)
+        return [self._colours[each.long()].permute(2, 0, 1)[None].to(networks.dtype) for each in labels]
 
 
 def _composer(components: Components) -> Composer | None:
