@@ -1,7 +1,9 @@
 """The parts of an engine on one device, put together; what they tell of themselves, and whose turn it is to step."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from diffusers import DiffusionPipeline
@@ -11,8 +13,11 @@ from .backends.networks import BackendChoice, BackendSettings, Networks
 from .backends.options import TorchOptions
 from .backends.protocol import ArtifactSource
 from .batching.arenas import Arenas
+from .batching.capacity import usual_budget, usual_limits
+from .batching.faults import device_failed, memory_ran_out
 from .batching.graphs import GraphPool
 from .batching.scheduler import Limits, Policy, Scheduler
+from .batching.streams import Streams
 from .door import MAX_PIXELS, MAX_STEPS, Door, check_dtypes
 from .estimates import rows_due, rows_of
 from .judging.judge import Judge
@@ -30,6 +35,9 @@ from .stages.assembly import assembled
 from .stages.decoding import Decoder
 from .stats import Stats, StatsRecorder
 
+_MARGIN = 1.25
+"""What is measured on pictures takes memory too, and memory goes to pieces."""
+
 
 class Core:
     """Networks, arenas, stages and loop of one model.
@@ -38,9 +46,10 @@ class Core:
     dtype: those that its weights are on and in, if None. backend: what runs the networks: `torch`, `onnxruntime`,
     `openvino`, `tensorrt` or `auto`, for all or by network name. precision: what compiled networks compute in.
     artifacts: where their artifacts come from, the package's own store and builder if None. torch_options: how PyTorch
-    runs the networks it runs. arena_budget: bytes that what is kept on the device for each size of picture may take
-    together; `Arenas`. graph_reserve: bytes of a GPU that graphs leave free. registry: protected works that drafts and
-    finals are compared with.
+    runs the networks it runs. limits: by the device's memory if None; `usual_limits`. arena_budget: bytes that what is
+    kept on the device for each size of picture may take together; `Arenas`, by the device's memory if None.
+    graph_reserve: bytes of a GPU that graphs leave free; if None, what decoding and segmenting the largest batch is
+    measured to need. registry: protected works that drafts and finals are compared with.
     """
 
     def __init__(
@@ -57,8 +66,8 @@ class Core:
         policy: Policy | None = None,
         max_steps: int = MAX_STEPS,
         max_pixels: int = MAX_PIXELS,
-        arena_budget: int = 2 * 2**30,
-        graph_reserve: int = 4 * 2**30,
+        arena_budget: int | None = None,
+        graph_reserve: int | None = None,
         extra_metrics: Mapping[str, ExtraMetric] | None = None,
         registry: Registry | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -71,10 +80,11 @@ class Core:
         check_dtypes(components, dtype)
         self.components = components
         self.registry = registry
-        self.limits = limits or Limits()
+        self.limits = limits or usual_limits(device)
         self.scheduler = Scheduler(self.limits, policy) if policy is not None else Scheduler(self.limits)
         self.torch_options = torch_options or TorchOptions()
-        self.graphs = GraphPool(device, reserve=graph_reserve, rehearse=self.torch_options.compile is not None)
+        self.graphs = GraphPool(device, reserve=graph_reserve or 0, rehearse=self.torch_options.compile is not None)
+        self._measure_reserve = graph_reserve is None
         prepared = self.graphs.enabled or self.torch_options.compile is not None or backend != "torch"
         self.networks = Networks(
             components,
@@ -84,16 +94,18 @@ class Core:
             device=device,
             dtype=dtype,
         )
+        self.streams = Streams(device)
         self.arenas = Arenas(
             self.networks,
             self.graphs,
+            self.streams,
             num_slots=self.limits.slots,
             max_steps=max_steps,
             num_tokens=components.max_tokens,
-            budget=arena_budget,
+            budget=usual_budget(device) if arena_budget is None else arena_budget,
             protected=registry.latents if registry is not None else None,
         )
-        decoder = Decoder(components, self.networks)
+        self._decoder = decoder = Decoder(components, self.networks)
         self.judge = Judge(components, extra_metrics or {}, registry, decoder.decode, decoder.labels)
         self.stages = assembled(components, self.arenas, decoder, self.judge)
         self._door = Door(components, max_steps, max_pixels, self.limits.rows, self.judge, self.networks.check_size)
@@ -101,12 +113,13 @@ class Core:
         self._turns, self._outbox = Turns(), Outbox()
         results = Results(components, registry, self.judge, self.stages.judging)
         self._lifecycle = Lifecycle(self.scheduler, self.arenas, results, self._outbox, self._recorder, clock)
-        self._loop = Loop(self.stages, self._lifecycle, self._recorder)
+        self._loop = Loop(self.stages, self._lifecycle, self._recorder, self.streams)
         self._broken = False
+        self.streams.settle()  # what was loaded and made is there, on whatever stream that was
 
     @property
     def alive(self) -> bool:
-        """Whether requests are taken and served: false after `close`, and once an error broke a step."""
+        """Whether requests are taken and served: false after `close`, and once an error broke a step or the device."""
         return not (self._lifecycle.closed or self._broken)
 
     def estimate(self, request: GenerationRequest | str) -> int:
@@ -142,9 +155,12 @@ class Core:
         """
         began = time.perf_counter()
         factor = self.components.vae_scale_factor
-        with self._turns, self.torch_options.in_force():
-            for height, width in sizes or [self.components.size]:
-                self.arenas.loop((height // factor, width // factor)).capture()
+        with self._turns, self._running():
+            shapes = [(height // factor, width // factor) for height, width in sizes or [self.components.size]]
+            if self._measure_reserve:
+                self.graphs.reserve = max(self.graphs.reserve, *map(self._need, shapes))
+            for shape in shapes:
+                self.arenas.loop(shape).capture()
         stats = self.graphs.stats
         return {
             "shapes": self.arenas.shapes,
@@ -172,11 +188,32 @@ class Core:
             finally:
                 self._turns.leave()
 
+    def _need(self, shape: tuple[int, int]) -> int:
+        """Bytes of the device that the largest batch between steps takes, of those that fit; 0 off a GPU."""
+        pictures = self.limits.boundary
+        while True:
+            try:
+                need = self.graphs.need(partial(self._decoder.rehearse, shape, pictures))
+                return int(need * _MARGIN)
+            except RuntimeError as error:
+                if pictures == 1 or device_failed(error) or not memory_ran_out(error):
+                    raise
+            pictures //= 2  # as a batch that does not fit is halved
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """What is asked of the device within is asked of the engine's own, on its own stream, as its options say."""
+        with self.torch_options.in_force(), self.streams.between():
+            yield
+
     def _step(self) -> None:
         try:
-            with self.torch_options.in_force():
+            with self._running():
                 self._loop.step()
-        except Exception:
+        except Exception as error:
+            if failure := device_failed(error):
+                self._lifecycle.collapse(f"the device failed, and the engine with it, for good: {failure}")
+                return
             self._broken = True
             raise
         self._broken = False

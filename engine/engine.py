@@ -129,7 +129,7 @@ class Engine(Core):
         except BaseException:
             for id in ids:
                 self.cancel(id)
-            with self._turns:
+            with self._turns, self._running():
                 self._lifecycle.stop_due()
             raise
         return [results[id, i] for id, request in zip(ids, batch, strict=True) for i in range(request.num_images)]

@@ -12,6 +12,7 @@ from .api.errors import EngineBusyError, EngineClosedError
 from .api.event import Event, State
 from .api.reading import shown
 from .api.request import GenerationRequest
+from .api.result import GenerationResult
 from .batching.arenas import Arenas
 from .batching.carried import Shared
 from .batching.job import DENOISING, Job
@@ -47,6 +48,7 @@ class Lifecycle:
         self.outbox = outbox
         self.recorder = recorder
         self.closed = False
+        self._why_closed = "the engine is closed"
         self._clock = clock
         self._lock = threading.RLock()
         self._ids = itertools.count()
@@ -78,7 +80,7 @@ class Lifecycle:
         """
         with self._lock:
             if self.closed:
-                raise EngineClosedError("the engine is closed")
+                raise EngineClosedError(self._why_closed)
             if not self.has_room:
                 raise EngineBusyError(f"{self.scheduler.limits.waiting} requests are waiting already; try again later")
             id = next(self._ids)
@@ -172,6 +174,20 @@ class Lifecycle:
             result = self.results.whole(job, state)
         except Exception as error:
             state, result = State.FAILED, self.results.small(job, reason_of(error))
+        self._hand_out(job, state, result)
+
+    def collapse(self, reason: str) -> None:
+        """End every job FAILED for `reason`, without a look at the device, and let nobody in any more for the same."""
+        _log.critical("%s", reason)
+        with self._lock:
+            self.closed, self._why_closed = True, reason
+            jobs = [*self.scheduler.jobs.values()]
+        for job in jobs:
+            self._count_time(job)
+            self._hand_out(job, State.FAILED, self.results.small(job, reason))
+
+    def _hand_out(self, job: Job, state: State, result: GenerationResult) -> None:
+        """Move a job to its end, and free what it held."""
         job.move(state)
         forked = job.index > 0 or job.own is not None or State.SEGMENTED in job.timings
         with self._lock:

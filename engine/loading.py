@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from .api.calibration import Calibration
 from .api.errors import InvalidRequestError, TwigWarning
 from .api.request import Requests, as_requests
-from .batching.scheduler import Limits
+from .batching.capacity import usual_limits
 from .door import MAX_PIXELS, MAX_STEPS, Door
 from .judging.judge import Judge
 from .judging.registry import Registry
@@ -50,15 +50,15 @@ def loaded(
         sketch = replace(sketch, calibration=found)
     if bank is not None:
         sketch = replace(sketch, bank=bank if isinstance(bank, Bank) else Bank.load(bank))
-    door = _door(sketch, options or {})
+    door = _door(sketch, device, options or {})
     for request in as_requests(requests):
         door.check(request)
     return filled(sketch, outline, dtype, device)
 
 
-def _door(sketch: Components, options: Mapping[str, Any]) -> Door:
+def _door(sketch: Components, device: torch.device | str, options: Mapping[str, Any]) -> Door:
     """The door of an engine that is not there yet."""
-    limits = options.get("limits") or Limits()
+    limits = options.get("limits") or usual_limits(device)
     registry, metrics = options.get("registry"), options.get("extra_metrics") or {}
     return Door(
         sketch,

@@ -1,13 +1,17 @@
 """The loop: schedule a batch, run it on its stage, move its jobs on."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from PIL import Image
 
 from .api.event import State
+from .batching.denoising import Bucket
+from .batching.faults import device_failed
 from .batching.job import DENOISING, IllegalMoveError, Job, by_shape
 from .batching.scheduler import Batch, BatchKind
+from .batching.streams import Streams
 from .lifecycle import Lifecycle, reason_of
 from .stages.assembly import Stages
 from .stats import StatsRecorder
@@ -16,10 +20,12 @@ from .stats import StatsRecorder
 class Loop:
     """Runs one batch a step. A failure in a batch ends the job that causes it, and nobody else feels it."""
 
-    def __init__(self, stages: Stages, lifecycle: Lifecycle, recorder: StatsRecorder) -> None:
+    def __init__(self, stages: Stages, lifecycle: Lifecycle, recorder: StatsRecorder, streams: Streams) -> None:
         self.stages = stages
         self.lifecycle = lifecycle
         self.recorder = recorder
+        self.streams = streams
+        self._taken: deque[tuple[int, Bucket]] = deque()
 
     def step(self) -> None:
         """Stop what is due, let jobs in, and run the batch that comes next, if there is one."""
@@ -32,7 +38,15 @@ class Loop:
         if batch is not None:
             began = time.perf_counter()
             self._run(batch)
-            self.recorder.batch(batch.kind, time.perf_counter() - began)
+            spent = time.perf_counter() - began - self.streams.inside()
+            self._count_steps()
+            self.recorder.batch(batch.kind, spent)
+
+    def _count_steps(self) -> None:
+        """Count the steps that the device has done, with the time that it took."""
+        for seconds in self.streams.finished():
+            rows, bucket = self._taken.popleft()
+            self.recorder.step(rows, bucket.rows, bucket.control_rows, seconds)
 
     def _run(self, batch: Batch) -> None:
         match batch.kind:
@@ -60,6 +74,8 @@ class Loop:
         except IllegalMoveError:
             raise
         except Exception as error:
+            if device_failed(error):
+                raise
             reason = reason_of(error)
         # Only now is the traceback gone, and with it the tensors that a batch out of memory held.
         if len(jobs) == 1:
@@ -101,7 +117,7 @@ class Loop:
         """Take a step, show what was to be shown of it, and move on who is due."""
         pictures: dict[int, Image.Image] = {}
         stepped = self._survivors(self._step, jobs)
-        # The step is done and must not be repeated, whatever becomes of its previews.
+        # The step is taken and must not be repeated, whatever becomes of its previews.
         if shown := [job for job in stepped if _wants_preview(job)]:
             self._survivors(lambda some: pictures.update(self.stages.denoising.previews(some)), shown)
         for job in [job for job in stepped if job.state in DENOISING]:
@@ -110,8 +126,7 @@ class Loop:
 
     def _step(self, jobs: Sequence[Job]) -> None:
         rows = sum(len(job.trajectory.rows) for job in jobs if job.trajectory is not None)
-        bucket = self.stages.denoising.denoise(jobs)
-        self.recorder.step(rows, bucket.rows, bucket.control_rows)
+        self._taken.append((rows, self.stages.denoising.denoise(jobs, self._survivors)))
 
     def _stepped(self, job: Job) -> None:
         run = job.trajectory

@@ -11,6 +11,7 @@ import numpy as np
 from .api.portable import Real, Value
 from .api.result import Attempt, Verdict
 from .batching.graphs import GraphStats
+from .batching.scheduler import BatchKind
 from .exposition import exposition
 
 _WINDOW = 4096
@@ -78,25 +79,28 @@ class StatsRecorder:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.steps = self.rows = self.padded_rows = self.control_rows = 0
         self._counted = 0
+        self._stepping = 0.0
         self.scheduling = self.latency_sum = 0.0
         self.early = {"verdicts": 0, "contradicted": 0, "rows_saved": 0}
         self._latencies: deque[float] = deque(maxlen=_WINDOW)
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
 
     def batch(self, kind: str, seconds: float) -> None:
-        """Count a batch that took `seconds`."""
+        """Count a batch that took `seconds`, those of steps left out."""
         if self._began is None:
-            self._began = self._clock() - seconds
+            self._began = self._clock() - seconds - self._stepping
         self.seconds[kind] += seconds
-        self._recent.append((self.rows - self._counted, seconds))
-        self._counted = self.rows
+        self._recent.append((self.rows - self._counted, seconds + self._stepping))
+        self._counted, self._stepping = self.rows, 0.0
 
-    def step(self, rows: int, padded: int, control_rows: int) -> None:
-        """Count a denoise batch of `rows` rows that was padded to `padded`."""
+    def step(self, rows: int, padded: int, control_rows: int, seconds: float) -> None:
+        """Count a step of `rows` rows that was padded to `padded` and took the device `seconds`."""
         self.steps += 1
         self.rows += rows
         self.padded_rows += padded - rows
         self.control_rows += control_rows
+        self.seconds[BatchKind.DENOISE] += seconds
+        self._stepping += seconds
 
     def recent_rate(self) -> float:
         """Rows a second over the latest batches of every kind, the time between batches left out."""

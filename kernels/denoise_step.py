@@ -238,9 +238,10 @@ def launch_denoise_step(
     size = math.prod(latents.shape[1:])
     if not len(slots) or not size:
         return
-    denoise_step_kernel[(triton.cdiv(size, BLOCK), len(slots))](
-        *arguments, size, latents.shape[2] * latents.shape[3], coefficients.shape[1],
-        *pixel_strides("denoise_step", "eps", eps),
-        ROWS=rows.shape[1], COLUMNS=len(StepColumns), SOLVER_STREAM=int(NoiseStream.SOLVER),
-        MASK_STREAM=int(NoiseStream.MASK), BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
-    )  # fmt: skip
+    with torch.cuda.device_of(latents):
+        denoise_step_kernel[(triton.cdiv(size, BLOCK), len(slots))](
+            *arguments, size, latents.shape[2] * latents.shape[3], coefficients.shape[1],
+            *pixel_strides("denoise_step", "eps", eps),
+            ROWS=rows.shape[1], COLUMNS=len(StepColumns), SOLVER_STREAM=int(NoiseStream.SOLVER),
+            MASK_STREAM=int(NoiseStream.MASK), BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
+        )  # fmt: skip

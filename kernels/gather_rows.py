@@ -79,11 +79,12 @@ def launch_gather_rows(
     size = math.prod(latents.shape[1:])
     if not len(slots) or not size:
         return
-    gather_rows_kernel[(triton.cdiv(size, BLOCK), len(slots))](
-        latents, coefficients, slots, steps, out, size, latents.shape[2] * latents.shape[3],
-        coefficients.shape[1], *pixel_strides("gather_rows", "out", out),
-        COLUMNS=len(StepColumns), BLOCK=BLOCK, num_warps=WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(latents):
+        gather_rows_kernel[(triton.cdiv(size, BLOCK), len(slots))](
+            latents, coefficients, slots, steps, out, size, latents.shape[2] * latents.shape[3],
+            coefficients.shape[1], *pixel_strides("gather_rows", "out", out),
+            COLUMNS=len(StepColumns), BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
 
 
 def check_gather_rows(

@@ -150,17 +150,18 @@ def launch_masked_attention(
     partial = torch.empty((batch, heads, tiles, 2, length) if with_mass else (1,), device=q.device)
     kernel = masked_attention_long_kernel if tile.looped else masked_attention_kernel
     if batch and pixels:
-        kernel[(heads, tiles, batch)](
-            q, k, v, mask, tokens, scalars, out, partial,
-            q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-            out.stride(0), out.stride(1), *mask.stride(), *tokens.stride(), *scalars.stride(),
-            pixels, grid[0], grid[1], mask.shape[1], mask.shape[2],
-            math.log2(math.e) / math.sqrt(head_dim),
-            **attention_constants(head_dim, length, tile),
-            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-            UPCAST=INTERPRETED and q.dtype == torch.bfloat16,
-            WITH_MASS=with_mass, num_warps=tile.warps, num_stages=1,
-        )  # fmt: skip
+        with torch.cuda.device_of(q):
+            kernel[(heads, tiles, batch)](
+                q, k, v, mask, tokens, scalars, out, partial,
+                q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
+                out.stride(0), out.stride(1), *mask.stride(), *tokens.stride(), *scalars.stride(),
+                pixels, grid[0], grid[1], mask.shape[1], mask.shape[2],
+                math.log2(math.e) / math.sqrt(head_dim),
+                **attention_constants(head_dim, length, tile),
+                PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+                UPCAST=INTERPRETED and q.dtype == torch.bfloat16,
+                WITH_MASS=with_mass, num_warps=tile.warps, num_stages=1,
+            )  # fmt: skip
     if not with_mass:
         return out, None, None
     weight = sample_mask(mask, grid)

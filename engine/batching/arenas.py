@@ -12,6 +12,7 @@ from .denoising import DenoisingLoop
 from .graphs import GraphPool
 from .job import Job
 from .slots import Arena
+from .streams import Streams
 
 Shape = tuple[int, int]
 
@@ -21,13 +22,15 @@ class Arenas:
 
     budget: bytes that all of them together may take. Where a further shape would not fit, those without a job go, least
     recently used first; one with a job never does. A single loop is made whatever it takes.
-    buckets: row counts that a step is padded to. protected (K, C, h, w): latents of works to be repelled from.
+    buckets: row counts that a step is padded to. streams: where steps run, and what comes between them. protected
+    (K, C, h, w): latents of works to be repelled from.
     """
 
     def __init__(
         self,
         networks: Networks,
         graphs: GraphPool,
+        streams: Streams,
         *,
         num_slots: int,
         max_steps: int,
@@ -37,6 +40,7 @@ class Arenas:
     ) -> None:
         self.networks = networks
         self.graphs = graphs
+        self.streams = streams
         self.num_slots = num_slots
         self.max_steps = max_steps
         self.num_tokens = num_tokens
@@ -70,7 +74,13 @@ class Arenas:
         self._claims.pop(job.id, None)
 
     def loop(self, shape: Shape) -> DenoisingLoop:
-        """Arena, buffers and graphs of a latent shape, made when first needed."""
+        """Arena, buffers and graphs of a latent shape, for what is asked for from now on: after all of its steps."""
+        loop = self._loop(shape)
+        self.streams.after(loop.latest)
+        return loop
+
+    def _loop(self, shape: Shape) -> DenoisingLoop:
+        """The loop of a shape, made when first needed."""
         if shape not in self._loops:
             self._make_room(self._nbytes(shape))
             self._loops[shape] = self._made(shape, self.networks.device)
@@ -78,12 +88,14 @@ class Arenas:
         return self._loops[shape]
 
     def arena(self, job: Job) -> Arena:
-        """The arena that the job's slot lies in."""
-        return self.loop(job.shape).arena
+        """The arena that the job's slot lies in, for what is asked for from now on: after the slot's last step."""
+        assert job.slot is not None
+        loop = self._loop(job.shape)
+        self.streams.after(loop.mark(job.slot))
+        return loop.arena
 
     def latent(self, job: Job) -> Tensor:
         """The job's latent (C, h, w), still in its slot; its predicted x0 while the run is not done."""
-        assert job.slot is not None
         assert job.trajectory is not None
         arena = self.arena(job)
         return (arena.latents if job.trajectory.done else arena.history)[job.slot]
@@ -94,6 +106,7 @@ class Arenas:
         for shape in [shape for shape in self._loops if shape not in claimed]:
             if self.nbytes + wanted <= self.budget:
                 return
+            self.streams.settle()  # its last step may be on its way yet
             self._loops.pop(shape).release()
             self.networks.forget(shape)
 

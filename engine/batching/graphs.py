@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .faults import device_failed, memory_ran_out
+
 _log = logging.getLogger(__name__)
 _WARMUP_RUNS = 2
 
@@ -30,8 +32,9 @@ class GraphPool:
     """Callables by key: replayed where they were captured, called where not.
 
     `reserve` bytes of device memory stay free for what runs beside the graphs (decoder, segmenter); a graph that
-    would eat into them is dropped, and its key runs eagerly. Off a CUDA device nothing is captured; with `rehearse`,
-    what would be is run once, so that what compiles on its first run has done so.
+    would eat into them is dropped, and its key runs eagerly, as is one that there is no memory to capture. Off a CUDA
+    device nothing is captured; with `rehearse`, what would be is run once, so that what compiles on its first run has
+    done so.
     """
 
     def __init__(self, device: torch.device, *, reserve: int = 0, rehearse: bool = False) -> None:
@@ -41,6 +44,8 @@ class GraphPool:
         self.stats = GraphStats()
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
+        # One for all of them: memory that graphs share is shared on one stream.
+        self._stream = torch.cuda.Stream(device) if self.enabled else None
 
     @property
     def enabled(self) -> bool:
@@ -65,26 +70,49 @@ class GraphPool:
             if self.rehearse:
                 body()
             return False
-        began = time.perf_counter()
         if self._free() < self.reserve:
-            return self._drop(key)
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARMUP_RUNS):
-                body()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            body()
+            return self._drop(key, f"fewer than {self.reserve} bytes are free")
+        began = time.perf_counter()
+        try:
+            graph = self._captured(body)
+        except RuntimeError as error:
+            if device_failed(error) or not memory_ran_out(error):
+                raise
+            graph = None
+        # Only now is the traceback gone, and with it what had been allocated before memory ran out.
+        if graph is None:
+            return self._drop(key, "there is no memory to capture it")
         if self._free() < self.reserve:
             del graph
-            return self._drop(key)
+            return self._drop(key, f"it would leave fewer than {self.reserve} bytes free")
         self._pool = self._pool or graph.pool()
         self._graphs[key] = graph
         self.stats.captured += 1
         self.stats.seconds += time.perf_counter() - began
         return True
+
+    def _captured(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        assert self._stream is not None
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        # The block puts the caller's stream back even where the end of a capture raises.
+        with torch.cuda.stream(self._stream):
+            for _ in range(_WARMUP_RUNS):
+                body()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                body()
+        torch.cuda.current_stream(self.device).wait_stream(self._stream)
+        return graph
+
+    def need(self, body: Callable[[], object]) -> int:
+        """Bytes of device memory that `body` takes at its most beside what is taken already; 0 off a CUDA device."""
+        if not self.enabled:
+            return 0
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        body()
+        return torch.cuda.max_memory_reserved(self.device) - before
 
     def run(self, key: Hashable, body: Callable[[], None]) -> None:
         """Replay the graph of `key`, or call `body`."""
@@ -101,12 +129,15 @@ class GraphPool:
         if key in self._graphs:
             del self._graphs[key]
             self.stats.captured -= 1
+            if not self._graphs:
+                self._pool = None  # it went with the last of them
 
     def _free(self) -> int:
+        torch.cuda.empty_cache()  # what the allocator keeps for later is free too
         return torch.cuda.mem_get_info(self.device)[0]
 
-    def _drop(self, key: Hashable) -> bool:
+    def _drop(self, key: Hashable, reason: str) -> bool:
         if not self.stats.dropped:
-            _log.warning("graph %s would leave less than %d bytes free: it runs eagerly", key, self.reserve)
+            _log.warning("graph %s is not kept and runs eagerly, as others may: %s", key, reason)
         self.stats.dropped.append(str(key))
         return False

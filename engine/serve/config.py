@@ -28,7 +28,7 @@ class Listen(Settings):
 class Model(Settings):
     """What is served, as `Engine.from_pretrained` takes it, under `name`; `aliases` are other names for it.
 
-    slots, rows, waiting: see `Limits` of the engine.
+    slots, rows, waiting: see `Limits` of the engine; slots and rows by the device's memory where they are left out.
     """
 
     name: str = "twig"
@@ -44,8 +44,8 @@ class Model(Settings):
     calibration: Path | None = None
     bank: Path | None = None
     registry: Path | None = None
-    slots: int = Field(default=16, ge=1)
-    rows: int = Field(default=16, ge=1)
+    slots: int | None = Field(default=None, ge=1)
+    rows: int | None = Field(default=None, ge=1)
     waiting: int = Field(default=256, ge=1)
 
 

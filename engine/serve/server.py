@@ -7,6 +7,7 @@ from socket import socket as Socket
 import torch
 from fastapi import FastAPI
 
+from ..batching.capacity import usual_limits
 from ..batching.scheduler import Limits
 from ..engine import Engine
 from ..loading import served_device
@@ -24,12 +25,14 @@ def load(config: ServeConfig) -> Engine:
     """The engine that a configuration names, on a GPU if there is one and nothing else is said."""
     model, bounds = config.model, config.bounds
     parts = {name: getattr(model, name) for name in PARTS}
+    device = served_device(model.device)
+    usual = usual_limits(device)
     return Engine.from_pretrained(
         model.path,
         **parts,
-        device=served_device(model.device),
+        device=device,
         dtype=getattr(torch, model.dtype),
-        limits=Limits(slots=model.slots, rows=model.rows, waiting=model.waiting),
+        limits=Limits(slots=model.slots or usual.slots, rows=model.rows or usual.rows, waiting=model.waiting),
         max_steps=bounds.steps,
         max_pixels=bounds.pixels,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from ..api.errors import NonFiniteLatentError
@@ -29,6 +30,12 @@ class Decoder:
         """Labels (B, H, W) of pictures, None without a segmenter."""
         segmenter = self.components.segmenter
         return None if segmenter is None else segmenter(pixels, self._scores)
+
+    @torch.inference_mode()
+    def rehearse(self, shape: tuple[int, int], pictures: int) -> None:
+        """Decode and segment so many pictures of a latent shape (height, width), as a batch between steps does."""
+        channels, device = self.components.unet.config.in_channels, self.networks.device
+        self.labels(self.decode(torch.zeros(pictures, channels, *shape, device=device)))
 
     def _scores(self, pixels: Tensor) -> Tensor:
         """Score of each label, from pixels as the segmenter sees them."""

@@ -1,6 +1,8 @@
 """The denoise batch: one step of each job, and the pictures that a request wants to see on the way."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -9,12 +11,27 @@ from torch import Tensor
 from ..api.event import State
 from ..batching.arenas import Arenas
 from ..batching.denoising import Bucket
-from ..batching.job import Job
+from ..batching.job import DENOISING, Job
 from ..models.networks import MassRecord
 from ..models.pictures import eight_bits
 from ..models.transfers import fetched
 from ..sampling.rows import Branch
 from .decoding import Decoder
+
+Apart = Callable[[Callable[[Sequence[Job]], None], Sequence[Job]], object]
+"""Does a work on jobs, each by itself where it fails for all of them."""
+
+
+class _Heard(NamedTuple):
+    """Of a job whose attention is recorded: its conditional row in the call, if it has one; if it probes its noise."""
+
+    row: int | None
+    probing: bool
+
+
+def together(work: Callable[[Sequence[Job]], None], jobs: Sequence[Job]) -> None:
+    """Do `work`, which may fail: an `Apart` that leaves everything to its caller."""
+    work(jobs)
 
 
 class Denoising:
@@ -24,15 +41,23 @@ class Denoising:
         self.arenas = arenas
         self.decoder = decoder
 
-    def denoise(self, jobs: Sequence[Job]) -> Bucket:
-        """Run one step of each job, all of one shape; return the padded sizes it ran at."""
-        record = MassRecord() if any(_recorded(job) for job in jobs) else None
-        bucket = self.arenas.loop(jobs[0].shape).step(jobs, record)
-        if record is not None:
-            self._keep_masses(jobs, record)
-        for job in jobs:
-            assert job.trajectory is not None
-            job.trajectory.advance()
+    def denoise(self, jobs: Sequence[Job], apart: Apart = together) -> Bucket:
+        """Run one step of each job, all of one shape; return the padded sizes it ran at.
+
+        Where it raises nothing has moved, and it may be run again, of fewer jobs. Once the solver has written the step
+        counts as run, whatever becomes of what is done with its result, which goes through `apart`.
+        """
+        with self.arenas.streams.step() as mark:
+            loop = self.arenas.loop(jobs[0].shape)
+            loop.stepping(jobs, mark)
+            heard = _heard(jobs)
+            record = MassRecord() if heard else None
+            bucket, after = loop.step(jobs, record)
+            if record is not None:
+                after.append((partial(self._keep, record, heard), list(heard)))
+            for work, acted in after:
+                if left := [job for job in acted if job.state in DENOISING]:
+                    apart(work, left)
         return bucket
 
     @torch.inference_mode()
@@ -42,25 +67,34 @@ class Denoising:
         (found,) = fetched([{"drawn": eight_bits(self.decoder.decode(latents))}])
         return {job.id: Image.fromarray(one) for job, one in zip(jobs, found["drawn"].numpy(), strict=True)}
 
-    def _keep_masses(self, jobs: Sequence[Job], record: MassRecord) -> None:
-        """Hand each job the masses of its conditional row, (2 rules, 2 sides, T); NaN without such a row."""
+    def _keep(self, record: MassRecord, heard: Mapping[Job, _Heard], jobs: Sequence[Job]) -> None:
+        """Hand each of `jobs` the masses of its conditional row, (2 rules, 2 sides, T); NaN without such a row."""
         assert isinstance(record.ruled, Tensor)
         assert isinstance(record.neutral, Tensor)
         masses = torch.stack([record.ruled, record.neutral], dim=1) / record.layers
-        first = 0
         for job in jobs:
-            assert job.trajectory is not None
-            branches = [row.branch for row in job.trajectory.rows]
-            found = Branch.CONDITIONAL in branches
-            row = first + branches.index(Branch.CONDITIONAL) if found else first
-            kept = masses[row].clone() if found else torch.full_like(masses[row], torch.nan)
+            row, probing = heard[job]
+            kept = torch.full_like(masses[0], torch.nan) if row is None else masses[row].clone()
             if job.state is State.DRAFTING:
                 job.shared.masses.append(kept)
-            elif job.state is State.FINALISING and job.trajectory.probes:
+            elif probing:
                 job.own.moved = self.arenas.arena(job).latents[job.slot].clone()
-            elif job.state is State.FINALISING:
+            else:
                 job.own.masses.append(kept)
-            first += len(branches)
+
+
+def _heard(jobs: Sequence[Job]) -> dict[Job, _Heard]:
+    """What is recorded of the coming step of `jobs`."""
+    heard, first = {}, 0
+    for job in jobs:
+        assert job.trajectory is not None
+        branches = [row.branch for row in job.trajectory.rows]
+        if _recorded(job):
+            found = Branch.CONDITIONAL in branches
+            row = first + branches.index(Branch.CONDITIONAL) if found else None
+            heard[job] = _Heard(row, bool(job.trajectory.probes))
+        first += len(branches)
+    return heard
 
 
 def _recorded(job: Job) -> bool:

@@ -76,9 +76,9 @@ def broken_at(engine, stage, fault):
     owner = getattr(broken.stages, owner)
     work = getattr(owner, verb)
 
-    def checked(jobs):
+    def checked(jobs, *apart):
         fault(jobs)
-        return work(jobs)
+        return work(jobs, *apart)
 
     setattr(owner, verb, checked)
     return broken

@@ -31,8 +31,8 @@ def snapshot(recorder, **changes):
 @pytest.fixture
 def stats():
     recorder = clocked()
-    recorder.batch("denoise", 0.5)
-    recorder.step(6, 8, 2)
+    recorder.step(6, 8, 2, 0.375)
+    recorder.batch("denoise", 0.125)
     for seconds in (1.0, 2.0, 3.0):
         recorder.finished(Verdict.ACCEPTED, seconds)
     recorder.finished(Verdict.REFUSED, 4.0)

@@ -14,6 +14,7 @@ from ....engine.batching.job import Job
 from ....engine.engine import Engine
 from ....engine.judging.registry import encode
 from ....engine.models.checkpoint import Components
+from ....engine.stages.denoising import Apart, together
 from ....engine.stages.starting import Starting
 from ..measures import same_caption, to_tensor
 from ..paraphrases import scene_of
@@ -99,14 +100,14 @@ class Captain(Steered):
         self.strength = strength
 
     @torch.inference_mode()
-    def denoise(self, jobs: Sequence[Job]) -> Bucket:
+    def denoise(self, jobs: Sequence[Job], apart: Apart = together) -> Bucket:
         """Look at drafts that are about to end, then step."""
         ending = [self.before(job) for job in jobs if job.state is State.DRAFTING and _last(job)]
         if ending:
             maps = end_attention(self.beside, ending, [[self.memory.end_of(each.job)] for each in ending])
             for each, bright in zip(ending, maps[:, 0].mean(1), strict=True):
                 self.memory.recited[each.job.request_id] = (bright > bright.mean()).float()
-        return super().denoise(jobs)
+        return super().denoise(jobs, apart)
 
     def steer(self, taken: Sequence[Taken]) -> None:
         """Inject the reference at steps in the window."""

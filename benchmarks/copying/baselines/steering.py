@@ -20,7 +20,7 @@ from ....engine.models.attention import latent_grids
 from ....engine.models.networks import DenoiserInputs, EncodedText, MassRecord
 from ....engine.sampling.rows import Branch
 from ....engine.stages.decoding import Decoder
-from ....engine.stages.denoising import Denoising
+from ....engine.stages.denoising import Apart, Denoising, together
 from ....kernels import StepColumns, neutral_scalars, neutral_tokens
 from ..limits import ordinary_captions
 from ..methods import ANY, GUIDANCE, STEPS, UNLOOKED
@@ -108,12 +108,12 @@ class Steered(Denoising, ABC):
         """Change latents and predicted x0 of steps that were just taken."""
 
     @torch.inference_mode()
-    def denoise(self, jobs: Sequence[Job]) -> Bucket:
+    def denoise(self, jobs: Sequence[Job], apart: Apart = together) -> Bucket:
         """Run one step of each job, then steer those in `state`."""
-        taken = [self.before(job) for job in jobs if job.state is self.state and not _probing(job)]
-        bucket = super().denoise(jobs)
-        if taken:
-            self.steer(taken)
+        taken = {job: self.before(job) for job in jobs if job.state is self.state and not _probing(job)}
+        bucket = super().denoise(jobs, apart)
+        if left := [job for job in taken if job.state is self.state]:
+            apart(lambda some: self.steer([taken[job] for job in some]), left)
         return bucket
 
     def before(self, job: Job) -> Taken:

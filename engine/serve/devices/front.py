@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import GaugeMetricFamily
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from ...batching.scheduler import Limits
 from ..config import ServeConfig
 from ..errors import SERVER, ApiError, draining
 from ..leaving import LEFT, ClientLeftError, while_there
@@ -44,7 +45,8 @@ class Front:
         if not self.fleet.ready:
             raise draining() if self.draining else _none_ready()
         prompt, rows = asked(body, self.config.drawing.steps)
-        worker = chosen(self.fleet.ready, prompt, self.config.model.rows * self.config.drawing.steps)
+        slack = (self.config.model.rows or Limits().rows) * self.config.drawing.steps
+        worker = chosen(self.fleet.ready, prompt, slack)
         worker.expect(rows)
         return worker
 

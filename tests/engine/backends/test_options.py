@@ -118,7 +118,7 @@ def test_switches_hold_while_the_engine_steps_and_are_put_back(components, optio
     before, seen = switches(), set()
     engine = Engine(components, limits=Limits(slots=3, rows=4), torch_options=TorchOptions(**options))
     denoise = engine.stages.denoising.denoise
-    engine.stages.denoising.denoise = lambda jobs: (seen.add(switches()), denoise(jobs))[1]
+    engine.stages.denoising.denoise = lambda jobs, apart: (seen.add(switches()), denoise(jobs, apart))[1]
     (result,) = engine.generate(REQUESTS[:1])
     assert result.error is None
     assert seen == {expected}

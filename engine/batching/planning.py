@@ -1,0 +1,141 @@
+"""One denoising step as the host plans it: which row reads what, and how predictions combine."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...kernels import ScalarColumn
+from ..api.event import State
+from ..api.mechanisms import Repulsion
+from ..avoidance.conditioning import attention_scalars
+from ..avoidance.initial_noise import PROBES_PER_STEP
+from ..sampling.rows import MAX_ROWS, Branch, guidance_pair
+from .columns import Column
+from .job import Job
+from .slots import NUM_BRANCHES, NUM_HINTS
+
+UNUSED = -1
+"""Slot index of a padding row or job: kernels read zeros for it and write nothing."""
+
+
+def _integers(*axes: str | int, padding: int | str = 0) -> Column:
+    return Column(axes, torch.int64, padding)
+
+
+def _floats(*axes: str | int) -> Column:
+    return Column(axes, torch.float32)
+
+
+COLUMNS = {
+    "row_slots": _integers("rows", padding=UNUSED),
+    "row_contexts": _integers("rows"),
+    "row_steps": _integers("rows"),
+    "timesteps": _floats("rows"),
+    "scalars": _floats("rows", "layers", len(ScalarColumn)),
+    "job_slots": _integers("rows", padding=UNUSED),
+    "job_steps": _integers("rows"),
+    "job_rows": _integers("rows", MAX_ROWS),
+    "job_weights": _floats("rows", MAX_ROWS),
+    "pair_slots": _integers("rows", padding=UNUSED),
+    "job_pairs": _integers("rows", 2),
+    "control_rows": _integers("control_rows", padding="control_rows"),
+    "control_scales": _floats("control_rows"),
+    "control_hints": _integers("control_rows"),
+    "control_slots": _integers("control_rows", padding=UNUSED),
+    "control_contexts": _integers("control_rows"),
+    "control_steps": _integers("control_rows"),
+    "control_timesteps": _floats("control_rows"),
+    "halves": _integers("slots"),
+    "probe_slots": _integers("rows"),
+    "push_slots": _integers("rows"),
+    "push_steps": _integers("rows"),
+    "push_radii": _floats("rows"),
+    "push_strengths": _floats("rows"),
+}
+"""What a step reads of its plan, with a value for each row, controlled row, job or slot.
+
+Rows have a slot, a context of their texts (`slot * 2 + branch`), a step and timestep, and the scalars of attention.
+Jobs have a slot (`UNUSED` while they probe their noise), a step, and rows that are combined by weights; pair_slots and
+job_pairs: their rows of the unconditional and the conditional prediction, where both ran.
+Controlled rows are indices into the rows, with a scale and a hint (`slot * 2 + hint`), and again what those rows have;
+padding rows scatter behind the last row that can be used.
+halves: which half of a sharpness step, 1 or 2, a slot's noise is due for, else 0; probe_slots: those slots.
+push_...: slot, step, radius and strength of jobs that protected works repel.
+"""
+
+StepPlan = dict[str, list[Any]]
+"""One denoising step on the host: the values of each of `COLUMNS`."""
+
+
+def empty_plan() -> StepPlan:
+    """A step of nobody, to capture graphs with."""
+    return {name: [] for name in COLUMNS}
+
+
+def planned(jobs: Sequence[Job], groups: Sequence[str], slots: int) -> StepPlan:
+    """The next step of `jobs`. groups: of each cross-attention layer; slots: of the arena."""
+    plan = empty_plan()
+    for job in jobs:
+        _add(plan, job, groups)
+        _add_after(plan, job, slots)
+    return plan
+
+
+def _add(plan: StepPlan, job: Job, groups: Sequence[str]) -> None:
+    trajectory, slot = job.trajectory, job.slot
+    assert trajectory is not None
+    assert slot is not None
+    acting = job.state is State.FINALISING and not trajectory.probes
+    rule = job.avoidance.masked_attention if acting else None
+    scalars = attention_scalars(rule, trajectory.step, len(trajectory.plan), groups)
+    first = len(plan["row_slots"])
+    for row in trajectory.rows:
+        context, timestep = slot * NUM_BRANCHES + row.branch, trajectory.timesteps[trajectory.step]
+        if row.control:
+            plan["control_rows"].append(len(plan["row_slots"]))
+            plan["control_scales"].append(row.control)
+            plan["control_hints"].append(slot * NUM_HINTS + row.hint)
+            plan["control_slots"].append(slot)
+            plan["control_contexts"].append(context)
+            plan["control_steps"].append(trajectory.step)
+            plan["control_timesteps"].append(timestep)
+        plan["row_slots"].append(slot)
+        plan["row_contexts"].append(context)
+        plan["row_steps"].append(trajectory.step)
+        plan["timesteps"].append(timestep)
+        # The rule speaks of the prompt's tokens, so the unconditional row never obeys it.
+        plan["scalars"].append(scalars if row.branch is Branch.CONDITIONAL else np.zeros_like(scalars))
+    padding = MAX_ROWS - len(trajectory.rows)
+    plan["job_slots"].append(UNUSED if trajectory.probes else slot)
+    plan["job_steps"].append(trajectory.step)
+    plan["job_rows"].append([*range(first, len(plan["row_slots"])), *[0] * padding])
+    plan["job_weights"].append([*(row.weight for row in trajectory.rows), *[0.0] * padding])
+    pair = guidance_pair(trajectory.rows)
+    plan["pair_slots"].append(UNUSED if pair is None else slot)
+    plan["job_pairs"].append((0, 0) if pair is None else (first + pair[0], first + pair[1]))
+
+
+def _add_after(plan: StepPlan, job: Job, slots: int) -> None:
+    """What the mechanisms read that act on what the solver leaves."""
+    trajectory, slot = job.trajectory, job.slot
+    assert trajectory is not None
+    assert slot is not None
+    if trajectory.probes:
+        plan["halves"] = plan["halves"] or [0] * slots
+        plan["halves"][slot] = 1 + trajectory.probes % PROBES_PER_STEP
+        plan["probe_slots"].append(slot)
+    if (policy := repulsion_at(job)) is not None:
+        plan["push_slots"].append(slot)
+        plan["push_steps"].append(trajectory.step)
+        plan["push_radii"].append(policy.radius)
+        plan["push_strengths"].append(policy.strength)
+
+
+def repulsion_at(job: Job) -> Repulsion | None:
+    """The repulsion that acts on the job's step, if any."""
+    policy, run = job.avoidance.repulsion, job.trajectory
+    if policy is None or run is None or job.state is not State.FINALISING or run.probes:
+        return None
+    return policy if policy.active(run.step, len(run.plan)) else None
