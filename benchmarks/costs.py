@@ -161,6 +161,8 @@ class CostMeter:
         self.stages.segmenting.segment(jobs)
         for job in jobs:
             job.state = State.FINALISING
+            if self.stages.placing.begin(job):
+                self.stages.placing.place(job)
             self.stages.starting.start_final(job)
 
     def _step(self, jobs: Sequence[Job]) -> Callable[[], object]:

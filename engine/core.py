@@ -49,7 +49,8 @@ class Core:
     runs the networks it runs. limits: by the device's memory if None; `usual_limits`. arena_budget: bytes that what is
     kept on the device for each size of picture may take together; `Arenas`, by the device's memory if None.
     graph_reserve: bytes of a GPU that graphs leave free; if None, what decoding and segmenting the largest batch is
-    measured to need. registry: protected works that drafts and finals are compared with.
+    measured to need. registry: protected works that drafts and finals are compared with. placers: threads that look for
+    where finals' objects go while the device steps; `Placing`.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Core:
         graph_reserve: int | None = None,
         extra_metrics: Mapping[str, ExtraMetric] | None = None,
         registry: Registry | None = None,
+        placers: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         components = components if isinstance(components, Components) else of_pipeline(components)
@@ -107,7 +109,7 @@ class Core:
         )
         self._decoder = decoder = Decoder(components, self.networks)
         self.judge = Judge(components, extra_metrics or {}, registry, decoder.decode, decoder.labels)
-        self.stages = assembled(components, self.arenas, decoder, self.judge)
+        self.stages = assembled(components, self.arenas, decoder, self.judge, placers)
         self._door = Door(components, max_steps, max_pixels, self.limits.rows, self.judge, self.networks.check_size)
         self._recorder = StatsRecorder(clock)
         self._turns, self._outbox = Turns(), Outbox()
@@ -175,6 +177,7 @@ class Core:
         return self._recorder.snapshot(
             waiting=waiting,
             resident=resident,
+            placing=len(self.stages.placing),
             graphs=self.graphs.stats,
             memory=self.graphs.memory() | {"arenas": self.arenas.nbytes},
             backends=self.networks.report(),

@@ -29,7 +29,7 @@ def rows_due(job: Job, witnesses: int = 0) -> int:
     if job.state in _BEFORE_DRAFT:
         return rows_of(request, witnesses)
     left = run.rows_left if run is not None else 0
-    if job.state is State.SEGMENTED:
+    if job.state in (State.SEGMENTED, State.PLACING):
         return final_run(request, job.avoidance).rows_left
     if job.redrafted and job.state in (State.DRAFTING, State.SEGMENTING):
         return left + final_run(request, job.avoidance).rows_left

@@ -53,6 +53,7 @@ def families(stats: "Stats") -> Iterator[Any]:
     device = {name: size for name, size in memory.items() if name != "arenas"}
     yield gauge("twig_waiting_images", "Images that wait for a slot.", stats.waiting)
     yield gauge("twig_resident_images", "Images that run in a slot.", stats.resident)
+    yield gauge("twig_placing_images", "Images whose objects' places are being looked for.", stats.placing)
     yield counter("twig_images", "Ended images by verdict.", verdicts, "verdict")
     yield _latency(core, stats)
     yield counter("twig_denoise_batches", "Denoise batches run.", stats.steps)

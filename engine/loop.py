@@ -16,9 +16,15 @@ from .lifecycle import Lifecycle, reason_of
 from .stages.assembly import Stages
 from .stats import StatsRecorder
 
+_LOOK_UP = 0.01
+"""Seconds for which at most, while all jobs wait for places, nobody looks who came, was cancelled or is late."""
+
 
 class Loop:
-    """Runs one batch a step. A failure in a batch ends the job that causes it, and nobody else feels it."""
+    """Runs one batch a step; where there is none, but places are looked for, it waits for one of these.
+
+    A failure in a batch ends the job that causes it, and nobody else feels it.
+    """
 
     def __init__(self, stages: Stages, lifecycle: Lifecycle, recorder: StatsRecorder, streams: Streams) -> None:
         self.stages = stages
@@ -31,6 +37,8 @@ class Loop:
         """Stop what is due, let jobs in, and run the batch that comes next, if there is one."""
         began = time.perf_counter()
         self.lifecycle.stop_due()
+        for job in self.stages.placing.ended():
+            self._alone(self._placed, job)
         for job in self.lifecycle.admit():
             self._alone(self._enter, job)
         batch = self.lifecycle.next_batch()
@@ -41,6 +49,8 @@ class Loop:
             spent = time.perf_counter() - began - self.streams.inside()
             self._count_steps()
             self.recorder.batch(batch.kind, spent)
+        else:
+            self.stages.placing.wait(_LOOK_UP)
 
     def _count_steps(self) -> None:
         """Count the steps that the device has done, with the time that it took."""
@@ -101,6 +111,17 @@ class Loop:
             self.lifecycle.move(job, State.DRAFTING)
 
     def _finalise(self, job: Job) -> None:
+        """Begin the job's next attempt: with the search for its objects' places, where they are to move."""
+        if self.stages.placing.begin(job):
+            self.lifecycle.move(job, State.PLACING)
+        else:
+            self._start_final(job)
+
+    def _placed(self, job: Job) -> None:
+        self.stages.placing.place(job)
+        self._start_final(job)
+
+    def _start_final(self, job: Job) -> None:
         self.stages.starting.start_final(job)
         self.lifecycle.move(job, State.FINALISING)
 

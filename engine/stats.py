@@ -34,7 +34,8 @@ class Stats(Value):
     contradicted ("contradicted"), and UNet rows that they saved ("rows_saved"). seconds: spent by kind of batch;
     scheduling: seconds between batches. graphs: captured CUDA graphs and their hits and misses. memory: bytes that
     arenas and buffers take ("arenas"), and those allocated and reserved on a GPU ("allocated", "reserved"). backends:
-    what runs each network that was called, why, and seconds a call where candidates were measured.
+    what runs each network that was called, why, and seconds a call where candidates were measured. placing: resident
+    images whose objects' places are being looked for.
     """
 
     waiting: int
@@ -56,6 +57,7 @@ class Stats(Value):
     backends: Mapping[str, Any] = field(default_factory=dict)
     judged: int = 0
     latency_sum: Real = 0.0
+    placing: int = 0
 
     def as_dict(self) -> dict[str, object]:
         """Return the snapshot as plain values."""
@@ -130,6 +132,7 @@ class StatsRecorder:
         graphs: GraphStats,
         memory: dict[str, int],
         backends: Mapping[str, Any] | None = None,
+        placing: int = 0,
     ) -> Stats:
         """Return the counts so far."""
         elapsed = max(1e-9, self._clock() - self._began) if self._began is not None else float("inf")
@@ -154,4 +157,5 @@ class StatsRecorder:
             backends=backends or {},
             judged=sum(self.verdicts[verdict] for verdict in _DRAWN),
             latency_sum=self.latency_sum,
+            placing=placing,
         )

@@ -17,6 +17,7 @@ class State(StrEnum):
     SEGMENTING = "segmenting"
     WITNESSING = "witnessing"
     SEGMENTED = "segmented"
+    PLACING = "placing"
     FINALISING = "finalising"
     JUDGING = "judging"
     ACCEPTED = "accepted"

@@ -11,13 +11,13 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import binary_dilation, distance_transform_edt
+from scipy.ndimage import binary_dilation
 
 from ..models.bank import Bank, Shape
 from ..models.segmentation import plain_names
 from .gathering import ground_name
 from .objects import Aligned, coarse, objects_of
-from .pieces import shape_overlap
+from .pieces import background_of, shape_overlap
 from .words import in_all, lexicon
 
 _TRIES = 60  # arrangements
@@ -78,9 +78,11 @@ class Placed:
     @cached_property
     def grown(self) -> np.ndarray:
         """It and `_GAP` pixels around it (H, W) bool."""
-        whole = np.zeros(self.frame, bool)
-        whole[self.box] = self.mask
-        return binary_dilation(whole, np.ones((2 * _GAP + 1,) * 2))
+        wider = binary_dilation(np.pad(self.mask, _GAP), np.ones((2 * _GAP + 1,) * 2))
+        whole = np.zeros([side + 2 * _GAP for side in self.frame], bool)
+        rows, columns = self.box
+        whole[rows.start : rows.stop + 2 * _GAP, columns.start : columns.stop + 2 * _GAP] = wider
+        return whole[_GAP:-_GAP, _GAP:-_GAP]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +161,7 @@ class Composer:
 
     def _painted(self, wanted: Wanted, found: Sequence[Placed], mirrored: bool) -> np.ndarray:
         """The background, without gaps and mirrored where the search's was, with the objects over it."""
-        canvas = _background(wanted.labels, wanted.foreground)
+        canvas = background_of(wanted.labels, wanted.foreground, _GRID)
         canvas = canvas[:, ::-1].copy() if mirrored else canvas
         height, width = canvas.shape
         for one in found:
@@ -185,7 +187,7 @@ class _Search:
         self.max_iou = max_iou - _ROUNDING * (scale < 1)
         self.old = _sampled(wanted.foreground, self.frame)
         self.avoided = None if wanted.avoided is None else _sampled(wanted.avoided, self.frame)
-        ground = _background(_sampled(wanted.labels, self.frame), self.old)
+        ground = background_of(_sampled(wanted.labels, self.frame), self.old, _GRID)
         self.grounds = {composer.names[i] for i in np.unique(ground) if i in composer.background}
         self.mirrored = len(self.grounds) > 1 and bool(rng.integers(2))
         self.ground = ground[:, ::-1] if self.mirrored else ground
@@ -198,17 +200,18 @@ class _Search:
         to_avoid = self.old if self.avoided is None else self.avoided
         aligned = Aligned(to_avoid)
         alike = _ALIKE_ALONE if len(self.wanted.objects) == 1 else _ALIKE
-        best, least = None, np.inf
+        best, least, tried = None, np.inf, set()
         for number in range(_TRIES):
             found = self._arranged(shelves, anywhere=number >= _OWN_PLACES)
-            if found is None:
+            if found is None or found in tried:
                 continue
+            tried.add(found)
             shape = np.zeros(self.frame, bool)
             for one in found:
                 shape[one.box] |= one.mask
             overlap = shape_overlap(shape, self.old, self.avoided)
             keeps = overlap <= self.max_iou
-            if keeps and aligned.iou(shape) < alike:
+            if keeps and not aligned.reaches(alike, shape):
                 return found
             if (0.0 if keeps else overlap) < least:
                 best, least = found, 0.0 if keeps else overlap
@@ -219,12 +222,14 @@ class _Search:
 
         anywhere: in the place of whatever stood on the same ground, rather than its own.
         """
-        taken, found = np.zeros(self.frame, bool), []
+        taken = np.zeros(self.frame, bool)
+        found: list[Placed] = []
         for label in self.rng.permutation(self.wanted.objects):
+            if found:
+                taken |= found[-1].grown
             one = self._drawn(shelves[int(label)], taken, anywhere)
             if one is None:
                 return None
-            taken |= one.grown
             found.append(one)
         return tuple(found)
 
@@ -252,15 +257,3 @@ def _sampled(field: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
         ((np.arange(count) + 0.5) * side / count).astype(int) for count, side in zip(frame, field.shape, strict=True)
     )
     return field[np.ix_(rows, columns)]
-
-
-def _background(labels: np.ndarray, foreground: np.ndarray) -> np.ndarray:
-    """Labels (H, W) with the nearest background in place of the foreground, in cells of a few pixels."""
-    stride = -(-max(labels.shape) // _GRID)
-    small, gaps = labels[::stride, ::stride], foreground[::stride, ::stride]
-    surroundings = np.unique(small[~gaps])
-    if len(surroundings) < 2:
-        return np.full_like(labels, surroundings[0]) if len(surroundings) else labels.copy()
-    _, (rows, columns) = distance_transform_edt(gaps, return_indices=True)
-    filled = small[rows, columns].repeat(stride, 0).repeat(stride, 1)[: labels.shape[0], : labels.shape[1]]
-    return np.where(foreground, filled, labels)

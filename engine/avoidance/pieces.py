@@ -1,6 +1,10 @@
-"""A label map taken apart into pieces that can be moved: all of it, its connected groups, its objects."""
+"""A label map taken apart into pieces that can be moved: all of it, its connected groups, its objects.
+
+Objects are told apart by pixels; what is searched is a grid of cells, a pixel each up to 128 of them along a side.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -19,29 +23,20 @@ class Piece:
     """What moves as one: a crop of the label map whose sides are whole cells.
 
     labels (h, w); objects (h, w): the number of the object at each pixel, 0 outside the piece; ids: these numbers.
-    top, left: its home in cells, with the frame mirrored where the piece is. cuts: how plainly the frame cuts it off
-    at its top, bottom, left and right, from 0 to 1. cell: side of a cell in pixels.
+    covered (K, rows, columns): share of each cell that each of its objects covers. top, left: its home in cells, with
+    the frame mirrored where the piece is. cuts: how plainly the frame cuts it off at its top, bottom, left and right,
+    from 0 to 1. cell: side of a cell in pixels.
     """
 
     labels: np.ndarray
     objects: np.ndarray
     ids: tuple[int, ...]
+    covered: np.ndarray
     top: int
     left: int
     cuts: tuple[float, float, float, float]
     cell: int
     mirrored: bool = False
-
-    @classmethod
-    def of(cls, labels: np.ndarray, objects: np.ndarray, cell: int) -> Self:
-        """Crop the pixels where `objects` (H, W) is not 0."""
-        rows, columns = np.flatnonzero(objects.any(1)), np.flatnonzero(objects.any(0))
-        top, left = int(rows[0]) // cell, int(columns[0]) // cell
-        bottom, right = int(rows[-1]) // cell + 1, int(columns[-1]) // cell + 1
-        crop = (slice(top * cell, bottom * cell), slice(left * cell, right * cell))
-        cuts = (_cut(objects[0]), _cut(objects[-1]), _cut(objects[:, 0]), _cut(objects[:, -1]))
-        ids = tuple(int(i) for i in np.unique(objects) if i)
-        return cls(labels[crop], objects[crop], ids, top, left, cuts, cell)
 
     @property
     def area(self) -> int:
@@ -50,13 +45,8 @@ class Piece:
 
     @property
     def cells(self) -> np.ndarray:
-        """Cells (rows, columns) it touches, 0 or 1."""
-        return _touched(self.objects > 0, self.cell)
-
-    @property
-    def object_cells(self) -> np.ndarray:
-        """Share of each cell (K, rows, columns) that each of its objects covers."""
-        return np.stack([_covered(self.objects == i, self.cell) for i in self.ids])
+        """Cells (rows, columns) it touches, bool."""
+        return np.asarray(self.covered.any(0))
 
     def varied(self, mirrored: bool, scale: float, pieces: "Pieces") -> Self:
         """Mirror it with the frame, and shrink it towards the middle of its foot."""
@@ -69,7 +59,8 @@ class Piece:
             self,
             labels=self.labels[:, ::-1],
             objects=self.objects[:, ::-1],
-            left=columns - self.left - self.labels.shape[1] // self.cell,
+            covered=self.covered[:, :, ::-1],
+            left=columns - self.left - self.covered.shape[2],
             cuts=(top, bottom, right, left),
             mirrored=not self.mirrored,
         )
@@ -80,21 +71,26 @@ class Piece:
         up, right = (-side % self.cell for side in labels.shape)
         labels, objects = (np.pad(each, ((up, 0), (0, right))) for each in (labels, objects))
         down, narrower = ((a - b) // self.cell for a, b in zip(self.labels.shape, labels.shape, strict=True))
-        return replace(self, labels=labels, objects=objects, top=self.top + down, left=self.left + narrower // 2)
+        covered = np.stack([_covered(objects == i, self.cell) for i in self.ids])
+        top, left = self.top + down, self.left + narrower // 2
+        return replace(self, labels=labels, objects=objects, covered=covered, top=top, left=left)
 
     def fits(self, pieces: "Pieces") -> bool:
         """Whether the frame has room for it."""
-        return all(side <= frame * self.cell for side, frame in zip(self.labels.shape, pieces.grid, strict=True))
+        return all(side <= frame for side, frame in zip(self.covered.shape[1:], pieces.grid, strict=True))
 
     def stamp(self, mask: np.ndarray, top: int, left: int) -> None:
-        """Set its pixels in `mask` (H, W), its crop at `top` and `left` pixels."""
-        height, width = self.objects.shape
-        mask[top : top + height, left : left + width] |= self.objects > 0
+        """Set its pixels in `mask` (H, W), its crop at `top` and `left` cells."""
+        mask[self._place(top, left)] |= self.objects > 0
 
     def paint(self, canvas: np.ndarray, top: int, left: int) -> None:
-        """Write its labels over `canvas` (H, W)."""
+        """Write its labels over `canvas` (H, W), its crop at `top` and `left` cells."""
+        np.copyto(canvas[self._place(top, left)], self.labels, where=self.objects > 0)
+
+    def _place(self, top: int, left: int) -> tuple[slice, slice]:
         height, width = self.objects.shape
-        np.copyto(canvas[top : top + height, left : left + width], self.labels, where=self.objects > 0)
+        first, start = top * self.cell, left * self.cell
+        return slice(first, first + height), slice(start, start + width)
 
 
 @dataclass(frozen=True)
@@ -121,28 +117,61 @@ class Pieces:
         """Mask (H, W) -> share of each cell that it covers."""
         return _covered(mask, self.cell)
 
-    def surroundings(self, mask: np.ndarray) -> np.ndarray:
-        """Mask (H, W) -> the cells it touches and their neighbours, 0 or 1."""
-        return binary_dilation(_touched(mask, self.cell), np.ones((3, 3))).astype(np.float64)
+
+class Field:
+    """A field (R, C) of cells that kernels are held against. cells: its values."""
+
+    def __init__(self, cells: np.ndarray) -> None:
+        self._shape = cells.shape
+        self._spectrum = rfft2(cells)
+
+    @classmethod
+    def around(cls, cells: np.ndarray) -> Self:
+        """Cells (R, C) bool and their neighbours, 0 or 1."""
+        return cls(binary_dilation(cells, np.ones((3, 3))).astype(np.float64))
+
+    def overlaps(self, kernels: np.ndarray) -> np.ndarray:
+        """What each kernel (K, r, c) shares with the field at every place inside it: (K, R - r + 1, C - c + 1).
+
+        A correlation by Fourier transform: inside the field nothing wraps around.
+        """
+        shared = irfft2(self._spectrum * rfft2(kernels, self._shape).conj(), self._shape)
+        return shared[:, : self._shape[0] - kernels.shape[1] + 1, : self._shape[1] - kernels.shape[2] + 1]
 
 
 def take_apart(labels: np.ndarray, foreground: np.ndarray) -> Pieces:
     """Find the pieces of `labels` (H, W) where `foreground` (H, W) is set, somewhere at least."""
     cell = _cell_size(*labels.shape)
-    objects, groups = _objects_and_groups(labels, foreground)
+    objects, group_of = _objects_and_groups(labels, foreground, cell)
+    numbers = np.arange(1, len(group_of))
+    whole = _Numbered(labels, objects, _counts(objects, len(group_of), cell), cell)
+    groups = [numbers[group_of[1:] == group] for group in range(1, group_of.max() + 1)]
     return Pieces(
         shape=foreground,
-        scene=Piece.of(labels, objects, cell),
-        groups=_separate(labels, groups, objects, cell),
-        objects=_separate(labels, objects, objects, cell) if objects.max() > groups.max() else (),
+        scene=whole.piece(numbers),
+        groups=whole.pieces(groups),
+        objects=whole.pieces([numbers[i : i + 1] for i in range(len(numbers))]) if len(numbers) > len(groups) else (),
         cell=cell,
     )
 
 
-def background_of(labels: np.ndarray, foreground: np.ndarray) -> np.ndarray:
-    """Labels (H, W) with the nearest background in place of the foreground."""
-    _, (rows, columns) = distance_transform_edt(foreground, return_indices=True)
-    return np.asarray(labels[rows, columns])
+def background_of(labels: np.ndarray, foreground: np.ndarray, cells: int = _SEARCH_GRID) -> np.ndarray:
+    """Labels (H, W) with the nearest background in place of the foreground.
+
+    Found for cells of a few pixels where the longer side is more than `cells` pixels.
+    """
+    if foreground.all():
+        return labels.copy()
+    stride = -(-max(labels.shape) // cells)
+    small, gaps = labels[::stride, ::stride], foreground[::stride, ::stride]
+    surroundings = np.unique(small[~gaps])
+    if not len(surroundings):
+        stride, small, gaps = 1, labels, foreground
+    elif len(surroundings) == 1:
+        return np.where(foreground, surroundings[0], labels)
+    _, (rows, columns) = distance_transform_edt(gaps, return_indices=True)
+    filled = small[rows, columns].repeat(stride, 0).repeat(stride, 1)[: labels.shape[0], : labels.shape[1]]
+    return np.where(foreground, filled, labels)
 
 
 def shape_overlap(shape: np.ndarray, former: np.ndarray, avoided: np.ndarray | None) -> float:
@@ -162,14 +191,49 @@ def intersection_over_union(a: np.ndarray, b: np.ndarray) -> float:
     return np.count_nonzero(a & b) / union if union else 0.0
 
 
-def overlaps(field: np.ndarray, kernels: np.ndarray) -> np.ndarray:
-    """What each kernel (K, r, c) shares with `field` (R, C) at every place inside it: (K, R - r + 1, C - c + 1).
+@dataclass(frozen=True)
+class _Numbered:
+    """A label map (H, W) with the number of each pixel's object, and how many pixels of each a cell has."""
 
-    A correlation by Fourier transform: inside the field nothing wraps around.
-    """
-    spectrum = rfft2(field) * rfft2(kernels, field.shape).conj()
-    shared = irfft2(spectrum, field.shape)
-    return shared[:, : field.shape[0] - kernels.shape[1] + 1, : field.shape[1] - kernels.shape[2] + 1]
+    labels: np.ndarray
+    objects: np.ndarray
+    counts: np.ndarray
+    cell: int
+
+    def pieces(self, parts: Sequence[np.ndarray]) -> tuple[Piece, ...]:
+        """One piece for each part, given by the numbers of its objects, largest first; none if there is only one."""
+        if len(parts) < 2:
+            return ()
+        sizes = [-int(self.counts[ids].sum()) for ids in parts]
+        return tuple(self.piece(parts[i]) for i in np.argsort(sizes, kind="stable"))
+
+    def piece(self, ids: np.ndarray) -> Piece:
+        """Crop objects, given by their numbers."""
+        counts, cell = self.counts[ids], self.cell
+        touched = counts.any(0)
+        rows, columns = (np.flatnonzero(touched.any(axis)) for axis in (1, 0))
+        top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+        crop = slice(top * cell, bottom * cell), slice(left * cell, right * cell)
+        return Piece(
+            self.labels[crop],
+            self._only(ids, self.objects[crop]),
+            tuple(ids.tolist()),
+            counts[:, top:bottom, left:right] / cell**2,
+            top,
+            left,
+            self._cuts(ids),
+            cell,
+        )
+
+    def _only(self, ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        kept = np.zeros(len(self.counts), numbers.dtype)
+        kept[ids] = ids
+        return kept[numbers]
+
+    def _cuts(self, ids: np.ndarray) -> tuple[float, float, float, float]:
+        edges = (self.objects[0], self.objects[-1], self.objects[:, 0], self.objects[:, -1])
+        top, bottom, left, right = (_cut(self._only(ids, edge)) for edge in edges)
+        return top, bottom, left, right
 
 
 def _cell_size(height: int, width: int) -> int:
@@ -179,8 +243,8 @@ def _cell_size(height: int, width: int) -> int:
     return next((side for side in divisors if max(height, width) <= side * _SEARCH_GRID), common)
 
 
-def _objects_and_groups(labels: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number (H, W) of each pixel's object and of its group, from 1; 0 is background.
+def _objects_and_groups(labels: np.ndarray, foreground: np.ndarray, cell: int) -> tuple[np.ndarray, np.ndarray]:
+    """Number (H, W) of each pixel's object, from 1, and the group of each number, from 1 too; 0 is background.
 
     An object is a connected part of one label, with the fragments nearest to it. A group is objects that touch: a
     rider and the horse.
@@ -193,20 +257,26 @@ def _objects_and_groups(labels: np.ndarray, foreground: np.ndarray) -> tuple[np.
     numbers = np.zeros(len(sizes), np.int64)
     numbers[large] = np.arange(1, len(large) + 1)
     cores = numbers[found]
-    _, (rows, columns) = distance_transform_edt(cores == 0, return_indices=True)
-    objects = np.where(foreground, cores[rows, columns], 0)
     group_of = np.zeros(len(large) + 1, np.int64)
     group_of[cores] = connected_components(cores > 0, connectivity=2)
-    return objects, group_of[objects]
+    fragments = foreground & (cores == 0)
+    if not fragments.any():
+        return cores, group_of
+    nearest = _counts(cores, len(group_of), cell)
+    nearest = np.where(nearest.any(0), nearest.argmax(0), 0)
+    _, (rows, columns) = distance_transform_edt(nearest == 0, return_indices=True)
+    nearest = nearest[rows, columns].repeat(cell, 0).repeat(cell, 1)
+    return np.where(fragments, nearest, cores), group_of
 
 
-def _separate(labels: np.ndarray, grain: np.ndarray, objects: np.ndarray, cell: int) -> tuple[Piece, ...]:
-    """One piece for each number of `grain`, largest first; none if there is only one."""
-    sizes = np.bincount(grain.ravel())[1:]
-    if len(sizes) < 2:
-        return ()
-    order = np.argsort(-sizes, kind="stable") + 1
-    return tuple(Piece.of(labels, np.where(grain == number, objects, 0), cell) for number in order)
+def _counts(numbers: np.ndarray, most: int, cell: int) -> np.ndarray:
+    """Pixels (most, rows, columns) of each number from 1 in each cell of `numbers` (H, W); none are counted of 0."""
+    rows, columns = (side // cell for side in numbers.shape)
+    lines, posts = (np.arange(side) // cell for side in numbers.shape)
+    at = numbers * (rows * columns) + lines[:, None] * columns + posts
+    counts = np.bincount(at.ravel(), minlength=most * rows * columns).reshape(most, rows, columns)
+    counts[0] = 0
+    return counts
 
 
 def _cut(edge: np.ndarray) -> float:
@@ -219,13 +289,6 @@ def _samples(side: int, count: int) -> np.ndarray:
     return ((np.arange(count) + 0.5) * side / count).astype(np.int64)
 
 
-def _blocks(mask: np.ndarray, cell: int) -> np.ndarray:
-    return mask.reshape(mask.shape[0] // cell, cell, mask.shape[1] // cell, cell)
-
-
 def _covered(mask: np.ndarray, cell: int) -> np.ndarray:
-    return np.asarray(_blocks(mask, cell).mean((1, 3)))
-
-
-def _touched(mask: np.ndarray, cell: int) -> np.ndarray:
-    return np.asarray(_blocks(mask, cell).any((1, 3)), np.float64)
+    blocks = mask.reshape(mask.shape[0] // cell, cell, mask.shape[1] // cell, cell)
+    return np.asarray(blocks.mean((1, 3)))

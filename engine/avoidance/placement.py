@@ -16,7 +16,7 @@ import numpy as np
 
 from ..api.choices import Warp
 from ..api.mechanisms import MovedControl
-from .pieces import Piece, Pieces, background_of, overlaps, shape_overlap, take_apart
+from .pieces import Field, Piece, Pieces, background_of, shape_overlap, take_apart
 from .warping import warped_labels
 
 _SCALES = (1.0, 0.875, 0.75)
@@ -73,8 +73,19 @@ def moved_labels(
 
 
 @dataclass(frozen=True)
+class _Option:
+    """A piece as it may be placed. excess: how far each place (cells down, cells right) is over the limit, relative to
+    it; at most 0 keeps it. inside: share of the object that lies furthest in the shape to avoid, if that is another.
+    """
+
+    variant: Piece
+    excess: np.ndarray
+    inside: np.ndarray | float
+
+
+@dataclass(frozen=True)
 class _Placement:
-    """A piece at a new place: `top` and `left` in pixels; whether the old shape is overlapped little enough.
+    """A piece at a new place: `top` and `left` in cells; whether the old shape is overlapped little enough.
 
     score: lot and log-probability of the place, or, where it overlaps too much, how little it does so.
     """
@@ -84,6 +95,12 @@ class _Placement:
     left: int
     score: float
     keeps_limit: bool
+
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """Cells that its crop lies on."""
+        height, width = self.piece.cells.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 @dataclass(frozen=True)
@@ -112,6 +129,7 @@ class _Search:
         self.pieces = pieces
         self.avoided = avoided
         self.max_iou = max_iou
+        self.old = Field(pieces.cells(pieces.shape if avoided is None else avoided))
         rows, columns = pieces.grid
         self.lots = rng.gumbel(size=(2, 2 * rows, 2 * columns))
 
@@ -126,85 +144,86 @@ class _Search:
         """Place pieces one after another, largest first; None where one finds no room."""
         if not pieces:
             return None
-        taken = np.zeros_like(self.pieces.shape)
-        placements = []
+        taken, placements = np.zeros(self.pieces.grid, bool), []
         for piece in pieces:
             placement = self._placed(piece, mirrors, scale, taken)
             if placement is None:
                 return None
             placements.append(placement)
-            placement.piece.stamp(taken, placement.top, placement.left)
+            taken[placement.box] |= placement.piece.cells
         area = sum(placement.piece.area for placement in placements)
         score = sum(placement.score * placement.piece.area for placement in placements) / area
         mirrored = len(pieces) == 1 and placements[0].piece.mirrored
-        overlap = shape_overlap(taken, self.pieces.shape, self.avoided)
+        overlap = self._overlap(placements)
         return _Arrangement(tuple(placements), mirrored, overlap, score - _SEPARATE / _TEMPERATURE * (len(pieces) > 1))
+
+    def _overlap(self, placements: Sequence[_Placement]) -> float:
+        """How much the pixels of all pieces overlap what they are to keep away from."""
+        shape = np.zeros_like(self.pieces.shape)
+        for placement in placements:
+            placement.piece.stamp(shape, placement.top, placement.left)
+        return shape_overlap(shape, self.pieces.shape, self.avoided)
 
     def _placed(self, piece: Piece, mirrors: Sequence[bool], scale: float, taken: np.ndarray) -> _Placement | None:
         """Draw a place among those that keep the limit, else take the one that overlaps the old shape least."""
-        options = []
-        for mirrored in mirrors:
-            variant = piece.varied(mirrored, scale, self.pieces)
-            if not variant.fits(self.pieces):
-                continue
-            excess = self._excess(piece, variant)
-            if taken.any():
-                excess[overlaps(self.pieces.surroundings(taken), variant.cells[None])[0] > 0.5] = np.inf
-            options.append((variant, excess))
-        if not options or not np.isfinite(min(excess.min() for _, excess in options)):
+        around = Field.around(taken) if taken.any() else None
+        variants = (piece.varied(mirrored, scale, self.pieces) for mirrored in mirrors)
+        options = [self._option(piece, variant, around) for variant in variants if variant.fits(self.pieces)]
+        if not options or not np.isfinite(min(option.excess.min() for option in options)):
             return None
         return self._drawn(options)
 
-    def _excess(self, piece: Piece, variant: Piece) -> np.ndarray:
-        """How far each place (cells down, cells right) is over the limit, relative to it; at most 0 keeps it.
+    def _option(self, piece: Piece, variant: Piece, around: Field | None) -> _Option:
+        """A variant at every place. What meets `around`, what is taken with a cell to spare, is over every limit."""
+        shared = self.old.overlaps(variant.covered)
+        own = variant.covered.sum((1, 2))
+        inside = None if self.avoided is None else shared / own[:, None, None]
+        excess = self._excess(shared, piece.covered.sum((1, 2)) + own) if inside is None else inside - self.max_iou
+        excess = excess.max(0) - _ROUNDING
+        if around is not None:
+            excess[around.overlaps(variant.cells[None].astype(np.float64))[0] > 0.5] = np.inf
+        return _Option(variant, excess, 0.0 if inside is None else inside.max(0))
+
+    def _excess(self, shared: np.ndarray, areas: np.ndarray) -> np.ndarray:
+        """How far each object is over the limit at each place (K, cells down, cells right), relative to it.
 
         Shapes of areas a and a' have an IoU of at most t where they share t (a + a') / (1 + t). Counting what an
         object shares with all of the old shape, and keeping this for each, keeps it for their union. Of a shape to
         avoid that is another, no object may have more than t of its area inside.
         """
-        if self.avoided is not None:
-            return (self._inside(variant) - self.max_iou).max(0) - _ROUNDING
-        shared = overlaps(self.pieces.cells(self.pieces.shape), variant.object_cells)
-        areas = piece.object_cells.sum((1, 2)) + variant.object_cells.sum((1, 2))
         limits = self.max_iou * areas / (1 + self.max_iou)
-        return ((shared - limits[:, None, None]) / areas[:, None, None]).max(0) - _ROUNDING
+        return (shared - limits[:, None, None]) / areas[:, None, None]
 
-    def _inside(self, variant: Piece) -> np.ndarray:
-        """Share of each object (K, places down, places right) that would lie in the shape to avoid."""
-        assert self.avoided is not None
-        shared = overlaps(self.pieces.cells(self.avoided), variant.object_cells)
-        return shared / variant.object_cells.sum((1, 2))[:, None, None]
-
-    def _costs(self, variant: Piece) -> np.ndarray:
+    def _costs(self, option: _Option) -> np.ndarray:
         """What each place costs the scene's meaning."""
+        variant = option.variant
         rows, columns = self.pieces.grid
         height, width = variant.cells.shape
         tops, lefts = np.arange(rows - height + 1)[:, None], np.arange(columns - width + 1)[None]
         moved = _VERTICAL * abs(tops - variant.top) / rows + abs(lefts - variant.left) / columns
         at_edge = (tops == 0, tops == rows - height, lefts == 0, lefts == columns - width)
         uncut = sum(cut * ~edge for cut, edge in zip(variant.cuts, at_edge, strict=True))
-        trespass = 0.0 if self.avoided is None else self._inside(variant).max(0)
-        return moved + _MIRROR * variant.mirrored + _UNCUT * uncut + _TRESPASS * trespass
+        return moved + _MIRROR * variant.mirrored + _UNCUT * uncut + _TRESPASS * option.inside
 
-    def _drawn(self, options: list[tuple[Piece, np.ndarray]]) -> _Placement:
-        keeps = any((excess <= 0).any() for _, excess in options)
+    def _drawn(self, options: Sequence[_Option]) -> _Placement:
+        keeps = any((option.excess <= 0).any() for option in options)
         best = None
-        for variant, excess in options:
-            scores = self._scores(variant, excess) if keeps else -excess
-            row, column = np.unravel_index(scores.argmax(), scores.shape)
-            if best is None or scores[row, column] > best.score:
-                top, left = (int(place) * self.pieces.cell for place in (row, column))
-                best = _Placement(variant, top, left, float(scores[row, column]), keeps)
+        for option in options:
+            scores = self._scores(option) if keeps else -option.excess
+            top, left = (int(place) for place in np.unravel_index(scores.argmax(), scores.shape))
+            if best is None or scores[top, left] > best.score:
+                best = _Placement(option.variant, top, left, float(scores[top, left]), keeps)
         assert best is not None
         return best
 
-    def _scores(self, variant: Piece, excess: np.ndarray) -> np.ndarray:
+    def _scores(self, option: _Option) -> np.ndarray:
         """Lot and log-probability of each place; -inf over the limit."""
+        variant, excess = option.variant, option.excess
         rows, columns = excess.shape
         down, right = np.arange(rows)[:, None] - variant.top, np.arange(columns) - variant.left
         with np.errstate(divide="ignore"):
             room = np.log(np.clip(-excess / _MARGIN, 0, 1))
-        return room - self._costs(variant) / _TEMPERATURE + self.lots[int(variant.mirrored), down, right]
+        return room - self._costs(option) / _TEMPERATURE + self.lots[int(variant.mirrored), down, right]
 
 
 def _painted(labels: np.ndarray, foreground: np.ndarray, arrangement: _Arrangement) -> np.ndarray:

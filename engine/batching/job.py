@@ -22,14 +22,16 @@ MOVES: dict[State, frozenset[State]] = {
     State.DRAFTING: frozenset({State.SEGMENTING}) | _STOPPED,
     State.SEGMENTING: frozenset({State.SEGMENTED, State.WITNESSING}) | _STOPPED,
     State.WITNESSING: frozenset({State.SEGMENTED}) | _STOPPED,
-    State.SEGMENTED: frozenset({State.FINALISING, State.JUDGING}) | _STOPPED,
+    State.SEGMENTED: frozenset({State.PLACING, State.FINALISING, State.JUDGING}) | _STOPPED,
+    State.PLACING: frozenset({State.FINALISING}) | _STOPPED,
     State.FINALISING: frozenset({State.JUDGING}) | _STOPPED,
-    State.JUDGING: frozenset({State.FINALISING, State.DRAFTING}) | DRAWN | _STOPPED,
+    State.JUDGING: frozenset({State.PLACING, State.FINALISING, State.DRAFTING}) | DRAWN | _STOPPED,
     **{state: frozenset() for state in TERMINAL},
 }
-"""Legal moves. A segmented draft that other seeds are asked about goes through WITNESSING. A judged job that fails goes
-back to FINALISING for its next attempt, or once to DRAFTING for a draft of more steps first; a draft that is itself the
-picture goes from SEGMENTED to JUDGING."""
+"""Legal moves. A segmented draft that other seeds are asked about goes through WITNESSING. Every attempt
+whose policy moves objects begins in PLACING. A judged job that fails goes back to its next attempt, or once to DRAFTING
+for a draft of more steps first, and after an early verdict on in FINALISING; a draft that is itself the picture goes
+from SEGMENTED to JUDGING."""
 
 
 class IllegalMoveError(RuntimeError):

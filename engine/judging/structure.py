@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..avoidance.objects import Aligned
 from ..models.transfers import constant
+from .distances import distances
 from .ssim import smoothed
 
 _LUMA = (0.299, 0.587, 0.114)
@@ -126,15 +126,23 @@ def arrangement(a: Tensor, b: Tensor) -> Tensor:
     At a grid of at most 64 cells, of which a mask has those that it covers at least by half.
     """
     shrink = math.ceil(max(a.shape[-2:]) / _SHIFT_GRID)
-    grids = (F.avg_pool2d(mask.float()[:, None], shrink, ceil_mode=True)[:, 0] >= 0.5 for mask in (a, b))
-    pairs = zip(*(grid.cpu().numpy() for grid in grids), strict=True)
-    return torch.tensor([Aligned(second).iou(first) for first, second in pairs], device=a.device)
+    both = F.avg_pool2d(torch.stack((a, b), 1).float(), shrink, ceil_mode=True) >= 0.5
+    fixed, moving = both.float().unbind(1)
+    # Twice the grid's size: nothing wraps around.
+    size = (2 * fixed.shape[1], 2 * fixed.shape[2])
+    views = torch.fft.rfft2(torch.stack((moving, moving.flip(2)), 1), size).conj()
+    shared = torch.fft.irfft2(torch.fft.rfft2(fixed, size)[:, None] * views, size).amax((1, 2, 3))
+    areas = both.sum((1, 2, 3))
+    return torch.where(areas > 0, shared / (areas - shared), 0.0)
 
 
 def outside(shapes: Tensor) -> Tensor:
     """Pixels (B, H, W) bool of the background: those further than `_NEAR` of the frame from shapes (B, H, W)."""
     reach = max(1, round(_NEAR * min(shapes.shape[-2:])))
-    return F.max_pool2d(shapes.float()[:, None], 2 * reach + 1, stride=1, padding=reach)[:, 0] == 0
+    near = shapes.float()[:, None]
+    for kernel, padding in (((2 * reach + 1, 1), (reach, 0)), ((1, 2 * reach + 1), (0, reach))):
+        near = F.max_pool2d(near, kernel, stride=1, padding=padding)
+    return near[:, 0] == 0
 
 
 def hausdorff(a: Tensor, b: Tensor) -> Tensor:
@@ -142,9 +150,12 @@ def hausdorff(a: Tensor, b: Tensor) -> Tensor:
 
     Huttenlocher et al., TPAMI 1993, equation 1. 0 between empty masks, 1 from an empty mask to any other.
     """
-    diagonal = math.hypot(*a.shape[-2:])
-    pairs = zip(contour(a), contour(b), strict=True)
-    return torch.stack([_point_distance(first.nonzero(), second.nonzero(), diagonal) for first, second in pairs])
+    lines = torch.stack((contour(a), contour(b)))
+    there = lines.flatten(2).any(2)
+    # From each mask's contour to the nearest pixel of the other's.
+    reached = distances(lines.flip(0).flatten(0, 1)).reshape(lines.shape)
+    furthest = torch.where(lines, reached, 0.0).amax((0, 2, 3)) / math.hypot(*a.shape[-2:])
+    return torch.where(there.all(0), furthest, there.any(0).float())
 
 
 def contour(masks: Tensor) -> Tensor:
@@ -152,10 +163,3 @@ def contour(masks: Tensor) -> Tensor:
     padded = F.pad(masks, (1, 1, 1, 1))
     core = padded[:, :-2, 1:-1] & padded[:, 2:, 1:-1] & padded[:, 1:-1, :-2] & padded[:, 1:-1, 2:]
     return masks & ~core
-
-
-def _point_distance(a: Tensor, b: Tensor, diagonal: float) -> Tensor:
-    if not len(a) or not len(b):
-        return torch.tensor(float(len(a) != len(b)), device=a.device)
-    distances = torch.cdist(a.float(), b.float())
-    return torch.maximum(distances.amin(1).amax(), distances.amin(0).amax()) / diagonal

@@ -21,6 +21,7 @@ _PHASES = {
     State.SEGMENTING: "segment",
     State.WITNESSING: "segment",
     State.SEGMENTED: "segment",
+    State.PLACING: "final",
     State.FINALISING: "final",
     State.JUDGING: "judge",
 }

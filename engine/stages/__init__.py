@@ -1,1 +1,1 @@
-"""One verb for each kind of batch: encode, start, segment, judge."""
+"""One verb for each kind of batch: encode, start, segment, place, judge."""

@@ -8,18 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..api.choices import Warp
-from ..api.mechanisms import MovedControl
 from ..api.settings import Stage
-from ..avoidance.composing import Composer, Composition, Wanted
-from ..avoidance.conditioning import (
-    avoidance_mask,
-    mask_pyramid,
-    masked_noise_columns,
-    moved_labels,
-    token_vectors,
-    transition_point,
-)
+from ..avoidance.conditioning import mask_pyramid, masked_noise_columns, token_vectors, transition_point
 from ..avoidance.initial_noise import initial_noise, sharpness_lengths, sharpness_probes
 from ..batching.arenas import Arenas
 from ..batching.carried import Own, attempt_seed, witness_seed
@@ -40,7 +30,6 @@ class Starting:
     def __init__(self, components: Components, arenas: Arenas) -> None:
         self.components = components
         self.arenas = arenas
-        self.composer = _composer(components)
         if components.segmenter is not None:
             colours = torch.from_numpy(components.segmenter.palette) / 255
             self._colours = colours.to(arenas.networks.device)
@@ -72,7 +61,7 @@ class Starting:
 
     @torch.inference_mode()
     def start_final(self, job: Job) -> None:
-        """Start an attempt at the final; mask, texts and (for the same warp) hint come from the draft."""
+        """Start an attempt at the final; mask and texts come from the draft, the map it follows from `Placing`."""
         request, shared = job.request, job.shared
         own = job.own = job.own or Own()
         own.policy = policy = job.avoidance.settled(transition_point(shared.magnitudes))
@@ -120,37 +109,14 @@ class Starting:
         return seeded_noise(self.components.unet.config.in_channels, job.shape, seed)
 
     def _hints(self, job: Job) -> tuple[Tensor | None, Tensor | None]:
-        """Embed the moved label map and, for a negative branch, the draft's own as control images, by `Hint`."""
-        control = job.avoidance.moved_control
-        own, labels = job.own, job.shared.labels
-        own.control_map, own.shapes, own.inherits = None, (), True
+        """Embed the placed map and, for a negative branch, the draft's own as control images, by `Hint`."""
+        control, own = job.avoidance.moved_control, job.own
         if control is None:
+            own.control_map, own.shapes, own.inherits = None, (), True
             return None, None
-        segmenter = self.components.segmenter
-        assert segmenter is not None
-        found = self._composed(job, control) if control.warp == Warp.BANK else None
-        if found is not None:
-            moved, own.shapes = found.labels, found.shapes
-        else:
-            moved = moved_labels(labels, segmenter.background, control, seed=own.seed, avoided=job.request.mask)
-        own.control_map = moved.astype(np.uint16)
-        maps = self._coloured([moved, labels] if control.negative else [moved])
+        maps = self._coloured([own.control_map, job.shared.labels] if control.negative else [own.control_map])
         embedded = [self.arenas.networks.denoiser.embed_hint(each)[0] for each in maps]
         return embedded[0], embedded[1] if control.negative else None
-
-    def _composed(self, job: Job, control: MovedControl) -> Composition | None:
-        """A map of what the job is to show out of the bank; None where that, or the model, has no shapes of it."""
-        segmenter, labels = self.components.segmenter, job.shared.labels
-        assert segmenter is not None
-        if self.composer is None:
-            return None
-        named = self.composer.named(job.request.prompt)
-        avoided = job.request.mask
-        shape = job.shared.mask if avoided is None else avoidance_mask(labels, segmenter.background)
-        wanted = Wanted(named or self.composer.shown(labels), labels, shape, avoided)
-        found = self.composer.compose(wanted, control.max_iou, job.own.seed)
-        job.own.inherits = found is None or not named
-        return found
 
     def _coloured(self, maps: Sequence[np.ndarray]) -> list[Tensor]:
         """Label maps (H, W) as control images (1, 3, H, W) on the device, which the labels alone are copied to."""
@@ -158,12 +124,6 @@ class Starting:
         assert segmenter is not None
         labels = sent([torch.from_numpy(each.astype(np.int16)) for each in maps], networks.device)
         return [self._colours[each.long()].permute(2, 0, 1)[None].to(networks.dtype) for each in labels]
-
-
-def _composer(components: Components) -> Composer | None:
-    """What composes maps out of the model's bank; None without a bank or a segmenter."""
-    bank, segmenter = components.bank, components.segmenter
-    return None if bank is None or segmenter is None else Composer(bank, segmenter.labels, segmenter.background)
 
 
 def _drawn(masses: Sequence[Tensor]) -> Tensor | None:

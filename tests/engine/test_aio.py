@@ -123,7 +123,7 @@ def test_a_slow_reader_misses_stale_steps_and_nothing_else(engine):
     assert max(event.step for event in steps) == 90, "the latest are kept"
     moves = [event.state for event in seen if not event.step and event.index == 0]
     assert moves == [
-        State.QUEUED, State.ENCODED, State.DRAFTING, State.SEGMENTING, State.SEGMENTED, State.FINALISING,
+        State.QUEUED, State.ENCODED, State.DRAFTING, State.SEGMENTING, State.SEGMENTED, State.PLACING, State.FINALISING,
         State.JUDGING, State.ACCEPTED,
     ]  # fmt: skip
     assert sorted(event.index for event in seen if event.result is not None) == [0, 1]

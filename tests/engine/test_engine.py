@@ -305,7 +305,7 @@ def test_progress_reaches_the_caller(engine):
     engine.generate(request(steps=3), on_event=events.append)
     states = list(dict.fromkeys(event.state for event in events))
     assert states == [
-        State.QUEUED, State.ENCODED, State.DRAFTING, State.SEGMENTING, State.SEGMENTED, State.FINALISING,
+        State.QUEUED, State.ENCODED, State.DRAFTING, State.SEGMENTING, State.SEGMENTED, State.PLACING, State.FINALISING,
         State.JUDGING, State.ACCEPTED,
     ]  # fmt: skip
     assert [e.step for e in events if e.state is State.FINALISING and e.step] == [1, 2, 3]

@@ -42,6 +42,15 @@ class NoStage:
     def encode(self, jobs):
         self._fail("encode", jobs)
 
+    def begin(self, job):
+        return False
+
+    def ended(self):
+        return []
+
+    def wait(self, seconds):
+        pass
+
     def start_draft(self, job):
         self._fail("start_draft", [job])
         job.trajectory = self._run(job.request.draft)

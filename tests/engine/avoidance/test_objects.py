@@ -43,3 +43,18 @@ def test_other_arrangements_are_not_and_emptiness_is_nothing():
     assert Aligned(shape).iou(other) < 0.6
     nothing = np.zeros_like(shape)
     assert Aligned(shape).iou(nothing) == Aligned(nothing).iou(nothing) == 0
+
+
+def test_whether_shapes_reach_a_likeness_is_told_as_their_likeness_says():
+    rng = np.random.default_rng(3)
+    shapes = [
+        drawn([(int(kind), *rng.uniform(14, 50, 2), rng.uniform(4, 12)) for kind in rng.permutation([1, 2, 3])[:count]])
+        for count in (1, 1, 2, 2, 3) * 4
+    ]
+    shapes = [shape > 0 for shape in shapes] + [np.zeros((64, 64), bool)]
+    told = [
+        (Aligned(one).reaches(least, other), Aligned(one).iou(other) >= least)
+        for one in shapes[::3] for other in shapes for least in (0.0, 0.3, 0.5, 0.7, 0.9)
+    ]  # fmt: skip
+    assert all(short == whole for short, whole in told)
+    assert {whole for _, whole in told} == {True, False}

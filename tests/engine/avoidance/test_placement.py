@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from twig.engine.api.mechanisms import MovedControl
-from twig.engine.avoidance.pieces import intersection_over_union
+from twig.engine.avoidance.pieces import background_of, intersection_over_union, take_apart
 from twig.engine.avoidance.placement import avoidance_mask, moved_labels
 
 BACKGROUND = frozenset({0, 7})
@@ -228,6 +228,46 @@ def test_large_and_odd_frames(height, width):
         moved = moved_labels(labels, {0}, MovedControl(max_iou=0.3), seed)
         assert intersection_over_union(labels > 0, moved > 0) <= 0.3
         assert (moved == 4).sum() == (labels == 4).sum()
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("region", [None, slice(0, 60)])
+def test_a_larger_picture_moves_as_its_cells_do(factor, region):
+    """Fragments, gaps between two backgrounds and all: what is searched is the same grid."""
+    labels = np.zeros((128, 96), np.int64)
+    labels[70:] = 7
+    labels[20:50, 10:40], labels[60:96, 50:80], labels[40:44, 45:47] = 1, 2, 1
+    avoided = None
+    if region is not None:
+        avoided = np.zeros(labels.shape, bool)
+        avoided[region] = True
+
+    def larger(field):
+        return None if field is None else field.repeat(factor, 0).repeat(factor, 1)
+
+    for seed in range(6):
+        moved = moved_labels(labels, BACKGROUND, MovedControl(), seed, avoided)
+        assert np.array_equal(
+            moved_labels(larger(labels), BACKGROUND, MovedControl(), seed, larger(avoided)), larger(moved)
+        )
+
+
+def test_gaps_are_filled_from_where_there_is_background_however_little():
+    labels = np.ones((200, 200), np.int64)
+    labels[199, 199] = 0
+    assert (background_of(labels, labels > 0) == 0).all()
+    assert np.array_equal(background_of(labels, np.ones((200, 200), bool)), labels)
+
+
+def test_what_is_thinner_than_a_cell_of_the_search_moves_whole():
+    labels = np.zeros((512, 512), np.int64)
+    labels[101, 30:200] = 1
+    labels[200:420, 333] = 2
+    assert max(take_apart(labels, labels > 0).grid) <= 128
+    for seed in range(4):
+        moved = moved_labels(labels, {0}, MovedControl(), seed)
+        assert sizes(moved) == sizes(labels)
+        assert intersection_over_union(moved > 0, labels > 0) <= MovedControl().max_iou
 
 
 def test_mask_and_iou():

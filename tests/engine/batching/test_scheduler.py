@@ -17,7 +17,10 @@ from twig.engine.sampling.rows import plan_rows
 
 
 class Shop:
-    """Moves jobs as the engine does, without networks; a judged job is accepted with a coin's toss."""
+    """Moves jobs as the engine does, without networks; a judged job is accepted with a coin's toss.
+
+    Some finals are in search of places first, for a number of steps.
+    """
 
     def __init__(self, limits=None, policy=None, seed=0):
         self.scheduler = Scheduler(limits or Limits(), policy or ContinuousPolicy())
@@ -27,6 +30,7 @@ class Shop:
         self.finished = []
         self.batches = []
         self.served = {}
+        self.placing = {}
 
     def submit(self, *, steps=4, draft_steps=3, guidance=5.0, priority=0, retries=1, shape=(16, 16), timeout=None):
         request = GenerationRequest(
@@ -47,6 +51,13 @@ class Shop:
         job.trajectory = Trajectory(plan_rows(stage), (0.0,) * stage.steps)
         job.move(State.DRAFTING if job.state is State.ENCODED else State.FINALISING)
 
+    def place(self, job):
+        if self.random.random() < 0.5:
+            job.move(State.PLACING)
+            self.placing[job.id] = self.now + self.random.randint(1, 6)
+        else:
+            self.start(job)
+
     def finish(self, job, state):
         job.move(state)
         self.scheduler.finish(job)
@@ -56,6 +67,9 @@ class Shop:
         self.now += 1
         for job in self.scheduler.expired(self.now):
             self.finish(job, State.EXPIRED)
+        for job in [job for job in self.scheduler.jobs.values() if job.state is State.PLACING]:
+            if self.placing[job.id] <= self.now:
+                self.start(job)
         for job in self.scheduler.admit():
             self.start(job)
         batch = self.scheduler.next_batch()
@@ -88,7 +102,7 @@ class Shop:
                     job.move(State.SEGMENTING if job.state is State.DRAFTING else State.JUDGING)
             case BatchKind.SEGMENT:
                 job.move(State.SEGMENTED)
-                self.start(job)
+                self.place(job)
             case BatchKind.JUDGE:
                 self.judge(job)
 
@@ -97,8 +111,7 @@ class Shop:
             self.finish(job, State.ACCEPTED)
         elif job.attempt < job.request.similarity.retries:
             job.attempt += 1
-            job.move(State.FINALISING)
-            job.trajectory = Trajectory(plan_rows(job.request.final), (0.0,) * job.request.final.steps)
+            self.place(job)
         else:
             self.finish(job, State.REFUSED)
 
@@ -106,7 +119,8 @@ class Shop:
         for _ in range(most):
             if not self.scheduler.jobs:
                 return
-            assert self.step() is not None or not self.scheduler.jobs, "jobs are left but nothing runs"
+            if self.step() is None and (left := self.scheduler.jobs.values()):
+                assert any(job.state is State.PLACING for job in left), "jobs are left but nothing runs"
         raise AssertionError("did not finish")
 
 

@@ -83,7 +83,8 @@ def test_half_precision_pictures_are_measured_in_single():
 def test_everything_is_computed_on_the_pictures_device():
     """A device without data refuses to mix with another and to be read."""
     pictures = torch.empty(2, 3, 64, 64, device="meta")
-    values = measure(pictures, pictures, torch.empty(2, 64, 64, dtype=torch.bool, device="meta"), population=pictures)
+    shapes = torch.empty(2, 64, 64, dtype=torch.bool, device="meta")
+    values = measure(pictures, pictures, shapes, final_masks=shapes, population=pictures)
     assert all(value.device.type == "meta" and value.shape == (2,) for value in values.values())
 
 

@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import binary_dilation
 from skimage.metrics import hausdorff_distance
 
 from smooth_scenes import disc, scene, whole
-from twig.engine.judging.structure import arrangement, contour, hausdorff, l2_ratio, mask_iou, phash, tile_l2
+from twig.engine.avoidance.objects import Aligned
+from twig.engine.judging.distances import by_rows
+from twig.engine.judging.structure import arrangement, contour, hausdorff, l2_ratio, mask_iou, outside, phash, tile_l2
 
 
 def test_hausdorff_is_scikit_images_on_contours():
@@ -14,6 +19,37 @@ def test_hausdorff_is_scikit_images_on_contours():
     lines = (contour(each)[0].numpy() for each in (a, b))
     expected = hausdorff_distance(*lines) / np.hypot(50, 70)
     assert float(hausdorff(a, b)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(params=["processor", "device"])
+def whoever(request, monkeypatch):
+    """Run distance transforms as a processor and as a device does."""
+    if request.param == "device":
+        monkeypatch.setattr("twig.engine.judging.structure.distances", by_rows)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10**6), st.sampled_from([(24, 40), (33, 17), (64, 64)]))
+def test_batches_of_masks_are_measured_as_each_by_hand(whoever, seed, size):
+    generator = torch.Generator().manual_seed(seed)
+    blobs = torch.nn.functional.interpolate(torch.rand(8, 1, 5, 5, generator=generator), size, mode="bilinear")[:, 0]
+    a, b = (blobs > torch.rand(8, 1, 1, generator=generator)).chunk(2)
+    lengths, alike = hausdorff(a, b).tolist(), arrangement(a, b).tolist()
+    for one, other, length, overlap in zip(a, b, lengths, alike, strict=True):
+        lines = [contour(each[None])[0].numpy() for each in (one, other)]
+        expected = (
+            hausdorff_distance(*lines) / np.hypot(*size) if one.any() and other.any() else one.any() != other.any()
+        )
+        assert length == pytest.approx(float(expected), rel=1e-5)
+        assert overlap == pytest.approx(Aligned(other.numpy()).iou(one.numpy()), abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 40), (200, 200)])
+def test_the_background_is_what_no_object_is_near(size):
+    shape = disc(*size, y=size[0] // 3, x=size[1] // 2, r=min(size) // 6)
+    reach = max(1, round(0.05 * min(size)))
+    expected = binary_dilation(shape[0].numpy(), np.ones((2 * reach + 1,) * 2))
+    assert np.array_equal(outside(shape)[0].numpy(), ~expected)
 
 
 def test_an_arrangement_is_the_same_wherever_it_lies_at_every_size():
