@@ -9,7 +9,6 @@ from .batching.job import DRAWN, Job
 from .judging.judge import Judge
 from .judging.registry import Registry
 from .models.checkpoint import Components
-from .stages.decoding import to_picture
 from .stages.judging import Judging
 
 
@@ -31,7 +30,7 @@ class Results:
             request=job.request,
             index=job.index,
             verdict=Verdict(state),
-            image=to_picture(own.image) if drawn else None,
+            image=Image.fromarray(own.drawn) if drawn else None,
             draft=draft_of(job),
             mask=shared.mask,
             label_map=None if shared.labels is None else shared.labels.astype(np.uint16),
@@ -64,5 +63,4 @@ class Results:
 
 def draft_of(job: Job) -> Image.Image | None:
     """The draft that a job's request was given, if it was given one."""
-    drafted = job.shared.reference is not None and job.shared.source is None
-    return to_picture(job.shared.reference[0]) if drafted else None
+    return None if job.shared.drawn is None else Image.fromarray(job.shared.drawn)

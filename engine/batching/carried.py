@@ -17,16 +17,18 @@ class Shared:
     """What a request's images have in common.
 
     source: the picture that takes the draft's place, (1, 3, H, W) in [0, 1]. texts by `Branch`. reference: draft or
-    source, (1, 3, H, W); labels, mask (H, W): what was found in it, None where nothing looks. magnitudes (S,) float64:
-    size of the draft's guidance at each step, `guidance_magnitudes`; None without a guided draft. masses: attention of
-    each step of a draft in which spikes are to be found. gate: what was made of it. drafted: latent (C, h, w) and run
-    of a draft that witnesses are heard on, agreements: of those that are done.
+    source, (1, 3, H, W), where the networks are; drawn (H, W, 3) uint8: a draft as a picture. labels, mask (H, W): what
+    was found in it, None where nothing looks. magnitudes (S,) float64: size of the draft's guidance at each step,
+    `guidance_magnitudes`; None without a guided draft. masses: attention of each step of a draft in which spikes are to
+    be found. gate: what was made of it. drafted: latent (C, h, w) and run of a draft that witnesses are heard on,
+    agreements: of those that are done.
     """
 
     source: Tensor | None = None
     input_ids: Tensor | None = None
     texts: tuple[EncodedText, ...] = ()
     reference: Tensor | None = None
+    drawn: np.ndarray | None = None
     labels: np.ndarray | None = None
     mask: np.ndarray | None = None
     magnitudes: np.ndarray | None = None
@@ -50,8 +52,10 @@ class Own:
     """What one image has for itself: seed and control of the running attempt, past attempts, and its picture.
 
     policy: in force. control_map (H, W): that ControlNet follows; shapes: of the bank in it, by id; inherits: whether
-    its objects are those of the draft rather than those that the prompt names. noise (C, h, w): what the running
-    attempt starts from; noise_moved: how far sharpness steps moved it, as a share of its norm, where it is explained.
+    its objects are those of the draft rather than those that the prompt names. drawn (H, W, 3) uint8: the last
+    attempt's picture; image (3, H, W): its pixels, where it is explained. noise (C, h, w): what the running attempt
+    starts from; moved (C, h, w): what sharpness steps made of it, where it is explained. masses: attention of each
+    step.
     """
 
     seed: int = 0
@@ -62,10 +66,11 @@ class Own:
     shapes: tuple[str, ...] = ()
     inherits: bool = True
     attempts: list[Attempt] = field(default_factory=list)
+    drawn: np.ndarray | None = None
     image: Tensor | None = None
     masses: list[Tensor] = field(default_factory=list)
     noise: Tensor | None = None
-    noise_moved: float = 0.0
+    moved: Tensor | None = None
 
 
 def attempt_seed(seed: int, index: int, attempt: int) -> int:

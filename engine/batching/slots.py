@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels import StepColumns, TokenRow
+from ...kernels import StepColumns, TokenRow, neutral_tokens
 from ..models.attention import latent_grids
 from ..models.networks import Denoiser, EncodedText
+from ..models.transfers import sent
 from ..sampling.rows import Branch, Hint
 
 NUM_BRANCHES = len(Branch)
@@ -91,20 +92,22 @@ class Arena:
             self.hints = hints.contiguous(memory_format=order)
 
     def write(self, slot: int, state: SlotState) -> None:
-        """Start a run in `slot`: everything a former run left there is overwritten."""
-        self.latents[slot] = state.latent
+        """Start a run in `slot`: everything a former run left there is overwritten, in one copy to the device."""
+        targets = (self.latents, self.sharpness, self.masks, self.pyramid, self.tokens)
+        values = [
+            state.latent,
+            torch.tensor(state.sharpness),
+            torch.zeros(self.masks.shape[1:]) if state.mask is None else state.mask,
+            torch.zeros(self.pyramid.shape[1:]) if state.pyramid is None else state.pyramid,
+            neutral_tokens(1, self.tokens.shape[-1])[0] if state.tokens is None else state.tokens,
+        ]
+        *values, columns = sent([*values, state.columns], self.latents.device)
+        for target, value in zip(targets, values, strict=True):
+            target[slot] = value
+        self.columns[slot, : len(columns)] = columns
         self.history[slot] = 0
-        self.columns[slot, : len(state.columns)] = state.columns
-        self.seeds[slot] = state.seed
+        self.seeds[slot].fill_(state.seed)  # an assignment of a number would be a copy
         self.pushes[slot] = 0
-        self.sharpness[slot] = torch.tensor(state.sharpness)
-        self.masks[slot] = 0 if state.mask is None else state.mask
-        self.pyramid[slot] = 0 if state.pyramid is None else state.pyramid
-        if state.tokens is None:
-            self.tokens[slot] = 0
-            self.tokens[slot, [TokenRow.C, TokenRow.G]] = 1
-        else:
-            self.tokens[slot] = state.tokens
         if self.hints is not None:
             for which, hint in enumerate(state.hints):
                 self.hints[slot * NUM_HINTS + which] = 0 if hint is None else hint

@@ -49,11 +49,19 @@ def check_metrics(metrics: Mapping[str, ExtraMetric]) -> None:
 
 
 def extra_scores(metrics: Mapping[str, ExtraMetric], finals: Tensor, references: Tensor) -> dict[str, Tensor]:
-    """Scores (B,) float32 on the CPU of pictures (B, 3, H, W), by name; each measure gets copies of its own.
+    """Scores (B,) float32 of pictures (B, 3, H, W), by name; each measure gets copies of its own.
 
-    Raises MetricError where a measure raises, asks the process to end, or returns anything but B finite scores.
+    Raises MetricError where a measure raises, asks the process to end, or returns anything but B scores, of which
+    `check_scores` tells whether they are numbers.
     """
     return {name: _scores(name, metric, finals, references) for name, metric in metrics.items()}
+
+
+def check_scores(scores: Mapping[str, Tensor]) -> None:
+    """Raise MetricError for a measure with scores (B,), on the host, that are not finite."""
+    for name, values in scores.items():
+        if not values.isfinite().all():
+            raise MetricError(f"metric {name!r} must return finite scores, got {shown(values.tolist())}")
 
 
 @torch.no_grad()
@@ -65,7 +73,4 @@ def _scores(name: str, metric: ExtraMetric, finals: Tensor, references: Tensor) 
     if not isinstance(found, Tensor) or tuple(found.shape) != (len(finals),) or found.is_complex():
         what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise MetricError(f"metric {name!r} must return a tensor of scores ({len(finals)},), got {what}")
-    scores = found.detach().float().cpu()
-    if not scores.isfinite().all():
-        raise MetricError(f"metric {name!r} must return finite scores, got {shown(scores.tolist())}")
-    return scores
+    return found.detach().float()

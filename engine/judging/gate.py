@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -76,8 +77,8 @@ def witness_rows(draft: Stage) -> int:
     return sum(map(len, witness_plan(draft)))
 
 
-def agreement(witness: Tensor, draft: Tensor, mask: Tensor) -> float:
-    """Correlation of a witness's predicted x0 with a draft's latent, both (C, h, w), in and around its mask (H, W).
+def agreement(witness: Tensor, draft: Tensor, mask: Tensor) -> Tensor:
+    """Correlation () of a witness's predicted x0 with a draft's latent, both (C, h, w), in and around its mask (H, W).
 
     Pearson's, over pixels and channels, each channel centred, weighted by how much of a latent's pixel lies in the
     mask; over the whole frame where the mask is empty. NaN where either is constant.
@@ -85,7 +86,7 @@ def agreement(witness: Tensor, draft: Tensor, mask: Tensor) -> float:
     height, width = draft.shape[-2:]
     weight = _surroundings(mask, (height, width))
     seen, drawn = _centred(witness, weight), _centred(draft, weight)
-    return float((seen * drawn).sum() / (seen.norm() * drawn.norm()))
+    return (seen * drawn).sum() / (seen.norm() * drawn.norm())
 
 
 def _centred(latent: Tensor, weight: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ def _surroundings(mask: Tensor, shape: tuple[int, int]) -> Tensor:
     reach = round(_MARGIN * min(shape))
     pooled = F.adaptive_avg_pool2d(mask[None].float(), shape)
     grown = F.max_pool2d(pooled, 2 * reach + 1, 1, reach)[0]
-    return grown if grown.any() else grown + 1
+    return torch.where(grown.any(), grown, grown + 1)
 
 
 def gate_limits(gate: Gate, calibrated: Mapping[str, float], has_registry: bool) -> dict[str, float] | None:

@@ -19,10 +19,12 @@ from ..api.rules import Rule
 from ..avoidance.objects import coarse, counted, objects_of
 from ..avoidance.words import Named, lexicon
 from ..models.checkpoint import Components
-from .extra import PREFIX, ExtraMetric, check_metrics, extra_scores
+from ..models.pictures import eight_bits
+from ..models.transfers import constant, fetched, sent
+from .extra import PREFIX, ExtraMetric, check_metrics, check_scores, extra_scores
 from .gate import AGREEMENT, draft_signals, first_look, gate_limits, second_look
 from .objects import colours_kept, difference, kept
-from .registry import Registry
+from .registry import Nearest, Registry, views
 from .similarity import MASK_METRICS, METRICS, direction_of, measure, rule_in_force, similarity_maps
 
 _CANDIDATES = 3
@@ -39,6 +41,16 @@ class Measured(NamedTuple):
     values: Mapping[str, float | None]
     nearest: str | None
     words: Mapping[str, str] = MappingProxyType({})
+
+
+class Launched(NamedTuple):
+    """What is measured of a batch of finals, where they are: labels, measures and those against works, by name.
+
+    nearest: the works that are nearest to each, None without a registry.
+    """
+
+    tables: tuple[dict[str, Tensor], ...]
+    nearest: Nearest | None
 
 
 class Asked(NamedTuple):
@@ -139,14 +151,19 @@ class Judge:
         calibrated = calibration.gate if calibration is not None else {}
         return gate_limits(request.gate, calibrated, self.registry is not None)
 
-    def gate(self, request: GenerationRequest, draft: Tensor, magnitudes: np.ndarray | None) -> GateDecision:
-        """Decide, as far as witnesses are not needed, whether a draft (1, 3, H, W) looks recalled.
+    def views(self, draft: Tensor) -> Tensor | None:
+        """What the gate has to know of a draft (1, 3, H, W), `registry.views` of it; None without registered works."""
+        return None if self.registry is None else views(draft)
 
-        magnitudes (S,): of its guidance.
+    def gate(self, request: GenerationRequest, seen: np.ndarray | None, magnitudes: np.ndarray | None) -> GateDecision:
+        """Decide, as far as witnesses are not needed, whether a draft looks recalled.
+
+        seen: `views` of it, on the host. magnitudes (S,): of its guidance.
         """
         nearest, similarity = None, None
         if self.registry is not None:
-            found = self.registry.nearest(draft)
+            assert seen is not None
+            found = self.registry.nearest_to(seen)
             nearest, similarity = self.registry.works[found.positions[0, 0]].id, float(found.similarity[0, 0])
         return first_look(draft_signals(magnitudes, similarity), self.gate_limits(request), nearest)
 
@@ -170,49 +187,61 @@ class Judge:
 
     # --- finals ---
 
-    def measure(
-        self,
-        finals: Tensor,
-        references: Tensor,
-        masks: Tensor,
-        asked: Sequence[Asked | None] | None = None,
-    ) -> list[Measured]:
-        """Measures of each final; arguments as of `similarity.measure`. Those against registered works: `PREFIX`.
-
-        asked: what each was to show, None for one that followed no map.
-        """
+    def launch(self, finals: Tensor, references: Tensor, masks: Tensor) -> Launched:
+        """Have measured what is to be measured of finals; arguments as of `similarity.measure`."""
         labels = self._segment(finals)
         final_masks = None if labels is None else self._shapes(labels)
         values = measure(finals, references, masks, final_masks=final_masks)
         values |= extra_scores(self.extra_metrics, finals, references)
+        seen = {} if labels is None else {"labels": labels}
+        if self.registry is None:
+            return Launched((seen, values), None)
+        nearest = self.registry.nearest(finals, _CANDIDATES)
+        return Launched((seen, values, self._against(nearest, finals, self.registry)), nearest)
+
+    def read(
+        self,
+        tables: Sequence[Mapping[str, Tensor]],
+        nearest: Nearest | None,
+        drawn: np.ndarray,
+        asked: Sequence[Asked | None],
+    ) -> list[Measured]:
+        """Measures of each final from what `launch` found, on the host. Those against registered works: `PREFIX`.
+
+        drawn (B, H, W, 3) uint8: the finals. asked: what each was to show, None for one that followed no map.
+        """
+        seen, values, *works = tables
+        for table in (values, *works):
+            check_scores({name: table[name] for name in self.extra_metrics})
         rows: list[dict[str, float | None]] = [
-            {name: float(value[i]) for name, value in values.items()} for i in range(len(finals))
+            {name: float(value[i]) for name, value in values.items()} for i in range(len(drawn))
         ]
         words: list[dict[str, str]] = [{} for _ in rows]
-        if labels is not None and asked is not None:
-            for row, said, final, seen, wanted in zip(rows, words, finals, labels.cpu().numpy(), asked, strict=True):
-                found = self._shown(final, seen, wanted)
+        if "labels" in seen:
+            for row, said, one, labels, wanted in zip(rows, words, drawn, seen["labels"].numpy(), asked, strict=True):
+                found = self._shown(one, labels, wanted)
                 row |= {name: None if each is None else each[0] for name, each in found.items()}
                 said |= {name: each[1] for name, each in found.items() if each is not None}
-        if self.registry is None:
+        if nearest is None:
             return [Measured(row, None, said) for row, said in zip(rows, words, strict=True)]
-        works = self._against_works(finals, self.registry)
+        against = self._closest_works(works[0], nearest, self.registry)
         return [
-            Measured(row | dict(against.values), against.nearest, said)
-            for row, against, said in zip(rows, works, words, strict=True)
+            Measured(row | dict(one.values), one.nearest, said)
+            for row, one, said in zip(rows, against, words, strict=True)
         ]
 
     def compare(self, finals: Tensor, references: Tensor) -> list[Measured]:
         """Measure pictures (B, 3, H, W) that are no results against others, whose shapes are found here."""
         weight = next(self.components.vae.parameters())
         finals, references = finals.to(weight.device), references.to(weight.device)
-        return self.measure(finals, references, self._shapes_of(references))
+        launched = self.launch(finals, references, self._shapes_of(references))
+        found, *tables = fetched([{"drawn": eight_bits(finals)}, *launched.tables])
+        return self.read(tables, launched.nearest, found["drawn"].numpy(), [None] * len(finals))
 
     def _shapes(self, labels: Tensor) -> Tensor:
         """Where labels (B, H, W) show objects."""
         assert self.components.segmenter is not None
-        background = torch.tensor(sorted(self.components.segmenter.background), device=labels.device)
-        return ~torch.isin(labels, background)
+        return ~torch.isin(labels, constant(tuple(sorted(self.components.segmenter.background)), labels))
 
     def _shapes_of(self, pixels: Tensor) -> Tensor:
         """Shapes (B, H, W) that are seen in pixels; the whole frame without a segmenter."""
@@ -226,50 +255,50 @@ class Judge:
             return None
         return Asked(control, lexicon(segmenter.labels, segmenter.background).read(prompt))
 
-    def _shown(self, final: Tensor, labels: np.ndarray, asked: Asked | None) -> dict[str, tuple[float, str] | None]:
-        """Measures of what a final (3, H, W) with these labels (H, W) shows of what was asked, each with its words."""
+    def _shown(self, drawn: np.ndarray, labels: np.ndarray, asked: Asked | None) -> dict[str, tuple[float, str] | None]:
+        """Measures of what a final (H, W, 3) uint8 with labels (H, W) shows of what was asked, each with its words."""
         if asked is None:
             return dict.fromkeys(CONTROL_METRICS)
         segmenter = self.components.segmenter
         assert segmenter is not None
         objects = objects_of(coarse(labels), segmenter.background)
         seen, wanted = counted(objects), counted(objects_of(coarse(asked.control), segmenter.background))
-        pixels = coarse((final.permute(1, 2, 0) * 255).round().byte().cpu().numpy())
         return {
             "classes_kept": (kept(seen, wanted), difference(seen, wanted, segmenter.names)),
-            "colours_kept": colours_kept(pixels, objects, asked.named, segmenter.names),
+            "colours_kept": colours_kept(coarse(drawn), objects, asked.named, segmenter.names),
         }
 
-    def maps(self, final: Tensor, reference: Tensor | None, nearest: str | None) -> dict[str, np.ndarray]:
+    def maps(self, final: Tensor, reference: Tensor | None, nearest: str | None) -> dict[str, Tensor]:
         """Where a final (3, H, W) is like its reference (1, 3, H, W) and its nearest work: `Explanation.similarity`."""
         against = {"reference": reference, "work": self.work(nearest) if nearest is not None else None}
-        found: dict[str, np.ndarray] = {}
+        found: dict[str, Tensor] = {}
         for name, other in against.items():
             if other is not None:
                 scaled = F.interpolate(other, final.shape[-2:], mode="area")
                 for kind, values in similarity_maps(final[None], scaled).items():
-                    found[name if kind == "raw" else f"{name}_{kind}"] = values[0].cpu().numpy()
+                    found[name if kind == "raw" else f"{name}_{kind}"] = values[0]
         return found
 
-    def _against_works(self, finals: Tensor, registry: Registry) -> list[Measured]:
-        """The closest of each measure against the works whose descriptors are nearest."""
-        found = registry.nearest(finals, _CANDIDATES)
-        count = found.positions.shape[1]
-        works = [self._work(int(position), registry) for position in found.positions.flatten()]
+    def _against(self, nearest: Nearest, finals: Tensor, registry: Registry) -> dict[str, Tensor]:
+        """Measures (B * k,) of finals against the k works whose descriptors are nearest to each."""
+        count = nearest.positions.shape[1]
+        works = [self._work(int(position), registry) for position in nearest.positions.flatten()]
         references, masks = (torch.cat(parts) for parts in zip(*works, strict=True))
         pairs = F.interpolate(finals, references.shape[-2:], mode="area").repeat_interleave(count, 0)
-        values = measure(pairs, references, masks)
-        values |= extra_scores(self.extra_metrics, pairs, references)
-        table = {name: value.reshape(len(finals), count).cpu() for name, value in values.items()}
-        table["descriptor"] = torch.from_numpy(found.similarity).float()
-        shares = {} if registry.unmeasured else self._shares(table, found.positions, registry)
+        return measure(pairs, references, masks) | extra_scores(self.extra_metrics, pairs, references)
+
+    def _closest_works(self, against: Mapping[str, Tensor], nearest: Nearest, registry: Registry) -> list[Measured]:
+        """The closest of each measure against works, from `_against` on the host."""
+        table = {name: value.reshape(nearest.positions.shape) for name, value in against.items()}
+        table["descriptor"] = torch.from_numpy(nearest.similarity).float()
+        shares = {} if registry.unmeasured else self._shares(table, nearest.positions, registry)
         return [
             Measured(
                 {PREFIX + name: self._closest(PREFIX + name, value[i]) for name, value in table.items()}
                 | {name: float(value[i].max()) for name, value in shares.items()},
-                registry.works[found.positions[i, 0]].id,
+                registry.works[positions[0]].id,
             )
-            for i in range(len(finals))
+            for i, positions in enumerate(nearest.positions)
         ]
 
     def _shares(self, table: Mapping[str, Tensor], positions: np.ndarray, registry: Registry) -> dict[str, Tensor]:
@@ -288,10 +317,8 @@ class Judge:
         if position not in self._works:
             weight = next(self.components.vae.parameters())
             kept = registry.pictures.get(registry.works[position].id)
-            if kept is not None:
-                pixels = kept[None].to(weight.device).float() / 255
-            else:
-                pixels = self._decode(registry.latents[position][None].to(weight.device))
+            (found,) = sent([registry.latents[position] if kept is None else kept.float() / 255], weight.device)
+            pixels = self._decode(found[None]) if kept is None else found[None]
             self._works[position] = pixels, self._shapes_of(pixels)
             if len(self._works) > _DECODED:
                 self._works.popitem(last=False)

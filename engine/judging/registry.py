@@ -111,11 +111,14 @@ class Registry:
 
         Fewer where fewer are registered; none where none is.
         """
+        return self.nearest_to(views(pictures).cpu().numpy(), count)
+
+    def nearest_to(self, seen: np.ndarray, count: int = 1) -> Nearest:
+        """The same for pictures of which `views` (2, B, D) are known."""
         count = min(count, len(self))
         if not count:
-            return Nearest(np.zeros((len(pictures), 0), np.int64), np.zeros((len(pictures), 0)))
-        views = [descriptors(view).cpu().numpy() for view in (pictures, mirrored(pictures))]
-        found = [self._tree.query(view, k=range(1, count + 1)) for view in views]
+            return Nearest(np.zeros((seen.shape[1], 0), np.int64), np.zeros((seen.shape[1], 0)))
+        found = [self._tree.query(view, k=range(1, count + 1)) for view in seen]
         distances, positions = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
         order = np.argsort(distances, axis=1, kind="stable")
         ranked = np.take_along_axis(positions, order, 1)
@@ -174,6 +177,11 @@ class Registry:
             latents=self.latents[kept],
             pictures={id: pixels for id, pixels in self.pictures.items() if id not in gone},
         )
+
+
+def views(pictures: Tensor) -> Tensor:
+    """Descriptors (2, B, D) of pictures (B, 3, H, W) in [0, 1], as they are and mirrored."""
+    return torch.stack([descriptors(view) for view in (pictures, mirrored(pictures))])
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..models.transfers import constant
+
 _RADIUS = 5
 _GAUSSIAN = [math.exp(-(offset**2) / (2 * 1.5**2)) for offset in range(-_RADIUS, _RADIUS + 1)]
 _WINDOW = [weight / sum(_GAUSSIAN) for weight in _GAUSSIAN]
@@ -39,7 +41,7 @@ def ssim_scales(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """
     side = min(a.shape[-2:])
     scales = sum(side // 2**scale > 2 * _RADIUS for scale in range(len(_SCALE_WEIGHTS))) or 1
-    weights = a.new_tensor(_SCALE_WEIGHTS[:scales]) / sum(_SCALE_WEIGHTS[:scales])
+    weights = constant(_SCALE_WEIGHTS[:scales], a) / sum(_SCALE_WEIGHTS[:scales])
     luminance, structure = _terms(a, b)
     similarity, factors = (luminance * structure).mean(1), []
     for scale in range(scales):

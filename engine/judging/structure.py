@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..models.transfers import constant
 from .distances import distances
 from .ssim import smoothed
 
 _LUMA = (0.299, 0.587, 0.114)
+_SOBEL = ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1))
 _TILES = 4
 _EDGE_GRID = 128  # longest side in pixels at which edges are compared
 _EDGE_THRESHOLD = 0.05  # of full luma a pixel
@@ -22,7 +24,7 @@ _CLOSEST = 50
 
 def luma(pictures: Tensor) -> Tensor:
     """RGB (B, 3, H, W) -> luma (B, H, W) by ITU-R BT.601."""
-    return torch.einsum("bchw,c->bhw", pictures, pictures.new_tensor(_LUMA))
+    return torch.einsum("bchw,c->bhw", pictures, constant(_LUMA, pictures))
 
 
 def tile_l2(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ def gradients(pictures: Tensor) -> Tensor:
 
 def _sobel(gray: Tensor) -> Tensor:
     padded = F.pad(smoothed(gray, (0.25, 0.5, 0.25)), (1, 1, 1, 1), mode="replicate")
-    sobel = gray.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
+    sobel = constant(_SOBEL, gray) / 8
     return F.conv2d(padded, torch.stack((sobel, sobel.T))[:, None])
 
 

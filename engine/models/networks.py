@@ -10,6 +10,7 @@ from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
 from .attention import CrossLayer, MassRecord, RowConditions, install, latent_grids, text_kv
+from .transfers import sent
 
 Residuals = tuple[Tensor, ...]
 """ControlNet's residuals: one for each down block, in order, then the mid block's."""
@@ -161,7 +162,7 @@ class Denoiser:
         """`text` for a picture of `sizes`, the `NUM_SIZES` numbers; as it is where the networks read none."""
         if not self.added_widths:
             return text
-        numbers = torch.tensor(sizes, device=self.unet.device)
+        (numbers,) = sent([torch.tensor(sizes)], self.unet.device)
         return replace(text, added=(*text.added, self.unet.add_time_proj.make(numbers).flatten()))
 
     @torch.inference_mode()

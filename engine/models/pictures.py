@@ -1,4 +1,4 @@
-"""Pictures to pixels."""
+"""Pictures to pixels, and pixels to pictures."""
 
 import numpy as np
 import torch
@@ -11,3 +11,8 @@ def to_pixels(image: Image.Image, height: int, width: int) -> Tensor:
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def eight_bits(pixels: Tensor) -> Tensor:
+    """Pixels (..., 3, H, W) in [0, 1] -> (..., H, W, 3) uint8 on the same device, as a picture has them."""
+    return (pixels.movedim(-3, -1) * 255).round().to(torch.uint8)

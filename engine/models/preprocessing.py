@@ -12,6 +12,7 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import get_image_size_for_max_height_width
 
 from ..api.reading import shown
+from .transfers import constant
 
 _PROCESSORS: Mapping[str, Any] = {
     "SegformerImageProcessor": SegformerImageProcessorPil,
@@ -99,7 +100,7 @@ class Preprocessing:
         size = self.resized(*pixels.shape[-2:])
         if size != tuple(pixels.shape[-2:]):
             pixels = F.interpolate(pixels, size, mode=self.mode, align_corners=False, antialias=True).clamp(0, 1)
-        mean, deviation = (pixels.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.deviation))
+        mean, deviation = (constant(v, pixels).view(-1, 1, 1) for v in (self.mean, self.deviation))
         return (pixels * self.scale - mean) / deviation
 
 

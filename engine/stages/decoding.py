@@ -1,11 +1,13 @@
-"""Latents to pixels, and pixels to labels."""
+"""Latents to pixels, and pixels to labels; whether a latent can be decoded at all."""
 
-import numpy as np
+from collections.abc import Iterable, Sequence
+
 import torch
-from PIL import Image
 from torch import Tensor
 
+from ..api.errors import NonFiniteLatentError
 from ..backends.networks import Networks
+from ..batching.job import Job
 from ..models.checkpoint import Components
 from ..models.tensors import Network
 
@@ -40,7 +42,16 @@ class Decoder:
         return self.networks(Network.SEGMENTER, [pixels])[0]
 
 
-def to_picture(pixels: Tensor) -> Image.Image:
-    """Pixels (3, H, W) in [0, 1] -> 8-bit RGB."""
-    array = (pixels.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
-    return Image.fromarray(array)
+def finite(latents: Tensor) -> Tensor:
+    """Which latents (B, C, h, w) hold neither NaN nor infinity, (B,) bool."""
+    return latents.isfinite().flatten(1).all(1)
+
+
+def check_finite(jobs: Sequence[Job], flags: Iterable[bool]) -> None:
+    """Raise NonFiniteLatentError for the first of `jobs` whose latent is not `finite`."""
+    for job, flag in zip(jobs, flags, strict=True):
+        if not flag:
+            raise NonFiniteLatentError(
+                f"the {job.state.value} run of request {job.id} left NaN or infinity in its latent; "
+                "a lower guidance scale or another dtype may help"
+            )

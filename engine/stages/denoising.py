@@ -13,8 +13,10 @@ from ..batching.arenas import Arenas
 from ..batching.denoising import Bucket
 from ..batching.job import DENOISING, Job
 from ..models.networks import MassRecord
+from ..models.pictures import eight_bits
+from ..models.transfers import fetched
 from ..sampling.rows import Branch
-from .decoding import Decoder, to_picture
+from .decoding import Decoder
 
 Apart = Callable[[Callable[[Sequence[Job]], None], Sequence[Job]], object]
 """Does a work on jobs, each by itself where it fails for all of them."""
@@ -61,27 +63,24 @@ class Denoising:
     @torch.inference_mode()
     def previews(self, jobs: Sequence[Job]) -> dict[int, Image.Image]:
         """Decode the predicted x0 of each job, by job id."""
-        pixels = self.decoder.decode(torch.stack([self.arenas.arena(job).history[job.slot] for job in jobs]))
-        return {job.id: to_picture(one) for job, one in zip(jobs, pixels, strict=True)}
+        latents = torch.stack([self.arenas.arena(job).history[job.slot] for job in jobs])
+        (found,) = fetched([{"drawn": eight_bits(self.decoder.decode(latents))}])
+        return {job.id: Image.fromarray(one) for job, one in zip(jobs, found["drawn"].numpy(), strict=True)}
 
     def _keep(self, record: MassRecord, heard: Mapping[Job, _Heard], jobs: Sequence[Job]) -> None:
         """Hand each of `jobs` the masses of its conditional row, (2 rules, 2 sides, T); NaN without such a row."""
         assert isinstance(record.ruled, Tensor)
         assert isinstance(record.neutral, Tensor)
-        masses = torch.stack([record.ruled, record.neutral], dim=1).cpu() / record.layers
+        masses = torch.stack([record.ruled, record.neutral], dim=1) / record.layers
         for job in jobs:
             row, probing = heard[job]
-            kept = torch.full_like(masses[0], torch.nan) if row is None else masses[row]
+            kept = torch.full_like(masses[0], torch.nan) if row is None else masses[row].clone()
             if job.state is State.DRAFTING:
                 job.shared.masses.append(kept)
             elif probing:
-                job.own.noise_moved = self._noise_moved(job)
+                job.own.moved = self.arenas.arena(job).latents[job.slot].clone()
             else:
                 job.own.masses.append(kept)
-
-    def _noise_moved(self, job: Job) -> float:
-        noise, latent = job.own.noise, self.arenas.arena(job).latents[job.slot].cpu()
-        return float((latent - noise).norm() / noise.norm())
 
 
 def _heard(jobs: Sequence[Job]) -> dict[Job, _Heard]:

@@ -14,6 +14,7 @@ from ..batching.job import Job
 from ..models.checkpoint import Components
 from ..models.networks import EncodedText
 from ..models.tensors import Network
+from ..models.transfers import sent
 
 _CACHE_BYTES = 2 * 2**30  # most memory of the prompts that are kept, however many may be
 
@@ -66,10 +67,11 @@ class Encoding:
     def _encoded(self, prompts: Sequence[str | None]) -> list[EncodedText]:
         """Encode prompts by every text encoder, their states side by side; pooled text comes from the last."""
         words = [prompt or "" for prompt in prompts]
-        encoders = zip((Network.TEXT_ENCODER, Network.TEXT_ENCODER_2), self._tokenizers, strict=False)
-        device = self.networks.device
-        outputs = [self.networks(name, [self._padded(tokenizer, words).to(device)]) for name, tokenizer in encoders]
+        tokens = sent([self._padded(tokenizer, words) for tokenizer in self._tokenizers], self.networks.device)
+        encoders = zip((Network.TEXT_ENCODER, Network.TEXT_ENCODER_2), tokens, strict=False)
+        outputs = [self.networks(name, [ids]) for name, ids in encoders]
         states, pooled = torch.cat([output[0] for output in outputs], dim=-1), outputs[-1][1:]
         for tensor in (states, *pooled):
-            tensor[[prompt is None for prompt in prompts]] = 0
+            for place in (i for i, prompt in enumerate(prompts) if prompt is None):
+                tensor[place] = 0
         return self.networks.denoiser.encode(states, pooled)

@@ -14,8 +14,10 @@ from ..batching.job import Job
 from ..judging.judge import PREFIX, Judge, Measured
 from ..judging.similarity import judge
 from ..models.checkpoint import Components
+from ..models.pictures import eight_bits
+from ..models.transfers import fetched, sent
 from ..sampling.rows import Branch, Hint
-from .decoding import Decoder
+from .decoding import Decoder, check_finite, finite
 
 _ENDS = {Decision.ACCEPT: State.ACCEPTED, Decision.REVIEW: State.REVIEW, Decision.REFUSE: State.REFUSED}
 """State that a judged job ends in, by what the rule made of it."""
@@ -36,13 +38,21 @@ class Judging:
 
         A finished run, and one that an early verdict ends, is appended to the job's attempts.
         """
-        pixels = self.decoder.decode(torch.stack([self.arenas.latent(job) for job in jobs]))
+        latents = torch.stack([self.arenas.latent(job) for job in jobs])
+        flags = finite(latents)
+        if self.judged_by.extra_metrics:  # they are a user's, and are shown nothing that is none
+            check_finite(jobs, flags.tolist())
+        pixels = self.decoder.decode(latents)
         references = torch.cat([job.shared.reference for job in jobs])
-        masks = torch.stack([job.shared.shape for job in jobs]).to(pixels.device)
+        (masks,) = sent([torch.stack([job.shared.shape for job in jobs])], pixels.device)
+        launched = self.judged_by.launch(pixels, references, masks)
+        found, *tables = fetched([{"finite": flags, "drawn": eight_bits(pixels)}, *launched.tables])
+        check_finite(jobs, found["finite"].tolist())
+        drawn = found["drawn"].numpy()
         asked = [self.judged_by.asked(job.request.prompt, job.own.control_map) for job in jobs]
-        found = self.judged_by.measure(pixels, references, masks, asked)
-        for job, image, measured in zip(jobs, pixels, found, strict=True):
-            self._keep_attempt(job, image, measured)
+        measured = self.judged_by.read(tables, launched.nearest, drawn, asked)
+        for job, image, picture, one in zip(jobs, pixels, drawn, measured, strict=True):
+            self._keep_attempt(job, image, picture, one)
 
     def ending(self, job: Job) -> State:
         """State that a job ends in after its last attempt."""
@@ -61,7 +71,7 @@ class Judging:
         due = request.redraft is not None and request.source is None and not job.redrafted
         return lost and due and job.own.inherits
 
-    def _keep_attempt(self, job: Job, image: Tensor, measured: Measured) -> None:
+    def _keep_attempt(self, job: Job, image: Tensor, drawn: np.ndarray, measured: Measured) -> None:
         own, run = job.own, job.trajectory
         assert run is not None
         values: dict[str, float | None] = dict(measured.values)
@@ -74,7 +84,7 @@ class Judging:
             if passed or not job.request.similarity.early_stops:
                 return
         rows, steps, saved = (0, 0, 0) if own.delivered else (run.rows_spent, run.step, run.rows_left)
-        own.image = image.clone()
+        own.drawn, own.image = drawn.copy(), image.clone() if job.request.explain else None
         own.attempts.append(
             Attempt(
                 own.seed, own.policy, judged.scores, rows, steps, saved, tuple(own.early),
@@ -85,10 +95,11 @@ class Judging:
     def explanation(self, job: Job) -> Explanation:
         """What the last attempt's mechanisms did, step by step."""
         assert job.trajectory is not None
-        own, plan, reference = job.own, job.trajectory.plan, job.shared.reference
-        policy, nearest = own.attempts[-1].avoidance, own.attempts[-1].nearest
+        own, plan = job.own, job.trajectory.plan
+        policy = own.attempts[-1].avoidance
+        maps, seen = fetched(self._maps(job))
         unseen = torch.full((len(plan), 2, 2, self.components.max_tokens), torch.nan)  # a draft that was delivered
-        masses = (torch.stack(own.masses) if own.masses else unseen).numpy()
+        masses = seen.get("masses", unseen).numpy().copy()
         ids = job.shared.input_ids.tolist()
         noise = policy.masked_noise
         return Explanation(
@@ -105,7 +116,19 @@ class Judging:
             ]),
             negative=np.array([sum(-r.weight for r in rows if r.hint is Hint.OWN) for rows in plan]),
             rows=np.array([len(rows) for rows in plan]),
-            noise_moved=own.noise_moved,
-            similarity=self.judged_by.maps(own.image, None if own.delivered else reference, nearest),
-            repulsion=self.arenas.arena(job).pushes[job.slot, : len(plan)].numpy(force=True).copy(),
+            noise_moved=float((seen["moved"] - own.noise).norm() / own.noise.norm()) if "moved" in seen else 0.0,
+            similarity={name: values.numpy().copy() for name, values in maps.items()},
+            repulsion=seen["pushes"].numpy().copy(),
         )  # fmt: skip
+
+    def _maps(self, job: Job) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Of a job to explain: maps of its similarity, and what its steps left on the device."""
+        assert job.trajectory is not None
+        own = job.own
+        maps = self.judged_by.maps(own.image, None if own.delivered else job.shared.reference, own.attempts[-1].nearest)
+        left = {"pushes": self.arenas.arena(job).pushes[job.slot, : len(job.trajectory.plan)]}
+        if own.masses:
+            left["masses"] = torch.stack(own.masses)
+        if own.moved is not None:
+            left["moved"] = own.moved
+        return maps, left

@@ -1,6 +1,7 @@
 """The segment batch: drafts or sources to labels and masks, and what the gate makes of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +13,18 @@ from ..batching.job import Job, by_shape
 from ..judging.gate import agreement
 from ..judging.judge import Judge
 from ..models.checkpoint import Components
+from ..models.pictures import eight_bits
+from ..models.transfers import fetched, sent
 from ..sampling.solver import solver_table
-from .decoding import Decoder
+from .decoding import Decoder, check_finite, finite
+
+
+class _Look(NamedTuple):
+    """What a job's draft or source shows: pixels (1, 3, H, W), and what of it comes to the host, by name."""
+
+    job: Job
+    reference: Tensor
+    table: dict[str, Tensor]
 
 
 class Segmenting:
@@ -27,15 +38,16 @@ class Segmenting:
 
     @torch.inference_mode()
     def segment(self, jobs: Sequence[Job]) -> None:
-        """Decode drafts (or take sources), find their labels and masks; neither without a segmenter."""
-        latents = {job.id: self.arenas.latent(job) for job in jobs if job.shared.source is None}
-        for group in by_shape(jobs):
-            drafted = [latents[job.id] for job in group if job.id in latents]
-            pixels = iter(self.decoder.decode(torch.stack(drafted)) if drafted else ())
-            references = [next(pixels)[None] if job.id in latents else job.shared.source for job in group]
-            labels = self._labels(torch.cat(references))
-            for job, reference, found in zip(group, references, labels, strict=True):
-                self._keep_draft(job, reference, found)
+        """Decode drafts (or take sources), find their labels and masks; neither without a segmenter.
+
+        Everything that is found comes to the host in one copy, so that a failure leaves no job half segmented.
+        """
+        looks = [look for group in by_shape(jobs) for look in self._looks(group)]
+        found = fetched([look.table for look in looks])
+        drafted = [(look.job, table["finite"]) for look, table in zip(looks, found, strict=True) if "finite" in table]
+        check_finite([job for job, _ in drafted], [bool(flag) for _, flag in drafted])
+        for look, table in zip(looks, found, strict=True):
+            self._keep_draft(look.job, look.reference, {name: each.numpy() for name, each in table.items()})
 
     def wants_witnesses(self, job: Job) -> bool:
         """Whether the gate cannot decide on a segmented draft before other seeds are asked."""
@@ -49,41 +61,68 @@ class Segmenting:
         assert job.trajectory is not None
         assert job.request.gate is not None
         seen = self.arenas.arena(job).history[job.slot]
-        mask = shared.shape.to(seen.device)
-        shared.agreements.append(agreement(seen, shared.drafted[0], mask))
+        (mask,) = sent([shared.shape], seen.device)
+        shared.agreements.append(float(agreement(seen, shared.drafted[0], mask)))
         if len(shared.agreements) < job.request.gate.witnesses:
             return False
         rows = len(shared.agreements) * job.trajectory.rows_spent
         shared.gate = self.judge.witnessed(job.request, shared.gate, shared.agreements, rows)
         return True
 
-    def guidance_magnitudes(self, job: Job) -> np.ndarray | None:
-        """Size of the guidance at each step of a finished draft, (S,) float64; None where it ran unguided.
+    def _looks(self, group: Sequence[Job]) -> list[_Look]:
+        """What is seen of drafts and sources of one shape, on the device."""
+        drafted = [job for job in group if job.shared.source is None]
+        sources = sent(
+            [job.shared.source for job in group if job.shared.source is not None], self.arenas.networks.device
+        )
+        pixels, tables = self._decoded(drafted) if drafted else ((), ())
+        drafts, photos = iter(zip(pixels, tables, strict=True)), iter(sources)
+        looks = []
+        for job in group:
+            reference, table = next(drafts) if job.shared.source is None else (next(photos)[0], {})
+            looks.append(_Look(job, reference[None], table))
+        labels = self.decoder.labels(torch.cat([look.reference for look in looks]))
+        for number, look in enumerate(looks):
+            if labels is not None:
+                look.table["labels"] = labels[number]
+            if (views := self.judge.views(look.reference)) is not None:
+                look.table["views"] = views
+        return looks
+
+    def _decoded(self, jobs: Sequence[Job]) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """Pixels (B, 3, H, W) of drafts of one shape, and what else of each of them comes to the host."""
+        latents = torch.stack([self.arenas.latent(job) for job in jobs])
+        pixels = self.decoder.decode(latents)
+        tables = [{"finite": f, "drawn": d} for f, d in zip(finite(latents), eight_bits(pixels), strict=True)]
+        for job, table in zip(jobs, tables, strict=True):
+            if job.draft.guidance_scale != 1:
+                table["magnitudes"] = self.arenas.arena(job).magnitudes[job.slot, : job.draft.steps]
+            if job.shared.masses:
+                table["masses"] = torch.stack(job.shared.masses)
+        return pixels, tables
+
+    def guidance_magnitudes(self, job: Job, measured: np.ndarray) -> np.ndarray:
+        """Size of the guidance at each step of a finished draft, (S,) float64, of what was measured (S,) on the way.
 
         The root mean square over the latent of eps(x, prompt) - eps(x, negative prompt), before the guidance scale:
         what Wen et al. (ICLR 2024) and Jain et al. (CVPR 2025) tell recited pictures by.
         """
         stage = job.draft
-        if stage.guidance_scale == 1:
-            return None
-        measured = self.arenas.arena(job).magnitudes[job.slot, : stage.steps].cpu().double()
-        return (measured * solver_table(stage.solver, stage.steps, self.components.scheduler).noise_scale).numpy()
+        scale = solver_table(stage.solver, stage.steps, self.components.scheduler).noise_scale
+        return (torch.from_numpy(measured).double() * scale).numpy()
 
-    def _labels(self, pixels: Tensor) -> list[np.ndarray | None]:
-        labels = self.decoder.labels(pixels)
-        return [None] * len(pixels) if labels is None else list(labels.cpu().numpy())
-
-    def _keep_draft(self, job: Job, reference: Tensor, labels: np.ndarray | None) -> None:
+    def _keep_draft(self, job: Job, reference: Tensor, found: Mapping[str, np.ndarray]) -> None:
         shared, segmenter = job.shared, self.components.segmenter
         # Copies, here and of an attempt's picture: a view would keep its whole batch for as long as the job lives.
-        shared.reference, shared.labels = reference.clone(), None if labels is None else labels.copy()
+        kept = {name: values.copy() for name, values in found.items()}
+        shared.reference, shared.labels, shared.drawn = reference.clone(), kept.get("labels"), kept.get("drawn")
         if job.request.mask is not None:
             shared.mask = job.request.mask
         elif segmenter is not None:
-            assert labels is not None
-            shared.mask = avoidance_mask(labels, segmenter.background)
+            shared.mask = avoidance_mask(shared.labels, segmenter.background)
         if job.trajectory is not None:
             shared.draft_rows += job.trajectory.rows_spent
-            shared.magnitudes = self.guidance_magnitudes(job)
+            shared.magnitudes = self.guidance_magnitudes(job, kept["magnitudes"]) if "magnitudes" in kept else None
+        shared.masses = [torch.from_numpy(mass) for mass in kept.get("masses", ())]
         if not job.redrafted:  # avoidance is on by now whatever the first draft looked like
-            shared.gate = self.judge.gate(job.request, reference, shared.magnitudes)
+            shared.gate = self.judge.gate(job.request, kept.get("views"), shared.magnitudes)

@@ -18,6 +18,7 @@ from ..batching.slots import SlotState
 from ..judging.gate import witness_plan
 from ..models.attention import latent_grids
 from ..models.checkpoint import Components
+from ..models.transfers import sent
 from ..sampling.noise import seeded_noise
 from ..sampling.rows import plan_rows
 from ..sampling.solver import SolverTable, solver_table
@@ -29,6 +30,9 @@ class Starting:
     def __init__(self, components: Components, arenas: Arenas) -> None:
         self.components = components
         self.arenas = arenas
+        if components.segmenter is not None:
+            colours = torch.from_numpy(components.segmenter.palette) / 255
+            self._colours = colours.to(arenas.networks.device)
 
     @torch.inference_mode()
     def start_draft(self, job: Job) -> None:
@@ -62,7 +66,7 @@ class Starting:
         own = job.own = job.own or Own()
         own.policy = policy = job.avoidance.settled(transition_point(shared.magnitudes))
         own.seed = attempt_seed(request.seed, job.index, job.attempt)
-        own.masses, own.early, own.noise_moved, own.delivered = [], [], 0.0, False
+        own.masses, own.early, own.moved, own.delivered = [], [], None, False
         table = self._table(request.final)
         mask = shared.shape.float()
         latent_mask = F.adaptive_avg_pool2d(mask[None, None], job.shape)[0, 0]
@@ -110,13 +114,16 @@ class Starting:
         if control is None:
             own.control_map, own.shapes, own.inherits = None, (), True
             return None, None
-        return self._embedded(own.control_map), self._embedded(job.shared.labels) if control.negative else None
+        maps = self._coloured([own.control_map, job.shared.labels] if control.negative else [own.control_map])
+        embedded = [self.arenas.networks.denoiser.embed_hint(each)[0] for each in maps]
+        return embedded[0], embedded[1] if control.negative else None
 
-    def _embedded(self, labels: np.ndarray) -> Tensor:
+    def _coloured(self, maps: Sequence[np.ndarray]) -> list[Tensor]:
+        """Label maps (H, W) as control images (1, 3, H, W) on the device, which the labels alone are copied to."""
         segmenter, networks = self.components.segmenter, self.arenas.networks
         assert segmenter is not None
-        hint = torch.from_numpy(segmenter.palette[labels]).permute(2, 0, 1)[None] / 255
-        return networks.denoiser.embed_hint(hint.to(networks.device, networks.dtype))[0]
+        labels = sent([torch.from_numpy(each.astype(np.int16)) for each in maps], networks.device)
+        return [self._colours[each.long()].permute(2, 0, 1)[None].to(networks.dtype) for each in labels]
 
 
 def _drawn(masses: Sequence[Tensor]) -> Tensor | None:

@@ -177,14 +177,14 @@ def test_a_preview_that_fails_does_not_repeat_the_step(engine, wanted):
 def test_a_verdict_stands_when_another_shape_in_its_batch_fails(engine, wanted):
     crowd = [*CROWD[1:], request(GUILTY, seed=1, width=96)]
     broken = fresh(engine)
-    measure = broken.judge.measure
+    launch = broken.judge.launch
 
     def faulty(finals, *others):
         if finals.shape[-1] == 96:
             raise OutOfMemory("tried to allocate 20 GiB")
-        return measure(finals, *others)
+        return launch(finals, *others)
 
-    broken.judge.measure = faulty
+    broken.judge.launch = faulty
     assert_only_the_guilty_failed(wanted, broken, crowd, "20 GiB")
 
 

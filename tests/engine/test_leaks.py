@@ -70,6 +70,7 @@ class NoStage:
         self._fail("segment", jobs)
         for job in jobs:
             job.shared.reference, job.shared.mask = torch.zeros(1, 3, 2, 2), np.zeros((2, 2), bool)
+            job.shared.drawn = np.zeros((2, 2, 3), np.uint8)
             job.shared.gate = GateDecision(True, {})
 
     def wants_witnesses(self, job):
@@ -79,7 +80,7 @@ class NoStage:
         self._fail("judge", jobs)
         for job in jobs:
             decision = Decision.REFUSE if job.request.prompt == "refused" else Decision.ACCEPT
-            job.own.image = torch.zeros(3, 2, 2)
+            job.own.drawn = np.zeros((2, 2, 3), np.uint8)
             job.own.attempts.append(Attempt(0, job.avoidance, {}, 2, 2, decision=decision))
 
     def wants_redraft(self, job):
@@ -182,6 +183,7 @@ def test_what_outlives_a_batch_is_no_view_of_it(tiny_checkpoint):
     for shared in kept:
         assert shared.reference.untyped_storage().nbytes() == shared.reference.nbytes
         assert shared.labels.base is None
+        assert shared.drawn.base is None
     assert len(engine.stages.encoding._texts) == 5
     for text in engine.stages.encoding._texts.values():
         layers = (*text.unet, *text.controlnet)

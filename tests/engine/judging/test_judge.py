@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from twig.engine.api.mechanisms import Avoidance
 from twig.engine.api.request import GenerationRequest, SimilarityPolicy
@@ -61,7 +60,7 @@ def test_a_colour_is_asked_for_where_the_prompt_names_one(engine):
 
 def shown(engine, final, control, prompt="a circle"):
     """What the judge finds of a grey final with these labels."""
-    grey = torch.full((3, 64, 64), 0.5)
+    grey = np.full((64, 64, 3), 128, np.uint8)
     asked = engine.judge.asked(prompt, control)
     assert isinstance(asked, Asked)
     return engine.judge._shown(grey, final, asked)

@@ -6,7 +6,7 @@ import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,9 @@ class Device:
                 self.capturing.use(reads, writes)
         bare = replaced(_bare, (args, kwargs))
         out = func(*bare[0], **bare[1])
-        result = self._handed_back(func, (args, kwargs), bare, out)
+        if self.capturing is not None:
+            self.capturing.add(func, *bare, out)
+        result = self._handed_back(known, (args, kwargs), bare, out)
         self._wait(found, args[1] if known.name == "aten::copy_" else args[0] if args else None, result)
         return result
 
@@ -160,11 +162,12 @@ class Device:
         elif Kind.DOWNLOAD in found:
             self._pending.append(Pending(self.stream, self.stream.ticks, arriving(self.memory.pin(result))))
 
-    def _handed_back(self, func: Any, given: Any, bare: Any, out: Any) -> Any:
+    def _handed_back(self, known: Operator, given: Any, bare: Any, out: Any) -> Any:
         """Wrap results; what an operator changed in place is the very tensor it was given."""
-        owners = {id(b): g for g, b in zip(leaves(given), leaves(bare), strict=True)}
+        pairs = zip(leaves(given), leaves(bare), strict=True) if known.written else ()
+        owners = {id(b): g for g, b in pairs}
         # A view is of the kind that its base is of, whatever mode it is taken in.
-        inference = given[0][0].is_inference() if operator(func).view else torch.is_inference_mode_enabled()
+        outside = known.view and not given[0][0].is_inference()
         downloaded = _named_device(given[1]) == "cpu"
 
         def wrapped(result: Any) -> Any:
@@ -172,11 +175,9 @@ class Device:
                 return owners[id(result)]
             if downloaded or not isinstance(result, torch.Tensor):
                 return result
-            with torch.inference_mode(inference):
+            with torch.inference_mode(False) if outside else nullcontext():
                 return self._new(result)
 
-        if self.capturing is not None:
-            self.capturing.add(func, *bare, out)
         return replaced(wrapped, [out])[0]
 
     def _new(self, host: torch.Tensor) -> OnDevice:

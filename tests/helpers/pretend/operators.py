@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +47,15 @@ def operator(func: Any) -> Operator:
     return Operator(schema.name, composite, view, frozenset(word for pair in changed for word in pair))
 
 
-def leaves(values: Any) -> Iterator[Any]:
-    """Each of `values`, and what lies in lists, tuples and dictionaries among them."""
+def leaves(values: Any) -> list[Any]:
+    """Each of `values`, and what lies in lists, tuples and dictionaries among them; lists of numbers left out."""
+    found = []
     for value in values.values() if isinstance(values, dict) else values:
-        if isinstance(value, list | tuple | dict):
-            yield from leaves(value)
-        else:
-            yield value
+        if not isinstance(value, list | tuple | dict):
+            found.append(value)
+        elif not _is_size(value):
+            found += leaves(value)
+    return found
 
 
 def replaced(change: Callable[[Any], Any], values: Any) -> Any:
@@ -61,5 +63,9 @@ def replaced(change: Callable[[Any], Any], values: Any) -> Any:
     if isinstance(values, dict):
         return {name: replaced(change, value) for name, value in values.items()}
     if isinstance(values, list | tuple):
-        return type(values)([replaced(change, value) for value in values])
+        return values if _is_size(values) else type(values)([replaced(change, value) for value in values])
     return change(values)
+
+
+def _is_size(values: Any) -> bool:
+    return isinstance(values, list | tuple) and bool(values) and type(values[0]) is int
