@@ -11,6 +11,7 @@ from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import Verdict
 from twig.engine.api.settings import Stage
 from twig.engine.batching.arenas import Arenas
+from twig.engine.batching.denoising import DenoisingLoop
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
 from twig.engine.judging.registry import Registry, Work
@@ -90,3 +91,21 @@ def test_a_step_takes_one_copy_and_no_wait_and_judging_waits_for_no_step_of_othe
     stats = engine.stats()
     assert stats.rows == sum(result.rows for result in results)
     assert stats.seconds["denoise"] > 0 < engine.rows_per_second
+
+
+def test_a_warm_up_keeps_free_what_the_largest_batch_that_fits_was_measured_to_need(engine, monkeypatch):
+    decoder, sizes = engine._decoder, []
+    decode = decoder.decode
+
+    def tried(latents):
+        sizes.append(len(latents))
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return decode(latents)
+
+    monkeypatch.setattr(decoder, "decode", tried)
+    monkeypatch.setattr(DenoisingLoop, "capture", lambda loop: None)
+    engine.warmup()
+    assert sizes == [8, 4, 2]
+    pictures = 2 * 3 * 64 * 64 * 4
+    assert engine.graphs.reserve > 2 * pictures
