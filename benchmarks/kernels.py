@@ -200,7 +200,8 @@ def footprint_rows(thorough: bool) -> Iterator[Row]:
     """Registers, spills, shared memory, size and tensor-core instructions of every kernel and architecture."""
     for architecture in aot.ARCHITECTURES:
         for case in aot.kernel_cases(thorough):
-            yield dict(aot.compile_case(case, architecture)._asdict())
+            if case.since <= architecture:
+                yield dict(aot.compile_case(case, architecture)._asdict())
 
 
 def main(

@@ -12,7 +12,8 @@ TRITON_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "f
 class KernelCase(NamedTuple):
     """One kernel at one shape. `arguments` are signature types; `constants` are compile-time values.
 
-    unaligned: pointers to what may begin anywhere; all others are multiples of 16 bytes.
+    unaligned: pointers to what may begin anywhere; all others are multiples of 16 bytes. since: the first compute
+    capability that has its instructions.
     """
 
     name: str
@@ -22,6 +23,7 @@ class KernelCase(NamedTuple):
     constants: dict[str, Any]
     options: dict[str, Any]
     unaligned: tuple[str, ...] = ()
+    since: int = 80
 
 
 def complete(function: Any, arguments: dict[str, str], constants: dict[str, Any]) -> dict[str, str]:

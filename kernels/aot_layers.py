@@ -12,6 +12,7 @@ from .add_bias import BLOCK, add_bias_kernel
 from .add_bias import WARPS as ADDING_WARPS
 from .add_layer_norm import add_layer_norm_kernel, layer_norm_constants, layer_norm_warps
 from .aot_case import TRITON_NAMES, KernelCase, complete
+from .fp8_rows import fp8_constants, fp8_rows_kernel, fp8_warps
 from .geglu import WARPS as GATING_WARPS
 from .geglu import geglu_constants, geglu_kernel
 from .group_norm import group_constants, group_moments_kernel, group_norm_kernel, group_tile, group_warps
@@ -25,6 +26,8 @@ def layer_cases(thorough: bool) -> Iterator[KernelCase]:
             yield from group_norm_cases(channels, 32, 4096, dtype)
         for width in (320, 640, 1280):
             yield from token_cases(width, dtype)
+        for width in (320, 5120):
+            yield from fp8_cases(width, dtype)
 
 
 def group_norm_cases(channels: int, groups: int, pixels: int, dtype: torch.dtype) -> Iterator[KernelCase]:
@@ -53,6 +56,14 @@ def token_cases(width: int, dtype: torch.dtype) -> Iterator[KernelCase]:
         "add_bias", shape, add_bias_kernel, pointers, {"CHANNELS": width, "BLOCK": BLOCK},
         ADDING_WARPS,
     )  # fmt: skip
+
+
+def fp8_cases(width: int, dtype: torch.dtype) -> Iterator[KernelCase]:
+    """Tokens in eight bits, for compute capability 8.9 and later alone."""
+    pointers = _of(dtype, "x") | {"out": "*fp8e4nv", "scales": "*fp32"}
+    shape = f"C={width} {TRITON_NAMES[dtype]}"
+    case = _case("fp8_rows", shape, fp8_rows_kernel, pointers, fp8_constants(width), fp8_warps(width))
+    yield case._replace(since=89)
 
 
 def _of(dtype: torch.dtype, *names: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ import torch
 from ._triton import AVAILABLE
 from .add_bias import add_bias_reference, check_add_bias, launch_add_bias
 from .add_layer_norm import add_layer_norm_reference, check_add_layer_norm, launch_add_layer_norm
+from .fp8_rows import check_fp8_rows, fp8_rows_reference, launch_fp8_rows
 from .geglu import check_geglu, geglu_reference, launch_geglu
 from .group_norm import check_group_norm, group_norm_reference, launch_group_norm
 
@@ -78,7 +79,19 @@ def _(x: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor) -> torch.Tens
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
+@torch.library.custom_op("twig::fp8_rows", mutates_args=())
+def _fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    check_fp8_rows(x)
+    return fp8_rows_reference(x)
+
+
+@_fp8_rows.register_fake
+def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty((len(x), 1), dtype=torch.float32)
+
+
 if AVAILABLE:
+    _fp8_rows.register_kernel("cuda")(launch_fp8_rows)
     _geglu.register_kernel("cuda")(launch_geglu)
     _add_layer_norm.register_kernel("cuda")(launch_add_layer_norm)
     _add_bias.register_kernel("cuda")(launch_add_bias)
@@ -117,3 +130,8 @@ def add_layer_norm(
 def add_bias(x: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Sum of `x` and `residual` (B, C, H, W) and `bias` (C,); the result lies channels last; `kernels.add_bias`."""
     return torch.ops.twig.add_bias(x, residual, bias)
+
+
+def fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`x` (M, K) in e4m3 and a scale (M, 1) float32 for each row; `kernels.fp8_rows`."""
+    return torch.ops.twig.fp8_rows(x)

@@ -136,12 +136,14 @@ def _convolved(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     return F.conv2d(x, convolution.weight, None, convolution.stride, convolution.padding)
 
 
-def _linear(projection: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
+def _linear(projection: nn.Module, tokens: Tensor) -> Tensor:
     """A linear layer or a 1x1 convolution on (B, N, C): one product that adds the bias itself."""
+    if not isinstance(projection, nn.Linear | nn.Conv2d):
+        return projection(tokens)
     return F.linear(tokens, projection.weight.flatten(1), projection.bias)
 
 
-def _project(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+def _project(convolution: nn.Module, x: Tensor) -> Tensor:
     return _picture(_linear(convolution, _tokens(x)), x.shape)
 
 

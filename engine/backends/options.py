@@ -14,6 +14,7 @@ from ...kernels import AVAILABLE
 from ..api.errors import BackendError
 from ..models.networks import Denoiser
 from .attention_choice import attend
+from .fp8 import CAPABILITY, quantise
 from .fused import fuse
 from .regions import Regions
 
@@ -33,6 +34,9 @@ class TorchOptions:
     On where not given on CUDA.
     fused: run their blocks on our operators, each normalisation with the additions and the activation beside it; it
     takes channels last. On where not given on CUDA with Triton, unless that order is refused.
+    fp8: compute the linear layers and 1x1 convolutions of UNet and ControlNet, `fused`, in eight bits (e4m3), on CUDA
+    from compute capability 8.9 on; on a CPU the same numbers are emulated, to see what pictures lose. The weights are
+    held once more, in eight bits.
     tune: during `Engine.warmup`, try cuDNN's algorithms for each convolution and PyTorch's kernels for each level's
     self-attention, and keep to the fastest. On where not given on CUDA, unless `deterministic`.
     tf32: whether matrix products and convolutions in float32 may round their inputs to TensorFloat-32.
@@ -46,6 +50,7 @@ class TorchOptions:
     compile: str | None = None
     channels_last: bool | None = None
     fused: bool | None = None
+    fp8: bool = False
     tune: bool | None = None
     tf32: bool | None = None
     deterministic: bool | None = None
@@ -56,13 +61,16 @@ class TorchOptions:
             raise BackendError(f"compile is {self.compile!r}; the modes are {', '.join(MODES)}")
         if self.tune and self.deterministic:
             raise BackendError("tune picks the fastest by trial, deterministic by rule: ask for one of them")
-        if self.fused and self.channels_last is False:
+        if self.fp8 and self.fused is False:
+            raise BackendError("fp8 is of fused blocks; leave fused out, or refuse fp8 too")
+        if (self.fused or self.fp8) and self.channels_last is False:
             raise BackendError("fused runs channels last; leave channels_last out, or refuse fused too")
 
     def on(self, device: torch.device) -> "TorchOptions":
         """Return these options with what is not given settled for `device`."""
         cuda = device.type == "cuda"
-        fused = self.fused if self.fused is not None else cuda and AVAILABLE and self.channels_last is not False
+        by_default = self.fp8 or (cuda and AVAILABLE and self.channels_last is not False)
+        fused = self.fused if self.fused is not None else by_default
         channels_last = self.channels_last if self.channels_last is not None else cuda or fused
         tune = self.tune if self.tune is not None else cuda and not self.deterministic
         return replace(self, channels_last=channels_last, fused=fused, tune=tune)
@@ -76,6 +84,8 @@ class TorchOptions:
         """Raise BackendError for what the process was not started for."""
         if self.deterministic and device.type == "cuda" and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
             raise BackendError("deterministic needs CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment at the start")
+        if self.fp8 and device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < CAPABILITY:
+            raise BackendError(f"fp8 needs compute capability 8.9 or later; {device} has {'.'.join(map(str, found))}")
 
     def denoiser(self, denoiser: Denoiser) -> Denoiser:
         """Return a denoiser on the same weights that runs as these options say; `denoiser` itself stays as it is."""
@@ -90,6 +100,8 @@ class TorchOptions:
         for network in networks:
             if network is not None and self.fused:
                 fuse(network)
+            if network is not None and self.fp8:
+                quantise(network)
             if network is not None and regions is not None:
                 regions.install(network)
         return made

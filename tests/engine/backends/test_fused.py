@@ -6,6 +6,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
 from tiny_models import build_controlnet, build_unet, build_xl_unet
 from twig.engine.backends import options
+from twig.engine.backends.fp8 import Fp8Linear
 from twig.engine.backends.fused import FusedResnetBlock, FusedTransformer
 from twig.engine.backends.options import TorchOptions
 from twig.engine.models.networks import Denoiser
@@ -104,3 +105,27 @@ def test_cuda_takes_it_unless_told_otherwise_and_a_cpu_only_if_told(monkeypatch)
     assert TorchOptions(channels_last=False).on(cuda).fused is False
     assert TorchOptions(fused=True).on(cpu).channels_last is True
     assert TorchOptions(fused=False).on(cuda).channels_last is True
+
+
+@torch.inference_mode()
+def test_eight_bits_are_near_and_only_where_asked(denoisers):
+    plain, _ = denoisers
+    rounded = TorchOptions(fp8=True).on(torch.device("cpu")).denoiser(plain)
+    inputs = unet_inputs(drawn(unet_spec(plain, 12), Sizes(2, 16, 16)), plain)
+    expected, found = plain.predict(inputs), rounded.predict(inputs)
+    error = (found - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    assert 1e-3 < error < 0.2, "each product rounds by about 4 %"
+    layers = [name for name, module in rounded.unet.named_modules() if isinstance(module, Fp8Linear)]
+    assert any("ff.net.2" in name for name in layers)
+    assert any("attn2.to_q" in name for name in layers)
+    assert not any("time_emb" in name or "to_k" in name for name in layers)
+    assert not any(isinstance(module, Fp8Linear) for module in plain.unet.modules())
+
+
+@torch.inference_mode()
+def test_a_token_in_eight_bits_does_not_depend_on_its_company():
+    layer = Fp8Linear(torch.nn.Linear(32, 48))
+    tokens = torch.randn(3, 5, 32) * torch.tensor([1.0, 100.0, 0.01]).view(3, 1, 1)
+    assert torch.equal(layer(tokens)[:1], layer(tokens[:1]))
+    exact = torch.nn.functional.linear(tokens, layer.weight.float() * layer.scale, layer.bias)
+    assert ((layer(tokens) - exact).norm(dim=-1) < 0.05 * exact.norm(dim=-1) + 1e-3).all()

@@ -3,6 +3,7 @@ import torch
 
 from twig.kernels.add_bias import add_bias_reference, launch_add_bias
 from twig.kernels.add_layer_norm import add_layer_norm_reference, launch_add_layer_norm
+from twig.kernels.fp8_rows import fp8_rows_reference, launch_fp8_rows
 from twig.kernels.geglu import geglu_reference, launch_geglu
 from twig.kernels.testing import TOLERANCES, assert_close
 
@@ -73,3 +74,19 @@ def test_nothing_is_nothing():
 def test_wrong_arguments_are_refused_with_the_value(launch, message):
     with pytest.raises((ValueError, TypeError), match=message):
         launch()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(9, 40), (3, 1300)])
+def test_fp8_rows(dtype, shape):
+    """Of numbers that eight bits hold: the interpreter's own rounding to them forgets to carry."""
+    numbers = (40 * normal(*shape)).clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    numbers[numbers.abs() < 2**-6] = 0
+    numbers[:, 3], numbers[1] = -448, 0
+    scale = 2.0 ** (torch.arange(shape[0]) - 4).unsqueeze(1)
+    out, scales = launch_fp8_rows((numbers * scale).to(dtype))
+    assert out.dtype == torch.float8_e4m3fn
+    assert torch.equal(out.float(), numbers)
+    expected = fp8_rows_reference((numbers * scale).to(dtype))
+    assert torch.equal(expected[0].float(), numbers)
+    assert torch.equal(scales, expected[1])
