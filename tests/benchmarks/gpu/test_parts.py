@@ -7,7 +7,7 @@ from twig.benchmarks.gpu.__main__ import main
 from twig.benchmarks.gpu.parts import PARTS, measure
 from twig.benchmarks.gpu.parts.operators import poisoned
 
-_SHORT = ("machine", "operators", "attention")
+_SHORT = ("machine", "operators", "layers", "attention")
 
 app = typer.Typer()
 app.command()(main)
