@@ -71,12 +71,18 @@ class Stepper(CostMeter):
                 job.state = state
                 begin(job)
 
+        def place() -> None:
+            for job in jobs:
+                if stages.placing.begin(job):
+                    stages.placing.place(job)
+
         return {
             "encode": lambda: stages.encoding.encode(jobs),
             "start drafts": lambda: start(State.DRAFTING, stages.starting.start_draft),
             "draft step": lambda: self.run(jobs, 1),
             "segment": lambda: stages.segmenting.segment(jobs),
-            "place and start finals": lambda: start(State.FINALISING, stages.starting.start_final),
+            "place": place,
+            "start finals": lambda: start(State.FINALISING, stages.starting.start_final),
             "final step": lambda: self.run(jobs, 1),
             "judge": lambda: stages.judging.judge(jobs),
         }

@@ -132,6 +132,12 @@ def kernels(rows: Sequence[Row]) -> Iterator[str]:
         for row in timed
         if row["kernel"] != "masked_attention" and row["jobs"] == 64
     ]  # fmt: skip
+    cells += [
+        (f"{row['kernel']} {row['side']}x{row['side']}x{row.get('channels') or row.get('width')}", row["batch"],
+         row["contender"], number(row, "p50"), _percent(number(row, "of_copy_bandwidth")))
+        for row in chosen(rows, "layer")
+        if "p50" in row
+    ]  # fmt: skip
     columns = ("kernel", "rows", "contender", "microseconds", "over plain SDPA, or of the bandwidth")
     yield from table("Kernels:", columns, cells)
 

@@ -19,6 +19,7 @@ class Part:
 PARTS: dict[str, Part] = {
     "machine": Part("versions, copy bandwidth and matmul ceilings", 40),
     "operators": Part("every kernel against its reference, then against what PyTorch offers", 110),
+    "layers": Part("every operator of the networks' blocks, likewise", 60),
     "speed": Part("steps a second, utilisation and idle share by rows, with a profile", 110),
     "pictures": Part("the engine on the device against a CPU under every policy; company", 90),
     "graphs": Part("every bucket captured, replayed against eager steps, interleaved, a thousand times, unsynced", 60),

@@ -137,7 +137,7 @@ def replays(bench: Bench, case: Case) -> Row:
 @contextmanager
 def _syncs_forbidden() -> Iterator[None]:
     """Let a wait for the device raise, where PyTorch was built for one."""
-    if not torch.backends.cuda.is_built():
+    if not (torch.backends.cuda.is_built() and torch.cuda.is_available()):
         yield
         return
     before = torch.cuda.get_sync_debug_mode()

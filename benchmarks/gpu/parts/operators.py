@@ -17,7 +17,8 @@ from ....kernels.denoise_step import denoise_step_reference
 from ....kernels.gather_rows import gather_rows_reference
 from ....kernels.masked_attention import masked_attention_reference
 from ....kernels.testing import ATTENTION_SHAPES, TOLERANCES, AttentionShape, assert_close, attention_inputs
-from ...kernels import attention_calls, attention_cost, step_rows, time_calls
+from ...device_timing import time_calls
+from ...kernels import attention_calls, attention_cost, step_rows
 from ...printing import Row
 from ..bench import Bench, named
 from .machine import copy

@@ -15,18 +15,22 @@ from ..models import random_components
 from ..stepping import engine
 
 Variant = tuple[str, TorchOptions]
+_FURTHEST = 0.1
+"""Relative root mean square error of a prediction up to which an option counts as right."""
 
 
-def variants(quick: bool = False) -> Iterator[Variant]:
-    """Each option alone, at each value that it is not left at; compiling, which takes longest, last or not at all."""
+def variants(device: torch.device, quick: bool = False) -> Iterator[Variant]:
+    """Each option alone, at each value that the device has not anyway; compiling, the longest, last or not at all."""
+    usual = TorchOptions().on(device)
     hints = get_type_hints(TorchOptions)
     fields = sorted(dataclasses.fields(TorchOptions), key=lambda field: field.name == "compile")
     for field in fields:
         # A process must be started for the one, and minutes are needed for the other.
         if field.name not in ("deterministic", *(["compile"] if quick else [])):
             for value in _values(field.name, hints[field.name]):
-                if value != field.default:
-                    yield f"{field.name}={value}", TorchOptions(**{field.name: value})
+                options = TorchOptions(**{field.name: value})
+                if options.on(device) != usual:
+                    yield f"{field.name}={value}", options
 
 
 def _values(name: str, hint: Any) -> list[Any]:
@@ -37,46 +41,72 @@ def _values(name: str, hint: Any) -> list[Any]:
     return [True, False] if bool in kinds else []
 
 
+_UNTUNED = "tune=False"
+"""The option that goes first: what trials find is kept by the process, and would be this one's too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a call predicts, and seconds that it takes."""
+
+    predicted: torch.Tensor
+    seconds: float
+
+    def beside(self, usual: "Outcome") -> Row:
+        """Speed and relative root mean square error, beside the usual options."""
+        expected = usual.predicted
+        apart = float((self.predicted - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+        speedup = usual.seconds / self.seconds
+        return {"ms": 1e3 * self.seconds, "speedup": speedup, "error": apart, "ok": apart < _FURTHEST}
+
+
 def measure(bench: Bench) -> Iterator[Row]:
-    """A row for each option, beside one of none: ControlNet and UNet with all rows controlled, as a graph."""
-    rows, baseline = bench.pick(32, 2), dict[torch.dtype, tuple[torch.Tensor, float]]()
-    found: list[Variant] = [("none", TorchOptions()), *variants(bench.quick)]
-    for name, options in found:
-        dtype = torch.float32 if name.startswith("tf32") else bench.dtype
-        if dtype not in baseline and name != "none":
-            baseline[dtype] = predicted(bench, "none", TorchOptions(), rows, dtype)
-        try:
-            outcome, seconds = predicted(bench, name, options, rows, dtype)
-        except Exception as error:
-            why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            yield {
-                "measure": "option",
-                "option": name,
-                "rows": rows,
-                "precision": named(dtype),
-                "ok": False,
-                "why": why,
-            }
-            continue
-        expected, before = baseline.setdefault(dtype, (outcome, seconds))
-        apart = float((outcome - expected).square().mean().sqrt() / expected.square().mean().sqrt())
-        yield {
-            "measure": "option", "option": name, "rows": rows, "precision": named(dtype), "ms": 1e3 * seconds,
-            "speedup": before / seconds, "error": apart, "ok": apart < 0.1,
-        }  # fmt: skip
+    """A row for each option beside the usual ones: ControlNet and UNet with all rows controlled, as a graph."""
+    found = sorted(variants(bench.device, bench.quick), key=lambda variant: variant[0] != _UNTUNED)
+    first = [variant for variant in found if variant[0] == _UNTUNED]
+    early = [(variant, outcome(bench, variant, bench.dtype)) for variant in first]
+    usual: dict[torch.dtype, Outcome] = {}
+    for variant in (("none", TorchOptions()), *found[len(first) :]):
+        dtype = torch.float32 if variant[0].startswith("tf32") else bench.dtype
+        if dtype not in usual:
+            made = outcome(bench, ("none", TorchOptions()), dtype)
+            assert isinstance(made, Outcome), made
+            usual[dtype] = made
+            yield from (row(bench, each, dtype, came, made) for each, came in early if dtype is bench.dtype)
+        came = usual[dtype] if variant[0] == "none" else outcome(bench, variant, dtype)
+        yield row(bench, variant, dtype, came, usual[dtype])
+
+
+def row(bench: Bench, variant: Variant, dtype: torch.dtype, came: Outcome | str, usual: Outcome) -> Row:
+    """The row of one option."""
+    common: Row = {"measure": "option", "option": variant[0], "rows": rows_of(bench), "precision": named(dtype)}
+    return {**common, **({"ok": False, "why": came} if isinstance(came, str) else came.beside(usual))}
+
+
+def rows_of(bench: Bench) -> int:
+    """Rows of a call."""
+    return bench.pick(32, 2)
+
+
+def outcome(bench: Bench, variant: Variant, dtype: torch.dtype) -> Outcome | str:
+    """What a call under one option gives, or why there is none."""
+    try:
+        return predicted(bench, variant[1], dtype)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    finally:
         bench.tidy()
 
 
-def predicted(
-    bench: Bench, name: str, options: TorchOptions, rows: int, dtype: torch.dtype
-) -> tuple[torch.Tensor, float]:
-    """What ControlNet and UNet predict under these options, and seconds of a call, replayed where there is a GPU."""
+def predicted(bench: Bench, options: TorchOptions, dtype: torch.dtype) -> Outcome:
+    """What ControlNet and UNet predict under these options, and how fast, replayed where there is a GPU."""
     components: Components = random_components(bench, dtype=dtype)
-    served = engine(dataclasses.replace(bench, dtype=dtype), components, rows, torch_options=options)
-    call = denoising_call(served.networks, rows)
-    with options.in_force(), torch.inference_mode():
-        for _ in range(2):
-            outcome = call()
+    served = engine(dataclasses.replace(bench, dtype=dtype), components, rows_of(bench), torch_options=options)
+    call, settled = denoising_call(served.networks, rows_of(bench)), options.on(bench.device)
+    with settled.in_force(), torch.inference_mode():
+        with settled.warming():
+            for _ in range(2):
+                made = call()
         run = as_graph(call) if bench.cuda else call
         seconds = bench.timed(run, bench.pick(10, 1), 1)["p50"]
-    return outcome.float().clone(), seconds
+    return Outcome(made.float().clone(), seconds)
