@@ -85,7 +85,20 @@ def test_the_same_command_gives_the_same_files(tiny_checkpoint, generated, tmp_p
 
 
 def test_generate_says_where_everything_is(tiny_checkpoint, tmp_path, capsys):
-    run(["generate", "a star", "a moon", "--steps", "1", "--model", str(tiny_checkpoint), "--out", str(tmp_path)])
+    run(
+        [
+            "generate",
+            "a star",
+            "a moon",
+            "--gate",
+            "--steps",
+            "1",
+            "--model",
+            str(tiny_checkpoint),
+            "--out",
+            str(tmp_path),
+        ]
+    )
     out = capsys.readouterr().out
     assert out.count("accepted") == 2, "once for each picture"
     assert out.count("gate          open: ") == 2, "a model without thresholds is avoided throughout"

@@ -62,7 +62,7 @@ def test_json_is_an_object_a_picture_and_all_else_is_on_stderr(generate, tmp_pat
 
 
 def test_what_is_no_number_is_null_in_json(generate):
-    _, out, _ = generate("a star", "--guidance", "1", "--json")
+    _, out, _ = generate("a star", "--guidance", "1", "--gate", "--json")
     (one,) = objects(out)
     assert one["gate"]["signals"]["guidance"]["value"] is None
 
