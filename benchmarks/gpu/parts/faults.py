@@ -46,13 +46,13 @@ def measure(bench: Bench) -> Iterator[Row]:
 @contextmanager
 def out_of_memory(bench: Bench, stage: Any, verb: str) -> Iterator[None]:
     """Let a stage ask for more memory than there is whenever the unlucky request is in its batch."""
-    real: Callable[[Any], object] = getattr(stage, verb)
+    real: Callable[..., object] = getattr(stage, verb)
 
-    def failing(jobs: Job | Sequence[Job]) -> object:
+    def failing(jobs: Job | Sequence[Job], *more: object) -> object:
         several = [jobs] if isinstance(jobs, Job) else jobs
         if any(job.request.seed == _UNLUCKY for job in several):
             torch.empty(2**50, dtype=torch.int8, device=bench.device)
-        return real(jobs)
+        return real(jobs, *more)
 
     setattr(stage, verb, failing)
     try:
