@@ -131,10 +131,10 @@ def break_stage(engine, stage, guilty, error):
     owner = getattr(engine.stages, owner)
     work = getattr(owner, verb)
 
-    def broken(jobs):
+    def broken(jobs, *apart):
         if any(job.request.prompt == guilty for job in jobs):
             raise error
-        return work(jobs)
+        return work(jobs, *apart)
 
     setattr(owner, verb, broken)
 
