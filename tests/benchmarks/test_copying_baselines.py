@@ -156,6 +156,7 @@ def test_prss_guides_from_a_recited_prompt_to_its_wording(bed, source, plain, mo
 def test_amg_moves_away_from_the_nearest_picture_of_the_pool(bed, source, plain, monkeypatch):
     method = learnt(amg(1.0))
     steered = engine_of(bed, method).stages.denoising
+    monkeypatch.setattr(amg_module, "WIDTH", 1e6)
     assert draw(bed, method, source).rows.tolist() == plain.rows.tolist(), "nothing comes near"
     monkeypatch.setattr(amg_module, "WIDTH", -1e6)
     near = watched(monkeypatch, steered, "push", lambda each, *_: steered.number(each))
