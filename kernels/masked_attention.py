@@ -166,5 +166,6 @@ def launch_masked_attention(
         return out, None, None
     weight = sample_mask(mask, grid)
     total = torch.stack((weight.sum(1), (1 - weight).sum(1)), 1).clamp_min(_SMALLEST_SUM)
-    inside, outside = (partial.sum(2) / total[:, None, :, None]).unbind(2)
+    # Each in memory of its own: an operator's results may share none.
+    inside, outside = (each.clone() for each in (partial.sum(2) / total[:, None, :, None]).unbind(2))
     return out, inside, outside

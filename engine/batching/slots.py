@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels import StepColumns, TokenRow, neutral_tokens
+from ...kernels import StepColumns, neutral_tokens
 from ..models.attention import latent_grids
 from ..models.networks import Denoiser, EncodedText
 from ..models.transfers import sent
@@ -76,8 +76,7 @@ class Arena:
         self.pushes = torch.zeros(num_slots, max_steps, device=device)
         self.magnitudes = torch.zeros(num_slots + 1, max_steps, device=device)
         self.pyramid = torch.zeros(num_slots, sum(h * w for h, w in grids), device=device)
-        self.tokens = torch.zeros(num_slots, len(TokenRow), num_tokens, device=device)
-        self.tokens[:, [TokenRow.C, TokenRow.G]] = 1
+        self.tokens = neutral_tokens(num_slots, num_tokens, device)
 
         def kv(inner: int) -> Tensor:
             return torch.zeros(contexts, num_tokens, 2 * inner, device=device, dtype=dtype)

@@ -1,6 +1,5 @@
 """The judge of one model: what it measures of drafts and finals, and the rule and the gate that decide on them."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -20,16 +19,13 @@ from ..avoidance.objects import coarse, counted, objects_of
 from ..avoidance.words import Named, lexicon
 from ..models.checkpoint import Components
 from ..models.pictures import eight_bits
-from ..models.transfers import constant, fetched, sent
+from ..models.transfers import constant, fetched
 from .extra import PREFIX, ExtraMetric, check_metrics, check_scores, extra_scores
 from .gate import AGREEMENT, draft_signals, first_look, gate_limits, second_look
 from .objects import colours_kept, difference, kept
+from .protected import Protected
 from .registry import Nearest, Registry, views
 from .similarity import MASK_METRICS, METRICS, direction_of, measure, rule_in_force, similarity_maps
-
-_CANDIDATES = 3
-_LEAST_OWN = 0.05  # a work that is less like itself than this is not told from others by what it scores
-_DECODED = 64  # works whose pixels stay in memory
 
 
 class Measured(NamedTuple):
@@ -79,9 +75,13 @@ class Judge:
         self.components = components
         self.extra_metrics = extra_metrics
         self.registry = registry if registry is not None and len(registry) else None
-        self._decode, self._segment = decode, segment
-        self._works: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
+        self._segment = segment
         self.directions = self._directions()
+        self._protected = (
+            Protected(self.registry, extra_metrics, self.directions, decode, self._shapes_of)
+            if self.registry is not None
+            else None
+        )
 
     def _directions(self) -> dict[str, Direction]:
         """Which way each measure points that finals get on this model."""
@@ -194,10 +194,10 @@ class Judge:
         values = measure(finals, references, masks, final_masks=final_masks)
         values |= extra_scores(self.extra_metrics, finals, references)
         seen = {} if labels is None else {"labels": labels}
-        if self.registry is None:
+        if self._protected is None:
             return Launched((seen, values), None)
-        nearest = self.registry.nearest(finals, _CANDIDATES)
-        return Launched((seen, values, self._against(nearest, finals, self.registry)), nearest)
+        against = self._protected.launch(finals)
+        return Launched((seen, values, against.values), against.nearest)
 
     def read(
         self,
@@ -222,12 +222,12 @@ class Judge:
                 found = self._shown(one, labels, wanted)
                 row |= {name: None if each is None else each[0] for name, each in found.items()}
                 said |= {name: each[1] for name, each in found.items() if each is not None}
-        if nearest is None:
+        if self._protected is None or nearest is None:
             return [Measured(row, None, said) for row, said in zip(rows, words, strict=True)]
-        against = self._closest_works(works[0], nearest, self.registry)
+        closest = self._protected.read(nearest, works[0])
         return [
-            Measured(row | dict(one.values), one.nearest, said)
-            for row, one, said in zip(rows, against, words, strict=True)
+            Measured({**row, **against}, id, said)
+            for row, (against, id), said in zip(rows, closest, words, strict=True)
         ]
 
     def compare(self, finals: Tensor, references: Tensor) -> list[Measured]:
@@ -270,7 +270,9 @@ class Judge:
 
     def maps(self, final: Tensor, reference: Tensor | None, nearest: str | None) -> dict[str, Tensor]:
         """Where a final (3, H, W) is like its reference (1, 3, H, W) and its nearest work: `Explanation.similarity`."""
-        against = {"reference": reference, "work": self.work(nearest) if nearest is not None else None}
+        against = {"reference": reference}
+        if self._protected is not None and nearest is not None:
+            against["work"] = self._protected.work(nearest, final.device)
         found: dict[str, Tensor] = {}
         for name, other in against.items():
             if other is not None:
@@ -278,54 +280,3 @@ class Judge:
                 for kind, values in similarity_maps(final[None], scaled).items():
                     found[name if kind == "raw" else f"{name}_{kind}"] = values[0]
         return found
-
-    def _against(self, nearest: Nearest, finals: Tensor, registry: Registry) -> dict[str, Tensor]:
-        """Measures (B * k,) of finals against the k works whose descriptors are nearest to each."""
-        count = nearest.positions.shape[1]
-        works = [self._work(int(position), registry) for position in nearest.positions.flatten()]
-        references, masks = (torch.cat(parts) for parts in zip(*works, strict=True))
-        pairs = F.interpolate(finals, references.shape[-2:], mode="area").repeat_interleave(count, 0)
-        return measure(pairs, references, masks) | extra_scores(self.extra_metrics, pairs, references)
-
-    def _closest_works(self, against: Mapping[str, Tensor], nearest: Nearest, registry: Registry) -> list[Measured]:
-        """The closest of each measure against works, from `_against` on the host."""
-        table = {name: value.reshape(nearest.positions.shape) for name, value in against.items()}
-        table["descriptor"] = torch.from_numpy(nearest.similarity).float()
-        shares = {} if registry.unmeasured else self._shares(table, nearest.positions, registry)
-        return [
-            Measured(
-                {PREFIX + name: self._closest(PREFIX + name, value[i]) for name, value in table.items()}
-                | {name: float(value[i].max()) for name, value in shares.items()},
-                registry.works[positions[0]].id,
-            )
-            for i, positions in enumerate(nearest.positions)
-        ]
-
-    def _shares(self, table: Mapping[str, Tensor], positions: np.ndarray, registry: Registry) -> dict[str, Tensor]:
-        """Measures (B, k) against the works at `positions` (B, k), over what an exact copy of each scores."""
-        return {
-            f"{PREFIX}{name}{SHARE}": table[name]
-            / torch.tensor([[registry.works[i].own[name] for i in row] for row in positions]).clamp_min(_LEAST_OWN)
-            for name in registry.works[0].own
-        }
-
-    def _closest(self, name: str, values: Tensor) -> float:
-        return float(values.max() if self.directions[name] == "similarity" else values.min())
-
-    def _work(self, position: int, registry: Registry) -> tuple[Tensor, Tensor]:
-        """A work's pixels (1, 3, H, W) and shape (1, H, W): as kept, else as decoded, which stays in memory."""
-        if position not in self._works:
-            weight = next(self.components.vae.parameters())
-            kept = registry.pictures.get(registry.works[position].id)
-            (found,) = sent([registry.latents[position] if kept is None else kept.float() / 255], weight.device)
-            pixels = self._decode(found[None]) if kept is None else found[None]
-            self._works[position] = pixels, self._shapes_of(pixels)
-            if len(self._works) > _DECODED:
-                self._works.popitem(last=False)
-        return self._works[position]
-
-    def work(self, id: str) -> Tensor:
-        """Pixels (1, 3, H, W) of the registered work with `id`."""
-        assert self.registry is not None
-        position = next(i for i, work in enumerate(self.registry.works) if work.id == id)
-        return self._work(position, self.registry)[0]

@@ -41,7 +41,7 @@ def assemble(ptx, architecture, folder):
         [tool, "--regAllocOptLevel=2", f"--gpu-name={target}", source, "-o", cubin], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    usage, _ = aot.inspect_cubin(cubin.read_bytes())
+    usage, *_ = aot.inspect_cubin(cubin.read_bytes())
     return usage["REG"], usage["STACK"] + usage["LOCAL"]
 
 

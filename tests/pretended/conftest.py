@@ -3,6 +3,7 @@
 import pytest
 
 from pretend import CannotPretendError, installed
+from twig.engine.batching.arenas import Arenas
 
 
 @pytest.fixture(scope="module")
@@ -13,3 +14,18 @@ def device(shared_folder):
             yield found
     except CannotPretendError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def divided_arenas(device):
+    """Arenas in which no races are looked for: streams write slots of theirs, and operators are given all of them."""
+    made = Arenas._made
+
+    def make(self, shape, where):
+        loop = made(self, shape, where)
+        device.divided(loop.arena.tensors())
+        return loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Arenas, "_made", make)
+        yield

@@ -37,6 +37,13 @@ def test_a_tensor_says_where_it_is_and_its_values_come_back():
         tensor.numpy()
 
 
+def test_conjugates_are_conjugates():
+    values = torch.randn(4, 4, dtype=torch.complex64)
+    there = values.cuda()
+    torch.testing.assert_close((there * there.conj()).cpu(), values * values.conj())
+    torch.testing.assert_close(torch.fft.irfft2(there.conj()).cpu(), torch.fft.irfft2(values.conj()))
+
+
 @pytest.mark.parametrize(
     "work",
     [

@@ -10,7 +10,6 @@ from twig.engine.api.mechanisms import Avoidance, InitialNoise, Repulsion
 from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import Verdict
 from twig.engine.api.settings import Stage
-from twig.engine.batching.arenas import Arenas
 from twig.engine.batching.denoising import DenoisingLoop
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
@@ -26,26 +25,13 @@ def components(tiny_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def engine(components, device):
+def engine(components, divided_arenas, device):
     parts = components.unet, components.controlnet, components.vae, components.text_encoder, components.segmenter.model
     for network in parts:
         nn.Module.to(network, "cuda")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Arenas, "_made", divided(Arenas._made, device))
-        works = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(1))
-        registry = Registry(components.hashes["vae"], (Work("0", "0", "", ""),), torch.eye(1, 320), works)
-        yield Engine(components, device="cuda", limits=Limits(slots=2, rows=4), registry=registry)
-
-
-def divided(made, device):
-    """Arenas whose slots different streams write at a time."""
-
-    def make(self, shape, where):
-        loop = made(self, shape, where)
-        device.divided(loop.arena.tensors())
-        return loop
-
-    return make
+    works = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(1))
+    registry = Registry(components.hashes["vae"], (Work("0", "0", "", ""),), torch.eye(1, 320), works)
+    return Engine(components, device="cuda", limits=Limits(slots=2, rows=4), registry=registry)
 
 
 def request(draft, **changes):

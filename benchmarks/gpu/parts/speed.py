@@ -25,8 +25,8 @@ STAGES: dict[str, Controlled | None] = {
 _PROFILED = 32
 
 _CLASSES = {
-    "convolution": r"conv|fprop|implicit|winograd|xmma.*nhwc",
     "attention": r"flash|fmha|attention|sdpa|cudnn.*attn",
+    "convolution": r"conv|fprop|implicit|winograd|xmma.*nhwc",
     "masked attention": r"masked_attention",
     "matrix product": r"gemm|nvjet|cublas|cutlass|matmul|splitk",
     "norm": r"norm|RowwiseMoments|rowwise",
@@ -113,7 +113,7 @@ def profile_rows(bench: Bench, served: Engine) -> Iterator[Row]:
         bench.synchronize()
     total = {e.key: e.self_device_time_total if bench.cuda else e.self_cpu_time_total for e in profiled.key_averages()}
     counts = {event.key: event.count for event in profiled.key_averages()}
-    operators = {name: us for name, us in total.items() if us and "::" in name}
+    operators = {name: us for name, us in total.items() if us and name.startswith(("aten::", "twig::"))}
     for name, us in sorted(operators.items(), key=lambda pair: -pair[1])[:20]:
         yield {
             "measure": "operator", "rows": rows, "operator": name, "calls": counts[name] / steps,

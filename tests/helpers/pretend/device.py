@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .graphs import Graph
 from .memory import Block, Memory, use
-from .operators import Operator, leaves, operator, replaced
+from .operators import EAGER, Operator, leaves, operator, replaced
 from .rules import WAITING, CaptureError, Kind, traffic
 from .streams import Clock, Event, Pending, Stream, arriving, merge, unchanged
 from .tensors import OnDevice
@@ -111,6 +111,7 @@ class Device:
         """Run an operator, wherever its tensors lie."""
         if not any(map(_concerns, leaves((args, kwargs)))):
             return self._on_host(func, args, kwargs)
+        func = EAGER.get(func, func)
         if operator(func).composite:
             with self.mode:
                 return func.decompose(*args, **kwargs)
@@ -236,14 +237,14 @@ class Device:
 
 def _concerns(leaf: Any) -> bool:
     """Whether an operator with this argument is the device's."""
-    return isinstance(leaf, OnDevice) or (isinstance(leaf, torch.device) and leaf.type == "cuda")
+    kind = type(leaf)
+    return kind is OnDevice or (kind is torch.device and leaf.type == "cuda")
 
 
 def _bare(leaf: Any) -> Any:
     """What an operator of the CPU takes in the place of what one of the device was given."""
-    if isinstance(leaf, OnDevice):
-        return leaf.host
-    return _CPU if isinstance(leaf, torch.device) else leaf
+    kind = type(leaf)
+    return leaf.host if kind is OnDevice else _CPU if kind is torch.device else leaf
 
 
 def _blocks(known: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Block], list[Block]]:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 _WHOLE = frozenset({"aten::scaled_dot_product_attention"})
 """Composite operators that are one kernel on a device."""
 
 _FREE = frozenset({"aten::detach", "aten::alias", "aten::lift_fresh", "aten::empty", "aten::empty_strided"})
 """Operators that launch nothing."""
+
+
+EAGER = {
+    torch.ops.aten._conj.default: torch.ops.aten._conj_physical.default,
+    torch.ops.aten._neg_view.default: torch.ops.aten.neg.default,
+}
+"""What is done at once in the place of what only leaves a mark on its result, which a wrapper would not have."""
 
 
 @dataclass(frozen=True)
@@ -47,25 +56,27 @@ def operator(func: Any) -> Operator:
     return Operator(schema.name, composite, view, frozenset(word for pair in changed for word in pair))
 
 
-def leaves(values: Any) -> list[Any]:
+def leaves(values: Iterable[Any]) -> list[Any]:
     """Each of `values`, and what lies in lists, tuples and dictionaries among them; lists of numbers left out."""
     found = []
-    for value in values.values() if isinstance(values, dict) else values:
-        if not isinstance(value, list | tuple | dict):
+    for value in values:
+        kind = type(value)
+        if kind is dict:
+            found += leaves(value.values()) if value else ()
+        elif kind is not list and kind is not tuple:
             found.append(value)
-        elif not _is_size(value):
+        elif value and type(value[0]) is not int:
             found += leaves(value)
     return found
 
 
-def replaced(change: Callable[[Any], Any], values: Any) -> Any:
-    """`values` with each leaf changed."""
-    if isinstance(values, dict):
-        return {name: replaced(change, value) for name, value in values.items()}
-    if isinstance(values, list | tuple):
-        return values if _is_size(values) else type(values)([replaced(change, value) for value in values])
-    return change(values)
-
-
-def _is_size(values: Any) -> bool:
-    return isinstance(values, list | tuple) and bool(values) and type(values[0]) is int
+def replaced(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same with each leaf of `value` changed."""
+    kind = type(value)
+    if kind is dict:
+        return {name: replaced(change, each) for name, each in value.items()} if value else value
+    if kind is not list and kind is not tuple:
+        return change(value)
+    if not value or type(value[0]) is int:
+        return value
+    return kind([replaced(change, each) for each in value])
