@@ -27,7 +27,7 @@ from .checks import FLOATS, check_dtype, check_shape
 from .conditioning import ScalarColumn, TokenRow, sample_mask
 from .masked_attention_long import masked_attention_long_kernel
 from .masked_attention_tile import masked_attention_kernel
-from .tiles import AttentionTile, attention_constants, attention_tile
+from .tiles import AttentionTile, attention_constants, attention_options, attention_tile
 
 _SMALLEST_SUM = 1e-6
 
@@ -159,7 +159,7 @@ def launch_masked_attention(
             **attention_constants(head_dim, length, tile),
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
             UPCAST=INTERPRETED and q.dtype == torch.bfloat16,
-            WITH_MASS=with_mass, num_warps=tile.warps, num_stages=1,
+            WITH_MASS=with_mass, **attention_options(head_dim, tile),
         )  # fmt: skip
     if not with_mass:
         return out, None, None

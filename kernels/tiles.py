@@ -71,3 +71,11 @@ def attention_tile(head_dim: int, length: int, dtype: torch.dtype) -> AttentionT
     if looped:
         return AttentionTile(64, 8, 32 if head_dim <= 80 else 16, True)
     return AttentionTile(64, 4, 32, False)
+
+
+def attention_options(head_dim: int, tile: AttentionTile) -> dict[str, int]:
+    """What the compiler is told of one shape: one definition for the launcher and the ahead-of-time build."""
+    options = {"num_warps": tile.warps, "num_stages": 1}
+    if tile.looped and head_dim > 128:
+        options["maxnreg"] = 255  # else ptxas would rather spill a word than have one block fewer resident
+    return options
