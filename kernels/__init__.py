@@ -1,5 +1,5 @@
 """Triton kernels with their plain PyTorch references: masked cross-attention, the denoising step, the gather that feeds
-the UNet, and counter-based noise.
+the UNet, counter-based noise, and what the networks' blocks run besides products.
 
 Everything here runs on any device: CUDA tensors take the Triton kernels, all others the references. A machine
 without Triton imports this package and computes by the references alone.

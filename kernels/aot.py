@@ -26,7 +26,7 @@ from .masked_attention_contiguous import contiguous_attention_kernel, contiguous
 from .masked_attention_long import masked_attention_long_kernel
 from .masked_attention_tile import masked_attention_kernel
 from .ptx import renamed, with_declared_parameters
-from .tiles import attention_constants, attention_tile
+from .tiles import attention_constants, attention_options, attention_tile
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 SHARED_MEMORY_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -67,7 +67,7 @@ class Footprint(NamedTuple):
 
 def attention_case(head_dim: int, length: int, dtype: torch.dtype, with_mass: bool) -> KernelCase:
     """Masked attention as the launcher would build it."""
-    tile = attention_tile(head_dim, length, dtype)
+    tile = attention_tile(head_dim, length, dtype, with_mass)
     element = f"*{TRITON_NAMES[dtype]}"
     pointers = dict.fromkeys(("q", "k", "v", "out"), element)
     pointers |= dict.fromkeys(("mask", "tokens", "scalars", "mass"), "*fp32")
@@ -78,7 +78,7 @@ def attention_case(head_dim: int, length: int, dtype: torch.dtype, with_mass: bo
     shape = f"d={head_dim} T={length} {TRITON_NAMES[dtype]}{' mass' if with_mass else ''}"
     function = masked_attention_long_kernel if tile.looped else masked_attention_kernel
     arguments = complete(function, pointers | {"scale": "fp32"}, constants)
-    options = {"num_warps": tile.warps, "num_stages": 1}
+    options = attention_options(head_dim, tile)
     return KernelCase("masked_attention", shape, function, arguments, constants, options)
 
 
@@ -93,7 +93,7 @@ def contiguous_attention_case(heads: int, head_dim: int, length: int, dtype: tor
     }  # fmt: skip
     shape = f"heads={heads} d={head_dim} T={length} {TRITON_NAMES[dtype]}"
     function = contiguous_attention_long_kernel if tile.looped else contiguous_attention_kernel
-    options = {"num_warps": tile.warps, "num_stages": 1}
+    options = attention_options(head_dim, tile)
     if dtype == torch.float32 and tile.looped:
         options["maxnreg"] = 255  # else ptxas would rather spill a word than have one block fewer resident
     # A host may hand out a slice of a larger tensor; these three are read value by value, so alignment gains nothing.

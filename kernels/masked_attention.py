@@ -27,7 +27,7 @@ from .checks import FLOATS, check_dtype, check_shape
 from .conditioning import ScalarColumn, TokenRow, sample_mask
 from .masked_attention_long import masked_attention_long_kernel
 from .masked_attention_tile import masked_attention_kernel
-from .tiles import AttentionTile, attention_constants, attention_tile
+from .tiles import AttentionTile, attention_constants, attention_options, attention_tile
 
 _SMALLEST_SUM = 1e-6
 
@@ -144,7 +144,7 @@ def launch_masked_attention(
     _check_layout(q, k, v, heads)
     batch, pixels, channels = q.shape
     length, head_dim = k.shape[1], channels // heads
-    tile = tile or attention_tile(head_dim, length, q.dtype)
+    tile = tile or attention_tile(head_dim, length, q.dtype, with_mass)
     tiles = triton.cdiv(pixels, tile.block)
     out = torch.empty((batch, pixels, channels), dtype=q.dtype, device=q.device)
     partial = torch.empty((batch, heads, tiles, 2, length) if with_mass else (1,), device=q.device)
@@ -160,7 +160,7 @@ def launch_masked_attention(
                 **attention_constants(head_dim, length, tile),
                 PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
                 UPCAST=INTERPRETED and q.dtype == torch.bfloat16,
-                WITH_MASS=with_mass, num_warps=tile.warps, num_stages=1,
+                WITH_MASS=with_mass, **attention_options(head_dim, tile),
             )  # fmt: skip
     if not with_mass:
         return out, None, None

@@ -49,12 +49,26 @@ def attention_constants(head_dim: int, length: int, tile: AttentionTile) -> dict
     return sizes | {"T_MAIN": t_main, "T_TAIL": t_tail, "D_CHUNK": tile.step, "D_CHUNKS": chunks}
 
 
-def attention_tile(head_dim: int, length: int, dtype: torch.dtype) -> AttentionTile:
-    """Tile for one shape: 64 pixels, a whole warp group's product, or 16 where fp32 has no tensor core."""
+def attention_tile(head_dim: int, length: int, dtype: torch.dtype, with_mass: bool = False) -> AttentionTile:
+    """Tile for one shape: 64 pixels, a warp group's product, or 16 where fp32 has no tensor core.
+
+    Of those that spill nowhere the fastest on an H100 (`benchmarks/results/attention_tiles.jsonl`).
+    """
     looped = length > LONGEST_TILE
     if dtype == torch.float32:
         # Wide heads leave no registers for a whole row of tokens.
         return AttentionTile(16, 8, 16, True) if looped or head_dim > 128 else AttentionTile(16, 8, 32, False)
-    if looped:
-        return AttentionTile(64, 8, 32, True) if head_dim <= 80 else AttentionTile(64, 4, 16, True)
-    return AttentionTile(64, 4, 32, False)
+    if not looped:
+        return AttentionTile(64, 4, 64 if head_dim <= 160 else 32, False)
+    if head_dim > 80:
+        return AttentionTile(64, 4, 16, True)
+    # Sums of masses leave four warps no registers.
+    return AttentionTile(64, 8 if with_mass else 4, 32, True)
+
+
+def attention_options(head_dim: int, tile: AttentionTile) -> dict[str, int]:
+    """What the compiler is told of one shape: one definition for the launcher and the ahead-of-time build."""
+    options = {"num_warps": tile.warps, "num_stages": 1}
+    if tile.looped and head_dim > 128:
+        options["maxnreg"] = 255  # else ptxas would rather spill a word than have one block fewer resident
+    return options

@@ -6,8 +6,9 @@ that company changes no kernel; whoever measures first does so on the largest ba
 """
 
 import statistics
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import torch
@@ -56,11 +57,11 @@ class AttentionChoice:
 
     def _measure(self, level: Level, query: Tensor, key: Tensor, value: Tensor) -> None:
         times: dict[SDPBackend, float] = {}
-        for backend in CANDIDATES:
-            try:
-                times[backend] = self._milliseconds(partial(_attend, backend, query, key, value))
-            except RuntimeError:  # PyTorch's word for a kernel that does not take this device, dtype or shape
-                continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they say at length why a kernel does not run here
+            for backend in CANDIDATES:
+                with suppress(RuntimeError):  # PyTorch's word for it
+                    times[backend] = self._milliseconds(partial(_attend, backend, query, key, value))
         if times:
             self.fastest[level] = min(times, key=lambda backend: times[backend])
 

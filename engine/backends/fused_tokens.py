@@ -67,7 +67,7 @@ class PackedAttention:
 
     def __init__(self, attn: Attention) -> None:
         layers = attn.to_q, attn.to_k, attn.to_v
-        weight = torch.cat([layer.weight.detach() for layer in layers])
+        weight = _beside([layer.weight.detach() for layer in layers])
         for layer, part in zip(layers, weight.chunk(3), strict=True):
             layer.weight.data = part
         self.project: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
@@ -86,6 +86,15 @@ class PackedAttention:
         packed = self.project(hidden_states).unflatten(-1, (3, attn.heads, -1))
         query, key, value = (packed[:, :, i].transpose(1, 2) for i in range(3))
         return attn.to_out[0](attend(query, key, value).transpose(1, 2).flatten(2))
+
+
+def _beside(parts: list[Tensor]) -> Tensor:
+    """Matrices of one size under each other in memory, as another engine on the same weights may have left them."""
+    first = parts[0]
+    places = [(part.untyped_storage().data_ptr(), part.storage_offset()) for part in parts]
+    if places == [(places[0][0], i * first.numel()) for i in range(len(parts))]:
+        return first.as_strided((len(parts) * len(first), first.shape[1]), first.stride())
+    return torch.cat(parts)
 
 
 def _plain_block(block: BasicTransformerBlock) -> bool:

@@ -82,6 +82,18 @@ def test_the_original_and_its_names_are_unharmed(denoisers):
         assert isinstance(other, UNet2DConditionModel | ControlNetModel)
 
 
+def test_a_second_engine_finds_the_projections_beside_each_other(denoisers):
+    plain, fused = denoisers
+    packed = [network.processor.project.weight.data_ptr() for network in self_attention(fused)]
+    assert packed == [layer.to_q.weight.data_ptr() for layer in self_attention(plain)]
+    again = FUSED.denoiser(plain)
+    assert packed == [network.processor.project.weight.data_ptr() for network in self_attention(again)]
+
+
+def self_attention(denoiser):
+    return [module for name, module in denoiser.unet.named_modules() if name.endswith("attn1")]
+
+
 @torch.inference_mode()
 def test_an_autoencoder_decodes_and_encodes_the_same():
     torch.manual_seed(0)

@@ -154,6 +154,7 @@ def test_the_mass_uses_the_raw_mask_when_the_sample_is_off():
     inputs["mask"][:, 2:] = 0
     compare(inputs)
     _, inside, outside = launch_masked_attention(**inputs, with_mass=True)
+    assert inside.untyped_storage().data_ptr() != outside.untyped_storage().data_ptr(), "results may share no memory"
     assert_close(inside.sum(-1), torch.ones(1, 2), 1e-5)
     assert not torch.allclose(inside, outside)
 
