@@ -6,7 +6,7 @@ import torch
 
 from .rows import percentiles
 
-Call = Callable[[], torch.Tensor]
+Call = Callable[[], object]
 
 
 def time_calls(calls: dict[str, Call], rounds: int = 60, warm: int = 10) -> dict[str, dict[str, float]]:

@@ -59,7 +59,7 @@ def attention_tile(head_dim: int, length: int, dtype: torch.dtype, with_mass: bo
         # Wide heads leave no registers for a whole row of tokens.
         return AttentionTile(16, 8, 16, True) if looped or head_dim > 128 else AttentionTile(16, 8, 32, False)
     if not looped:
-        return AttentionTile(64, 4, 64 if head_dim <= 160 else 32, False)
+        return AttentionTile(64, 4, 64 if head_dim <= 128 else 32, False)
     if head_dim > 80:
         return AttentionTile(64, 4, 16, True)
     # Sums of masses leave four warps no registers.
