@@ -29,18 +29,18 @@ def test_activations_and_shifts(dtype, shifted, silu):
 
 @pytest.mark.parametrize(("channels", "groups"), [(320, 32), (640, 32), (960, 32), (1920, 32), (28, 4), (1280, 4)])
 def test_widths_of_groups(channels, groups):
-    compare(group_norm_inputs(1, channels, groups, (5, 6)))
+    compare(group_norm_inputs(1, channels, groups, (3, 6)))
 
 
-@pytest.mark.parametrize("side", [1, 8, 31])
+@pytest.mark.parametrize("side", [1, 8, 23])
 def test_any_number_of_chunks(side):
     compare(group_norm_inputs(1, 32, 8, (side, side)))
 
 
 @LIGHT
 @given(
-    batch=st.integers(1, 3), groups=st.integers(1, 9), width=st.integers(1, 9),
-    grid=st.tuples(st.integers(1, 13), st.integers(1, 13)), seed=st.integers(0, 99),
+    batch=st.integers(1, 2), groups=st.integers(1, 9), width=st.integers(1, 9),
+    grid=st.tuples(st.integers(1, 7), st.integers(1, 7)), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_any_shape(batch, groups, width, grid, seed):
     if width * grid[0] * grid[1] > 1:
