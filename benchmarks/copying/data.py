@@ -86,7 +86,7 @@ def sources() -> list[Source]:
 def _series(first: int, counts: Sequence[int], num_templates: int, triggers: Sequence[str], seed: int) -> list[Source]:
     """Four sources of each count, then templates, with indices from `first`."""
     rng = np.random.default_rng(seed)
-    found = []
+    found: list[Source] = []
     for four, duplicates in enumerate(counts):
         for place in range(4):
             with_trigger = place >= 2
