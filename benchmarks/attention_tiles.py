@@ -30,8 +30,12 @@ SHAPES = (*ATTENTION_SHAPES, AttentionShape("sd15-512", 40, 8, 64, 231))
 
 def held(inputs: dict[str, Any], tile: AttentionTile) -> None:
     """Raise AssertionError for a tile that computes something else."""
-    two: dict[str, Any] = {name: value[:2] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-    exact: dict[str, Any] = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in two.items()}
+    two: dict[str, Any] = {
+        name: value[:2] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
+    }
+    exact: dict[str, Any] = {
+        name: value.double() if isinstance(value, torch.Tensor) else value for name, value in two.items()
+    }
     actual = launch_masked_attention(**two, tile=tile)[0]
     assert_close(actual, masked_attention_reference(**exact)[0], TOLERANCES[torch.float16], str(tuple(tile)))
 

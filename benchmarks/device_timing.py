@@ -9,7 +9,9 @@ from .rows import percentiles
 Call = Callable[[], torch.Tensor]
 
 
-def time_calls(calls: Mapping[str, Callable[[], object]], rounds: int = 60, warm: int = 10) -> dict[str, dict[str, float]]:
+def time_calls(
+    calls: Mapping[str, Callable[[], object]], rounds: int = 60, warm: int = 10
+) -> dict[str, dict[str, float]]:
     """Microseconds of each call by CUDA events, the cache cleared before each, contenders in turn."""
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     times: dict[str, list[float]] = {name: [] for name in calls}
