@@ -2,6 +2,8 @@ import sys
 
 import pytest
 
+pytest.importorskip("onnx", reason="onnx is not installed")
+
 from twig.benchmarks import backends, contenders
 from twig.benchmarks.backends import BASELINE, REFERENCE, Plan
 

@@ -22,9 +22,6 @@ from twig.engine.engine import Engine
 from twig.engine.models.checkpoint import load
 from twig.engine.models.networks import Denoiser
 from twig.engine.models.tensors import Network, Sizes, control_inputs, flatten, unet_inputs
-from twig.export.build import ArtifactBuilder
-from twig.export.graph import example_inputs
-from twig.export.store import ArtifactStore
 
 OFF = Avoidance.off()
 FRAMING = Framing(original=(512, 384), crop=(16, 0), target=(128, 96))
@@ -177,11 +174,19 @@ def test_text_is_kept_as_long_as_there_is_room(components, monkeypatch):
 # --- backends ---
 
 
+def exporting(module):
+    """A module of the export room, where what it needs is installed."""
+    return pytest.importorskip(f"twig.export.{module}", exc_type=ImportError, reason="onnx is not installed")
+
+
 def test_exported_text_encoders_draw_the_same_pictures(components, engine, tmp_path):
     """The other networks are held against PyTorch, narrower, in the tests of exported architectures."""
+    for name in ("onnxruntime", "openvino"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    build = exporting("build")
     backend = {"text_encoder": "onnxruntime", "text_encoder_2": "openvino"}
     batch = [request(steps=2), request("a blue house", framing=FRAMING, steps=2)]
-    compiled = Engine(components, backend=backend, artifacts=ArtifactBuilder(ArtifactStore(tmp_path)))
+    compiled = Engine(components, backend=backend, artifacts=build.ArtifactBuilder(build.ArtifactStore(tmp_path)))
     for found, wanted in zip(compiled.generate(batch), engine.generate(batch), strict=True):
         assert found.verdict is Verdict.ACCEPTED, found.error
         assert differ(found.draft, wanted.draft) <= 1
@@ -193,7 +198,7 @@ def test_exported_text_encoders_draw_the_same_pictures(components, engine, tmp_p
 def test_calls_are_laid_flat_in_the_tables_order(components, engine, network):
     denoiser = engine.networks.denoiser
     spec = engine.networks.specs[network]
-    tensors = example_inputs(spec, Sizes(2, 16, 16), torch.float32)
+    tensors = exporting("graph").example_inputs(spec, Sizes(2, 16, 16), torch.float32)
     read = unet_inputs(tensors, denoiser) if network is Network.UNET else control_inputs(tensors, denoiser)
     assert [tensor.shape[1] for tensor in read.added] == [24, 48]
     assert all(a is b for a, b in zip(flatten(read), tensors, strict=True))
@@ -203,6 +208,7 @@ def test_calls_are_laid_flat_in_the_tables_order(components, engine, network):
 
 
 def test_compiled_autoencoders_stay_in_fp32_too(components):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     denoiser = Denoiser(components.unet, components.controlnet)
     settings = BackendSettings("onnxruntime", "fp16")
     networks = Networks(components, denoiser, settings, buckets=(1,), device=torch.device("cpu"), dtype=torch.float32)

@@ -19,6 +19,10 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
+pytest.importorskip("onnx", reason="onnx is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("openvino", reason="openvino is not installed")
+
 from twig.engine.api.errors import BackendError
 from twig.engine.backends.onnxruntime import OnnxRuntimeNetwork
 from twig.engine.backends.openvino import OpenVinoNetwork, process_core

@@ -1,10 +1,14 @@
 """Exported graphs against PyTorch: every network, any number of rows, more than one resolution."""
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
+
+pytest.importorskip("onnx", reason="onnx is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+import onnx
+import onnxruntime
 
 from twig.engine.backends.onnxruntime import OnnxRuntimeNetwork
 from twig.engine.backends.protocol import Precision, Wanted

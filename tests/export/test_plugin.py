@@ -15,6 +15,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+pytest.importorskip("triton", reason="the plugin's kernel is compiled by triton")
+pytest.importorskip("tensorrt_rtx", reason="builds plans without a GPU")
+pytest.importorskip("onnx", reason="onnx is not installed")
+
+import tensorrt_rtx as rtx
+
 from twig.engine.api.errors import BackendError
 from twig.engine.backends.protocol import Precision, Wanted
 from twig.engine.models.tensors import Network, Sizes
@@ -27,9 +33,6 @@ from twig.export.tensorrt import PlanOptions
 from twig.kernels.ptx import parameters
 from twig.kernels.testing import attention_inputs
 
-pytest.importorskip("triton", reason="the plugin's kernel is compiled by triton")
-
-rtx = pytest.importorskip("tensorrt_rtx", reason="builds plans without a GPU")
 operator = importlib.import_module("twig.kernels.masked_attention")
 
 PROFILE = (Sizes(1, 16, 16), Sizes(4, 16, 16), Sizes(8, 32, 32))

@@ -6,6 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+pytest.importorskip("tensorrt_rtx", reason="builds plans without a GPU")
+pytest.importorskip("onnx", reason="onnx is not installed")
+
+import tensorrt_rtx as trt
+
 from twig.engine.api.errors import BackendError
 from twig.engine.backends import tensorrt_api
 from twig.engine.backends.protocol import Precision, Wanted
@@ -14,8 +19,6 @@ from twig.export.build import ArtifactBuilder
 from twig.export.form import AttentionForm
 from twig.export.graph import export_onnx
 from twig.export.tensorrt import PlanOptions, Profile, _configure, build_plan
-
-trt = pytest.importorskip("tensorrt_rtx", reason="builds plans without a GPU")
 
 AMPERE = PlanOptions(compute_capabilities=(86,))
 PROFILE = (Sizes(1, 16, 16), Sizes(4, 16, 16), Sizes(8, 32, 32))

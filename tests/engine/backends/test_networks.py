@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 
+pytest.importorskip("onnx", reason="onnx is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("openvino", reason="openvino is not installed")
+
 from twig.engine.api.errors import BackendError, InvalidRequestError
 from twig.engine.api.request import GenerationRequest
 from twig.engine.api.result import Verdict

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("openvino", reason="openvino is not installed")
+
 from twig.engine.backends.openvino import OpenVinoNetwork
 from twig.engine.backends.protocol import Backend, Precision
 from twig.engine.models.tensors import Network

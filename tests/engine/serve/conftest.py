@@ -4,6 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+pytest.importorskip("httpx2", reason="servers and their clients need httpx2")
+pytest.importorskip("openai", reason="servers and their clients need openai")
+pytest.importorskip("fastapi", reason="servers and their clients need fastapi")
+
 from servers import Running, running
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
