@@ -49,7 +49,9 @@ def launch_add_bias(x: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if out.numel():
         grid = (triton.cdiv(out.numel(), BLOCK),)
-        add_bias_kernel[grid](x, residual, bias, out, out.numel(), CHANNELS=x.shape[1], BLOCK=BLOCK, num_warps=WARPS)
+        constants = {"CHANNELS": x.shape[1], "BLOCK": BLOCK}
+        with torch.cuda.device_of(x):
+            add_bias_kernel[grid](x, residual, bias, out, out.numel(), **constants, num_warps=WARPS)
     return out
 
 

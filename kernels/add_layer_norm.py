@@ -84,9 +84,10 @@ def launch_add_layer_norm(
         return total, out
     width = x.shape[-1]
     rows, constants = x.numel() // width, layer_norm_constants(width)
-    add_layer_norm_kernel[(triton.cdiv(rows, constants["ROWS"]),)](
-        x, residual, weight, bias, total, out, rows, eps, **constants, num_warps=layer_norm_warps(width)
-    )
+    with torch.cuda.device_of(x):
+        add_layer_norm_kernel[(triton.cdiv(rows, constants["ROWS"]),)](
+            x, residual, weight, bias, total, out, rows, eps, **constants, num_warps=layer_norm_warps(width)
+        )
     return total, out
 
 

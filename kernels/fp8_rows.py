@@ -65,7 +65,8 @@ def launch_fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if rows:
         constants = fp8_constants(width)
         grid = (triton.cdiv(rows, constants["ROWS"]),)
-        fp8_rows_kernel[grid](x, out, scales, rows, **constants, num_warps=fp8_warps(width))
+        with torch.cuda.device_of(x):
+            fp8_rows_kernel[grid](x, out, scales, rows, **constants, num_warps=fp8_warps(width))
     return out, scales
 
 

@@ -58,7 +58,8 @@ def launch_geglu(x: torch.Tensor) -> torch.Tensor:
         return out
     rows, constants = out.numel() // width, geglu_constants(width)
     grid = triton.cdiv(rows, constants["ROWS"]), triton.cdiv(width, constants["COLUMNS"])
-    geglu_kernel[grid](x, out, rows, **constants, num_warps=WARPS)
+    with torch.cuda.device_of(x):
+        geglu_kernel[grid](x, out, rows, **constants, num_warps=WARPS)
     return out
 
 

@@ -248,13 +248,14 @@ def launch_group_norm(
     moments = torch.empty((batch, parts, 2, groups), dtype=torch.float32, device=x.device)
     strides = shifts.stride()[:2]
     constants = group_constants(channels, groups, tile) | {"SHIFTED": shift is not None}
-    group_moments_kernel[grid](
-        x, shifts, moments, pixels, tile.chunk, *strides, **constants, num_warps=group_warps(tile)
-    )
-    group_norm_kernel[grid](
-        x, weight, bias, shifts, moments, out, pixels, tile.chunk, *strides, eps, **constants,
-        PARTS=triton.next_power_of_2(parts), SILU=silu, num_warps=group_warps(tile),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        group_moments_kernel[grid](
+            x, shifts, moments, pixels, tile.chunk, *strides, **constants, num_warps=group_warps(tile)
+        )
+        group_norm_kernel[grid](
+            x, weight, bias, shifts, moments, out, pixels, tile.chunk, *strides, eps, **constants,
+            PARTS=triton.next_power_of_2(parts), SILU=silu, num_warps=group_warps(tile),
+        )  # fmt: skip
     return out
 
 
