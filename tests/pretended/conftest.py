@@ -2,18 +2,25 @@
 
 import pytest
 
-from pretend import CannotPretendError, installed
+from pretend import CannotPretendError, installed, load_guard
 from twig.engine.batching.arenas import Arenas
 
 
-@pytest.fixture(scope="module")
-def device(shared_folder):
-    """The device; what needs it is skipped where it cannot be pretended."""
+@pytest.fixture(scope="session")
+def guard(shared_folder):
+    """What a device needs of its kind; what needs it is skipped where none can be pretended."""
     try:
-        with installed(shared_folder) as found:
-            yield found
+        load_guard(shared_folder)
     except CannotPretendError as error:
         pytest.skip(str(error))
+    return shared_folder
+
+
+@pytest.fixture(scope="module")
+def device(guard):
+    """The device."""
+    with installed(guard) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ What it cannot show: how fast anything is, what a kernel of Triton computes, and
 """
 
 from .device import Counts, Device
-from .install import CannotPretendError, installed
+from .install import CannotPretendError, installed, load_guard
 from .rules import CaptureError, DeviceMixError, Kind, RaceError
 from .tensors import OnDevice
 
@@ -29,4 +29,5 @@ __all__ = [
     "OnDevice",
     "RaceError",
     "installed",
+    "load_guard",
 ]

@@ -29,7 +29,7 @@ class CannotPretendError(Exception):
 @contextlib.contextmanager
 def installed(folder: Path) -> Iterator[Device]:
     """Pretend a device; what has to be compiled for it is kept in `folder`. Raises CannotPretendError."""
-    _load_guard(folder)
+    load_guard(folder)
     device = Device()
     OnDevice.dispatch = device.run
     overwritten = torch.__future__.get_overwrite_module_params_on_conversion()
@@ -40,14 +40,15 @@ def installed(folder: Path) -> Iterator[Device]:
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwritten)
         torch._C._set_only_lift_cpu_tensors(True)
         stack.callback(torch._C._set_only_lift_cpu_tensors, False)
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # its operators have no kernel for a CPU
         with device.mode:
             yield device
 
 
-def _load_guard(folder: Path) -> None:
-    """Compile and load what lets PyTorch's own code switch to a device that is not there."""
-    if torch.version.cuda is not None or torch.version.hip is not None:
-        raise CannotPretendError("this PyTorch is built for GPUs of its own")
+def load_guard(folder: Path) -> None:
+    """Compile and load what lets PyTorch's own code switch to a device that is not there. Raises CannotPretendError."""
+    if torch.cuda.is_available() or torch.version.hip is not None:
+        raise CannotPretendError("this PyTorch has a GPU of its own, or is built for another kind")
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise CannotPretendError("there is no C++ compiler (Debian: apt-get install g++)")
