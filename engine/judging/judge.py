@@ -60,7 +60,9 @@ class Judge:
     """Measures pictures against their references and the registered works, and holds them to their requests' rules.
 
     decode: latents (B, C, h, w) -> pixels (B, 3, H, W) in [0, 1]. segment: pixels -> labels (B, H, W), None without a
-    segmenter. Raises InvalidRequestError for a metric of the user's that cannot be told from others by its name.
+    segmenter. protected: what holds finals against registered works, None without any.
+
+    Raises InvalidRequestError for a metric of the user's that cannot be told from others by its name.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Judge:
         self.registry = registry if registry is not None and len(registry) else None
         self._segment = segment
         self.directions = self._directions()
-        self._protected = (
+        self.protected = (
             Protected(self.registry, extra_metrics, self.directions, decode, self._shapes_of)
             if self.registry is not None
             else None
@@ -194,9 +196,9 @@ class Judge:
         values = measure(finals, references, masks, final_masks=final_masks)
         values |= extra_scores(self.extra_metrics, finals, references)
         seen = {} if labels is None else {"labels": labels}
-        if self._protected is None:
+        if self.protected is None:
             return Launched((seen, values), None)
-        against = self._protected.launch(finals)
+        against = self.protected.launch(finals)
         return Launched((seen, values, against.values), against.nearest)
 
     def read(
@@ -222,9 +224,9 @@ class Judge:
                 found = self._shown(one, labels, wanted)
                 row |= {name: None if each is None else each[0] for name, each in found.items()}
                 said |= {name: each[1] for name, each in found.items() if each is not None}
-        if self._protected is None or nearest is None:
+        if self.protected is None or nearest is None:
             return [Measured(row, None, said) for row, said in zip(rows, words, strict=True)]
-        closest = self._protected.read(nearest, works[0])
+        closest = self.protected.read(nearest, works[0])
         return [
             Measured({**row, **against}, id, said)
             for row, (against, id), said in zip(rows, closest, words, strict=True)
@@ -271,8 +273,8 @@ class Judge:
     def maps(self, final: Tensor, reference: Tensor | None, nearest: str | None) -> dict[str, Tensor]:
         """Where a final (3, H, W) is like its reference (1, 3, H, W) and its nearest work: `Explanation.similarity`."""
         against = {"reference": reference}
-        if self._protected is not None and nearest is not None:
-            against["work"] = self._protected.work(nearest, final.device)
+        if self.protected is not None and nearest is not None:
+            against["work"] = self.protected.work(nearest, final.device)
         found: dict[str, Tensor] = {}
         for name, other in against.items():
             if other is not None:

@@ -236,7 +236,7 @@ def test_without_kept_pictures_works_are_compared_as_decoded(guarded, tmp_path):
     (result,) = engine.generate(request)
     with torch.inference_mode():
         decoded = components.vae.decode(own.latents).sample.div(2).add(0.5).clamp(0, 1)
-    assert torch.allclose(engine.judge.work(own.works[0].id), decoded, atol=1e-5)
+    assert torch.allclose(engine.judge.protected.work(own.works[0].id, torch.device("cpu")), decoded, atol=1e-5)
     assert result.attempts[0].nearest == own.works[0].id
 
 
