@@ -41,6 +41,14 @@ class OnDevice(torch.Tensor):
     def __deepcopy__(self, memo: dict[int, object]) -> torch.Tensor:
         return self.clone()
 
+    def data_ptr(self) -> int:
+        """Its address, by which tensors in one place are known."""
+        return self.host.data_ptr()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """The memory that it lies in."""
+        return self.host.untyped_storage()
+
     def record_stream(self, stream: Stream) -> None:
         """Let the memory be free only when what `stream` was given by then is done."""
         self.block.recorded.add(stream)
