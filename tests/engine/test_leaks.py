@@ -60,7 +60,7 @@ class NoStage:
         job.own = job.own or Own()
         job.trajectory = self._run(job.request.final)
 
-    def denoise(self, jobs):
+    def denoise(self, jobs, apart):
         self._fail("denoise", jobs)
         for job in jobs:
             job.trajectory.advance()
