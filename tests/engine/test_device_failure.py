@@ -46,7 +46,7 @@ PLACES = [
 @pytest.mark.parametrize(("stage", "verb"), PLACES, ids=[verb for _, verb in PLACES])
 def test_it_ends_every_request_with_its_reason_and_the_engine(engine, monkeypatch, stage, verb):
     monkeypatch.setattr(getattr(engine.stages, stage), verb, fail)
-    monkeypatch.setattr("twig.engine.results.to_picture", fail)
+    monkeypatch.setattr("twig.engine.results.draft_of", fail)
     results = engine.generate([request.model_copy(update={"preview": 1}) for request in CROWD])
     assert [(result.verdict, result.error) for result in results] == [(Verdict.FAILED, REASON)] * 6
     assert not engine.alive
