@@ -110,7 +110,7 @@ def test_the_dial_shows_what_the_study_found(opened):
     assert rows.all_inner_texts()[0].split() == ["Gentle", "25%", "90%", "1.1"]
     tab.page.locator("#dial").fill("2")
     assert tab.page.locator("#study tr[aria-current] th").inner_text() == "Strict"
-    assert "Always avoids" in tab.page.locator("#dial-said").inner_text()
+    assert "strongly from the start" in tab.page.locator("#dial-said").inner_text()
     assert "1 March 2026" in tab.page.locator("#study").inner_text()
     tab.draw()
     tab.ended("accepted")
