@@ -52,7 +52,8 @@ def attention_constants(head_dim: int, length: int, tile: AttentionTile) -> dict
 def attention_tile(head_dim: int, length: int, dtype: torch.dtype, with_mass: bool = False) -> AttentionTile:
     """Tile for one shape: 64 pixels, a warp group's product, or 16 where fp32 has no tensor core.
 
-    Of those that spill nowhere the fastest on an H100 (`benchmarks/results/attention_tiles.jsonl`).
+    Up to 160 channels and 96 tokens, and up to 80 channels beyond, within a fiftieth of the fastest on an H100 of those
+    that spill nowhere (`benchmarks/results/attention_tiles.jsonl`); the rest was chosen by spills alone.
     """
     looped = length > LONGEST_TILE
     if dtype == torch.float32:
