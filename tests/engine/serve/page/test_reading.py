@@ -64,9 +64,10 @@ def test_the_keyboard_is_enough(opened):
     assert tab.page.evaluate("document.activeElement.id") == "go"
 
 
-@pytest.mark.parametrize("width", [320, 768])
-def test_a_narrow_screen_scrolls_in_one_direction(opened, width):
+@pytest.mark.parametrize(("width", "text"), [(320, 16), (320, 18), (768, 16)])
+def test_a_narrow_screen_scrolls_in_one_direction(opened, width, text):
     tab = opened(viewport={"width": width, "height": 700})
+    tab.page.evaluate("(size) => { document.documentElement.style.fontSize = `${size}px`; }", text)
     everything_shown(tab)
     tab.page.click(".more summary")
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
