@@ -31,6 +31,7 @@ class Asking:
         """
         self._check_model(body)
         _check_bounds(body, self.config.bounds, key)
+        _check_shown(body, self.config.bounds, drafted=brought is None)
         options, (width, height) = body.twig, body.sides
         stage = self._stage(options)
         return _checked(
@@ -97,14 +98,16 @@ def _check_bounds(body: ImageBody, bounds: Bounds, key: Key) -> None:
     if options.priority is not None and options.priority > key.priority:
         message = f"twig.priority: {options.priority} is above this key's {key.priority}"
         raise ApiError(403, "priority_too_high", message, param="twig.priority")
-    if not bounds.drafts and (_asks_for_drafts(options) or body.partial_images):
-        fields = "twig.draft, twig.explain, twig.sheet and partial_images"
+
+
+def _check_shown(body: ImageBody, bounds: Bounds, *, drafted: bool) -> None:
+    """Drafts and their shapes may be kept back; the mask of a photo is the client's own."""
+    options = body.twig
+    asked = options.draft or options.explain or options.sheet or (options.mask and drafted) or body.partial_images
+    if asked and not bounds.drafts:
+        fields = "twig.draft, twig.explain, twig.sheet, partial_images, and twig.mask unless the draft is a photo"
         message = f"this server shows neither drafts nor previews: leave out {fields}"
         raise ApiError(403, "drafts_not_shown", message)
-
-
-def _asks_for_drafts(options: TwigOptions) -> bool:
-    return options.draft or options.explain or options.sheet
 
 
 def _at_most(field: str, value: float, most: float, unit: str = "") -> None:

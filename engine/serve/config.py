@@ -17,6 +17,18 @@ from ..api.settings import Settings
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
+class _YamlLoader(yaml.SafeLoader):
+    """Safe YAML in which a name stands once in its section, as in TOML: no limit is dropped in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(names):
+            if key.value in (before.value for before in names[:place]):
+                said = f"{shown(repr(key.value), 80)} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
 class Listen(Settings):
     """Where clients find it. keys: file of API keys; without one only this machine is listened to."""
 
@@ -154,7 +166,7 @@ class ServeConfig(Settings):
         """
         text = read_text(path, MAX_JSON)
         try:
-            values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+            values = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _YamlLoader)
         except (tomllib.TOMLDecodeError, yaml.YAMLError, RecursionError) as error:
             raise InvalidRequestError(f"{shown(path)}: no {_language(path)}: {shown(error)}") from error
         if not isinstance(values, Mapping):

@@ -74,6 +74,8 @@ def test_a_model_that_is_no_folder_beside_the_file_stays_a_hub_id(tmp_path):
         ("bounds: {drafts: 1}", "bounds.drafts"),
         ("records: !!python/object/apply:os.system [ls]", "no YAML"),
         ("a: [", "no YAML"),
+        ("bounds: {wait: 30, images: 2, wait: 60}", "'wait' is given twice"),
+        ("bounds: {wait: 30}\nmodel: {}\nbounds: {wait: 60}", "'bounds' is given twice"),
         ("just words", "sections are expected"),
         ("", "sections are expected"),
     ],
@@ -98,8 +100,9 @@ def test_the_world_is_not_listened_to_without_keys(tmp_path):
 
 
 def test_a_check_loads_the_model_and_tries_its_rule(tmp_path, tiny_checkpoint, capsys):
-    folder = f"records: {{folder: {tmp_path / 'kept'}}}\nmodel: {{path: {tiny_checkpoint}}}\n"
-    assert run(["serve", "--check", "--config", str(written(tmp_path, folder))]) == DONE
+    folder = f"records: {{folder: {tmp_path / 'kept'}}}\n"
+    model = f"model: {{path: {tiny_checkpoint}}}\n"
+    assert run(["serve", "--check", "--config", str(written(tmp_path, folder + model))]) == DONE
     assert "nothing is wrong" in capsys.readouterr().out
     for line, named in (
         ('drawing: {rule: "refuse if beauty > 1"}', "unknown metric 'beauty'"),
@@ -110,5 +113,6 @@ def test_a_check_loads_the_model_and_tries_its_rule(tmp_path, tiny_checkpoint, c
         (f"model: {{path: {tiny_checkpoint}, bank: none.safetensors}}", "none.safetensors"),
     ):
         expected = USER_ERROR if named else DONE
-        assert run(["serve", "--check", "--config", str(written(tmp_path, folder + line))]) == expected
+        text = folder + line if line.startswith("model") else folder + model + line
+        assert run(["serve", "--check", "--config", str(written(tmp_path, text))]) == expected
         assert named in capsys.readouterr().err

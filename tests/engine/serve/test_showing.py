@@ -56,9 +56,13 @@ def test_maps_are_heat_on_clear_ground(final, refusal):
     )
 
 
-def test_where_drafts_are_not_shown_sheets_are_not_either(served_engine, plain_config):
-    with (
-        running(served_engine, plain_config.with_("bounds", drafts=False)) as server,
-        pytest.raises(openai.PermissionDeniedError, match="sheet"),
-    ):
-        server.client().images.generate(prompt="a red star", extra_body={"twig": {"sheet": True}})
+def test_where_drafts_are_not_shown_sheets_are_not_either_and_a_photos_mask_is(served_engine, plain_config):
+    with running(served_engine, plain_config.with_("bounds", drafts=False)) as server:
+        client = server.client()
+        with pytest.raises(openai.PermissionDeniedError, match="sheet"):
+            client.images.generate(prompt="a red star", extra_body={"twig": {"sheet": True}})
+        photo = io.BytesIO()
+        Image.new("RGB", (64, 64), "red").save(photo, "PNG")
+        options = {"mask": True}
+        answer = client.images.edit(image=photo.getvalue(), prompt="a red star", extra_body={"twig": options})
+        assert answer.data[0].twig["mask"]

@@ -26,7 +26,7 @@ def test_reviews_are_delivered_drafts_kept_back_and_pictures_kept(served_engine,
         manifest = Manifest.load(tmp_path / f"{item.twig['record']}.json")
         kept = Image.open(io.BytesIO((tmp_path / manifest.image).read_bytes()))
         assert pixel_hash(kept) == manifest.hashes.image
-        for wanted in ({"draft": True}, {"explain": True}):
+        for wanted in ({"draft": True}, {"explain": True}, {"mask": True}):
             with pytest.raises(openai.PermissionDeniedError, match="neither drafts nor previews"):
                 client.images.generate(prompt=PROMPT, extra_body={"twig": wanted})
         with pytest.raises(openai.PermissionDeniedError):
