@@ -112,6 +112,10 @@ class DiffusersPipelines:
             reference.ssim(final[None], draft[None])
         return [to_array(pixels) for pixels in finals]
 
+    def drafts(self, requests: Sequence[GenerationRequest]) -> list[np.ndarray]:
+        """Text to image alone, one picture a request."""
+        return [to_array(pixels) for pixels in self._draft(requests)]
+
     def _draft(self, requests: Sequence[GenerationRequest]) -> Tensor:
         pipeline = self._pipeline(StableDiffusionPipeline, requests[0].draft.solver)
         stage, noise = requests[0].draft, self._noise(requests, [r.seed for r in requests])

@@ -36,7 +36,7 @@ def closed(size: int, steps: int, round: int = 0) -> list[GenerationRequest]:
         GenerationRequest(
             prompt=caption, seed=1000 * round + i, draft=stage, final=stage, avoidance=SAME_WORK, similarity=accept
         )
-        for i, caption in enumerate(_captions(size, (1, round)))
+        for i, caption in enumerate(captions(size, (1, round)))
     ]
 
 
@@ -52,7 +52,7 @@ def mixed(
 
     return [
         GenerationRequest(prompt=caption, seed=i, draft=stage(), final=stage(), similarity=similarity)
-        for i, caption in enumerate(_captions(count, (3, seed)))
+        for i, caption in enumerate(captions(count, (3, seed)))
     ]
 
 
@@ -62,6 +62,7 @@ def poisson(requests: Sequence[GenerationRequest], rate: float, seed: int = 0) -
     return [Arrival(float(at), request) for at, request in zip(times, requests, strict=True)]
 
 
-def _captions(count: int, seed: tuple[int, ...]) -> list[str]:
+def captions(count: int, seed: tuple[int, ...]) -> list[str]:
+    """Captions of scenes that the embedded model can draw."""
     rng = np.random.default_rng(seed)
     return [random_scene(rng).caption for _ in range(count)]

@@ -1,0 +1,1 @@
+"""What a server adds and holds: `python -m twig.benchmarks.serving`."""
