@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +16,7 @@ from .api.result import GenerationResult
 from .core import Core
 from .door import Admission
 from .judging.registry import Registry
-from .loading import Limited, Shaped, check_options, loaded, of_pipeline, registered, warn_of_slow_dtype
+from .loading import Limited, Shaped, check_options, loaded, measures, of_pipeline, registered, warn_of_slow_dtype
 from .models.layout import Source
 from .models.outline import outlined
 from .models.parts import Vae
@@ -51,6 +51,7 @@ class Engine(Core):
         calibration: Limited = None,
         bank: Shaped = None,
         registry: Registry | Path | str | None = None,
+        metrics: Sequence[str] = (),
         requests: Requests = (),
         **options: Any,
     ) -> Self:
@@ -60,7 +61,8 @@ class Engine(Core):
         is loaded already. scheduler: of diffusers, whose configuration takes the place of the model's. variant: of
         weights ("fp16"), where a part has it. revision: of the hub id; subfolder: in it or in the folder. torch_dtype:
         `dtype` by the name that diffusers has for it. calibration, bank: limits and shapes in the place of the folder's
-        own. registry: protected works to compare with, or their file. requests: checked before weights are read.
+        own. registry: protected works to compare with, or their file. metrics: further measures, which need weights, by
+        name: "lpips", "lpips=FILE", "clip=FOLDER". requests: checked before weights are read.
 
         Raises TypeError for an unknown option before anything is loaded, CheckpointError for what cannot be loaded,
         InvalidRequestError for one of `requests` that cannot be served.
@@ -68,6 +70,7 @@ class Engine(Core):
         dtype = options.pop("torch_dtype", dtype)
         check_options(cls, options, cls.from_pretrained)
         warn_of_slow_dtype(dtype, device)
+        options["extra_metrics"] = measures(metrics, options.get("extra_metrics"), device)
         outline = outlined(
             path_or_id,
             controlnet=controlnet,
@@ -92,6 +95,7 @@ class Engine(Core):
         calibration: Limited = None,
         bank: Shaped = None,
         registry: Registry | Path | str | None = None,
+        metrics: Sequence[str] = (),
         **options: Any,
     ) -> Self:
         """Take a StableDiffusion(XL)(ControlNet)Pipeline of diffusers as it is in memory; it stays as it is.
@@ -102,7 +106,10 @@ class Engine(Core):
         """
         check_options(cls, options, cls.from_pipeline)
         options["registry"] = registered(registry)
-        return cls(of_pipeline(pipeline, controlnet, segmenter, calibration, bank), **options)
+        components = of_pipeline(pipeline, controlnet, segmenter, calibration, bank)
+        device = next(components.unet.parameters()).device
+        options["extra_metrics"] = measures(metrics, options.get("extra_metrics"), device)
+        return cls(components, **options)
 
     def generate(self, requests: Requests, on_event: Callable[[Event], None] | None = None) -> list[GenerationResult]:
         """Run requests to their end; results image by image, in the order of the requests.

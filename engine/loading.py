@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +16,9 @@ from .api.errors import InvalidRequestError, TwigWarning
 from .api.request import Requests, as_requests
 from .batching.capacity import usual_limits
 from .door import MAX_PIXELS, MAX_STEPS, Door
+from .judging.extra import ExtraMetric
 from .judging.judge import Judge
+from .judging.named import named_metrics
 from .judging.registry import Registry
 from .models.bank import Bank
 from .models.checkpoint import Components, filled, sketched
@@ -90,6 +92,19 @@ def of_pipeline(
 def registered(registry: Registry | Path | str | None) -> Registry | None:
     """The works themselves, or those of a file. Raises CheckpointError."""
     return registry if isinstance(registry, Registry | None) else Registry.load(registry)
+
+
+def measures(
+    specs: Sequence[str], own: Mapping[str, ExtraMetric] | None, device: torch.device | str
+) -> dict[str, ExtraMetric]:
+    """A user's own measures, and those that `specs` name, whose weights are loaded; `judging.named`.
+
+    Raises InvalidRequestError where one has the name of another, and what `named_metrics` raises.
+    """
+    named, own = named_metrics(specs, device), own or {}
+    if twice := sorted(named.keys() & own.keys()):
+        raise InvalidRequestError(f"metric {twice[0]!r} is named in metrics and given in extra_metrics; keep one")
+    return {**own, **named}
 
 
 def served_device(name: str | None) -> str:

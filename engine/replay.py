@@ -77,12 +77,13 @@ def replay(
 
     Rule and gate are found again from the request and the calibration; where that of then is not here, the manifest's
     own are taken. saved: the picture as it was written. source, mask: what the user brought. Raises CheckpointError for
-    another model than the manifest's, InvalidRequestError for another source, mask, registry or bank, or an image that
-    the request does not have.
+    another model than the manifest's, InvalidRequestError for another source, mask, registry, bank or measure, or an
+    image that the request does not have.
     """
     _check_model(manifest, engine)
     _check_registry(manifest, engine)
     _check_bank(manifest, engine)
+    _check_metrics(manifest, engine)
     _check_input("source", manifest.source, source)
     _check_input("mask", manifest.mask, mask)
     if not 0 <= manifest.index < manifest.request.num_images:
@@ -191,6 +192,16 @@ def _check_bank(manifest: Manifest, engine: Engine) -> None:
         raise InvalidRequestError(
             f"the manifest's map was composed of bank {manifest.bank or 'none'}, this is {found or 'none'}; name the "
             "one of then with --bank"
+        )
+
+
+def _check_metrics(manifest: Manifest, engine: Engine) -> None:
+    """Other weights would give other scores, wherever they lie."""
+    wanted, found = (sorted(each.values()) for each in (manifest.metrics, engine.judge.weights))
+    if wanted != found:
+        raise InvalidRequestError(
+            f"the manifest's picture was measured by {', '.join(manifest.metrics) or 'no further measures'}, "
+            "with weights of other digests than are here; name those of then with --metric"
         )
 
 

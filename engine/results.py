@@ -41,6 +41,7 @@ class Results:
             calibration=calibration.version if calibration is not None else None,
             bank=self.components.bank.version if self.components.bank is not None else None,
             registry=registry.version if registry is not None else None,
+            metrics=self.judge.weights,
             timings={state.value: seconds for state, seconds in job.timings.items()},
             draft_rows=shared.draft_rows,
             explanation=self.judging.explanation(job) if drawn and job.request.explain else None,

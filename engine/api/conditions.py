@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from .errors import InvalidRequestError
-from .metrics import Direction, range_problem
+from .metrics import ASKED_FOR, Direction, range_problem
 from .reading import shown
 
 _LONGEST_NAME = 64
@@ -112,6 +112,9 @@ def problem_of(comparison: Comparison, directions: Mapping[str, Direction]) -> s
 
 
 def _unknown(name: str, directions: Mapping[str, Direction]) -> str:
+    if name.removeprefix("registry_") in ASKED_FOR:
+        how = ASKED_FOR[name.removeprefix("registry_")]
+        return f"{name} is measured where it is asked for: --metric {how}, in Python metrics=[{how!r}]"
     close = get_close_matches(name[:_LONGEST_NAME], directions, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"unknown metric {shown(repr(name))}{hint}; known: {', '.join(sorted(directions))}"

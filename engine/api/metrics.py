@@ -76,6 +76,9 @@ ALL_METRICS: Mapping[str, Metric] = MappingProxyType(
     {**METRICS, **MASK_METRICS, **CONTROL_METRICS, **POPULATION_METRICS}
 )
 
+ASKED_FOR: Mapping[str, str] = MappingProxyType({"st_lpips": "lpips", "lpips": "lpips=FILE", "clip": "clip=FOLDER"})
+"""Measures that need weights, and how each is asked for; `judging.named`."""
+
 
 _LEEWAY = 1e-5  # of measures in single precision at the ends of their ranges
 

@@ -172,6 +172,7 @@ class GenerationResult(Value):
     (H, W) uint16: the draft's labels, and the moved labels that steered ControlNet (None if control was off). gate:
     what the draft looked like and whether avoidance was switched on, None before a draft. rule: what it was judged by,
     in numbers. calibration, bank, registry: versions of the model's limits, of its shapes and of the registered works.
+    metrics: SHA-256 of the weights of further measures that were named, by what named them.
     timings: seconds by stage. rows: UNet rows spent, with the draft's own in `draft_rows` (shared by the request's
     images). error: why it failed.
     """
@@ -190,6 +191,7 @@ class GenerationResult(Value):
     calibration: str | None = None
     bank: str | None = None
     registry: str | None = None
+    metrics: Mapping[str, str] = field(default_factory=dict)
     timings: dict[str, Real] = field(default_factory=dict)
     draft_rows: int = 0
     explanation: Explanation | None = None

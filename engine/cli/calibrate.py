@@ -46,7 +46,11 @@ def calibrate(
     quantile: Annotated[float, typer.Option(help="Share of the clean pairs that keeps each limit.")] = 0.999,
     metric: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Measure to find a limit of; may be repeated. Else the usual four."),
+        typer.Option(
+            metavar="NAME[=FILE]",
+            help="Measure to find a limit of, or a further one as of `twig generate`; may be repeated. Else the usual "
+            "four.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Steps of each picture; those you will generate with.")] = None,

@@ -14,6 +14,7 @@ from .options import (
     JsonOption,
     Manner,
     MaskOption,
+    MetricOption,
     ModelOption,
     RegistryOption,
     SegmenterOption,
@@ -29,6 +30,7 @@ def inspect(
     mask: MaskOption = None,
     registry: RegistryOption = None,
     bank: BankOption = None,
+    metric: MetricOption = None,
     model: ModelOption = None,
     controlnet: ControlNetOption = None,
     segmenter: SegmenterOption = None,
@@ -40,8 +42,10 @@ def inspect(
 
     Exits with status 1 where anything is missing from a replay, was altered, or is different.
 
-    A replay takes model, source and mask from where the manifest says, unless you name them here; a registry, and a
-    bank of shapes that is not the model's own, you name.
+    A replay takes model, source, mask and further measures from where the manifest says, unless you name them here; a
+    registry, and a bank of shapes that is not the model's own, you name.
     """
-    choice = EngineChoice(model, controlnet, segmenter, vae, device=device, registry=registry, bank=bank)
+    choice = EngineChoice(
+        model, controlnet, segmenter, vae, device=device, registry=registry, bank=bank, metrics=tuple(metric or ())
+    )
     return actions.inspect(manifest, choice, again=again, source=source, mask=mask, manner=Manner(json))

@@ -53,6 +53,15 @@ RegistryOption = Annotated[
         rich_help_panel=JUDGING,
     ),
 ]
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[=FILE]",
+        help="Further measure, which rules may name: lpips (with the extra [lpips]; its name is st_lpips), lpips=FILE, "
+        "clip=FOLDER. May be repeated.",
+        rich_help_panel=JUDGING,
+    ),
+]
 RuleOption = Annotated[
     str | None,
     typer.Option(
@@ -87,7 +96,8 @@ class Manner:
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """The engine that a user asks for: parts of the model, machine, limits, works, largest picture, bank of shapes.
+    """The engine that a user asks for: parts of the model, machine, limits, works, largest picture, bank of shapes,
+    further measures.
 
     What is None is left to the package: its own model, that model's parts, limits and shapes, a GPU if there is one,
     float32, no protected works, and the engine's own limit of pixels.
@@ -105,6 +115,7 @@ class EngineChoice:
     registry: Path | None = None
     limit_pixels: int | None = None
     bank: Path | None = None
+    metrics: tuple[str, ...] = ()
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from . import actions
-from .options import EngineChoice, JsonOption, Manner, ModelOption
+from .options import EngineChoice, JsonOption, Manner, MetricOption, ModelOption
 from .plain import PlainCommand
 
 DEFAULT_REGISTRY = Path("registry.safetensors")
@@ -54,8 +54,10 @@ def remove(
 def check(
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="Picture to compare with the works.")],
     registry: FileOption = DEFAULT_REGISTRY,
+    metric: MetricOption = None,
     model: ModelOption = None,
     json: JsonOption = False,
 ) -> int:
     """Name the works that a picture is nearest to, with how alike they are."""
-    return actions.check_picture(picture, EngineChoice(model, device="cpu", registry=registry), Manner(json))
+    choice = EngineChoice(model, device="cpu", registry=registry, metrics=tuple(metric or ()))
+    return actions.check_picture(picture, choice, Manner(json))

@@ -22,6 +22,7 @@ from ..models.pictures import eight_bits
 from ..models.transfers import constant, fetched
 from .extra import PREFIX, ExtraMetric, check_metrics, check_scores, extra_scores
 from .gate import AGREEMENT, draft_signals, first_look, gate_limits, second_look
+from .named import weights_of
 from .objects import colours_kept, difference, kept
 from .protected import Protected
 from .registry import Nearest, Registry, views
@@ -96,6 +97,11 @@ class Judge:
             if not self.registry.unmeasured:
                 known |= {f"{PREFIX}{name}{SHARE}": "similarity" for name in self.registry.works[0].own}
         return known
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of the weights of further measures that were named, by what named them."""
+        return weights_of(self.extra_metrics)
 
     def rule(self, request: GenerationRequest) -> Rule:
         """Return the rule in force, in numbers.

@@ -2,7 +2,7 @@
 
 None needs weights. Each structure measure comes raw and `_aligned`: the better of raw and of the reference laid over
 the final by the best mirror, scale and shift, so that moving a copy does not hide it. Measures that need weights
-(LPIPS, SSCD, CLIP) are a user's own `ExtraMetric`, under a name of the user's.
+(LPIPS, CLIP) are those of `named`, where they are asked for, or a user's own `ExtraMetric`.
 """
 
 from collections.abc import Mapping

@@ -135,9 +135,9 @@ class Manifest(Record):
 
     image: file name of the picture beside the manifest. request: without the pictures it brought, of which source and
     mask hold the hashes. gate: whether avoidance was switched on, and by what. registry: version of the registered
-    works that the picture was compared with. bank: version of the shapes that control maps were composed of. attempts:
-    noise seed, mechanisms, scores with their limits, shapes and UNet rows of each final. rule: what they were judged
-    by, in numbers. timings: seconds by stage.
+    works that the picture was compared with. metrics: SHA-256 of the weights of further measures, by what named them.
+    bank: version of the shapes that control maps were composed of. attempts: noise seed, mechanisms, scores with their
+    limits, shapes and UNet rows of each final. rule: what they were judged by, in numbers. timings: seconds by stage.
     """
 
     version: Literal[1] = 1
@@ -154,6 +154,7 @@ class Manifest(Record):
     hashes: Hashes
     gate: GateDecision | None
     registry: str | None
+    metrics: dict[str, str] = Field(default_factory=dict)
     attempts: tuple[Attempt, ...]
     rule: str
     calibration: str | None
@@ -208,6 +209,7 @@ class Manifest(Record):
             hashes=Hashes.of(result),
             gate=result.gate,
             registry=result.registry,
+            metrics=dict(result.metrics),
             attempts=result.attempts,
             rule=result.rule,
             calibration=result.calibration,

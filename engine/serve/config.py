@@ -40,7 +40,8 @@ class Listen(Settings):
 class Model(Settings):
     """What is served, as `Engine.from_pretrained` takes it, under `name`; `aliases` are other names for it.
 
-    slots, rows, waiting: see `Limits` of the engine; slots and rows by the device's memory where they are left out.
+    metrics: further measures, as `twig generate --metric` names them. slots, rows, waiting: see `Limits` of the engine;
+    slots and rows by the device's memory where they are left out.
     """
 
     name: str = "twig"
@@ -56,6 +57,7 @@ class Model(Settings):
     calibration: Path | None = None
     bank: Path | None = None
     registry: Path | None = None
+    metrics: tuple[str, ...] = ()
     slots: int | None = Field(default=None, ge=1)
     rows: int | None = Field(default=None, ge=1)
     waiting: int = Field(default=256, ge=1)
@@ -188,11 +190,11 @@ class ServeConfig(Settings):
             held = getattr(told, section)
             given = {name: getattr(held, name) for name in names if getattr(held, name) is not None}
             told = told.with_(section, **{name: _path(folder, value) for name, value in given.items()})
-        return told
+        return told.with_("model", metrics=tuple(_metric(folder, spec) for spec in told.model.metrics))
 
 
 _FILES = ("controlnet", "segmenter", "vae", "calibration", "bank", "registry")
-PARTS = (*_FILES, "variant", "revision")
+PARTS = (*_FILES, "variant", "revision", "metrics")
 """What `Model` says in the words of `Engine.from_pretrained`, besides the model itself."""
 
 _PATHS = {
@@ -207,6 +209,12 @@ def _path(folder: Path, value: Path | str) -> Path | str:
     if isinstance(value, Path):
         return folder / value
     return str(folder / value) if "://" not in value and (folder / value).parent.is_dir() else value
+
+
+def _metric(folder: Path, spec: str) -> str:
+    """A further measure, its file told from the configuration's folder."""
+    name, _, place = spec.partition("=")
+    return f"{name}={folder / Path(place).expanduser()}" if place else spec
 
 
 def _language(path: Path) -> str:

@@ -1,6 +1,7 @@
 """What `twig calibrate` does: limits that clean pictures keep, and a bank of shapes, from what a user brings."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ...api.reading import read_lines
 from ...api.settings import Stage
 from ...api.writing import check_file, folder_if_used
 from ...engine import Engine
+from ...judging.named import is_named, rule_names
 from ...models.bank import FILE, Bank, Shape
 from ...study.population import Population, calibrated, generated, unrelated
 from ...study.shapes import bank as gather
@@ -54,12 +56,15 @@ def calibrate(
     with folder_if_used(out.parent), folder_if_used(shelf.parent):
         for path in (out, shelf):
             check_file(path)
-        engine = load_engine(choice)
+        further = tuple(name for name in metrics or () if is_named(name))
+        engine = load_engine(replace(choice, metrics=further))
+        names = rule_names(engine.judge.extra_metrics)
+        judged = None if metrics is None else [names.get(name, name) for name in metrics]
         maps = [] if label_maps is None else _brought(engine, label_maps)
         populations = [] if captions is None else [_drawn(engine, captions, per_caption, settings, seed, manner)]
         if pictures is not None:
             populations.append(unrelated(engine, pictures, pairs, seed))
-        found = calibrated(engine, populations, metrics, quantile) if populations else None
+        found = calibrated(engine, populations, judged, quantile) if populations else None
         if found is not None:
             found.save(out)
         shapes = _shapes(populations, maps, {} if found is None else found.gate)

@@ -24,6 +24,7 @@ def load_engine(choice: EngineChoice, requests: Requests = (), **more: str | Non
             revision=choice.revision,
             calibration=choice.calibration,
             bank=choice.bank,
+            metrics=choice.metrics or None,
             registry=choice.registry,
             max_pixels=choice.limit_pixels,
             **more,

@@ -63,7 +63,7 @@ def _replayed(
     record: Manifest, choice: EngineChoice, saved: Image.Image | None, source: Path | None, mask: Path | None
 ) -> Beside:
     """The manifest's picture made again, and what came of it."""
-    engine = _engine_of_then(record.model, choice)
+    engine = _engine_of_then(record.model, record.metrics, choice)
     photo, avoided = source or _path(record.source), mask or _path(record.mask)
     outcome = replay(
         record,
@@ -75,8 +75,10 @@ def _replayed(
     return Beside(str(outcome), not outcome.identical)
 
 
-def _engine_of_then(then: ModelRecord, choice: EngineChoice) -> Engine:
+def _engine_of_then(then: ModelRecord, then_metrics: Iterable[str], choice: EngineChoice) -> Engine:
     """The engine that the manifest speaks of, with what was named in its place.
+
+    then_metrics: the further measures of then, in the words that asked for them.
 
     A replay must not fetch what a manifest, which may come from anyone, names: such a part must lie on this disk.
     """
@@ -87,7 +89,10 @@ def _engine_of_then(then: ModelRecord, choice: EngineChoice) -> Engine:
             raise InvalidRequestError(
                 f"the manifest names {quoted(source)}, which is not on this disk; name it with --{part}"
             )
-    chosen = replace(choice, **missing, variant=then.variant, device=choice.device or then.device, dtype=then.dtype)
+    metrics = choice.metrics or tuple(then_metrics)
+    chosen = replace(
+        choice, **missing, metrics=metrics, variant=then.variant, device=choice.device or then.device, dtype=then.dtype
+    )
     return load_engine(chosen, **given(subfolder=then.subfolder if "model" in missing else None))
 
 
