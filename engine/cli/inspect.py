@@ -15,6 +15,7 @@ from .options import (
     Manner,
     MaskOption,
     ModelOption,
+    PreviewVaeOption,
     RegistryOption,
     SegmenterOption,
     SourceOption,
@@ -33,6 +34,7 @@ def inspect(
     controlnet: ControlNetOption = None,
     segmenter: SegmenterOption = None,
     vae: VaeOption = None,
+    preview_vae: PreviewVaeOption = None,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -43,5 +45,7 @@ def inspect(
     A replay takes model, source and mask from where the manifest says, unless you name them here; a registry, and a
     bank of shapes that is not the model's own, you name.
     """
-    choice = EngineChoice(model, controlnet, segmenter, vae, device=device, registry=registry, bank=bank)
+    choice = EngineChoice(
+        model, controlnet, segmenter, vae, device=device, registry=registry, bank=bank, preview_vae=preview_vae
+    )
     return actions.inspect(manifest, choice, again=again, source=source, mask=mask, manner=Manner(json))

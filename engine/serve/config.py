@@ -37,6 +37,7 @@ class Model(Settings):
     controlnet: str | None = None
     segmenter: str | None = None
     vae: str | None = None
+    preview_vae: str | None = None
     variant: str | None = None
     revision: str | None = None
     device: str | None = None
@@ -179,7 +180,7 @@ class ServeConfig(Settings):
         return told
 
 
-_FILES = ("controlnet", "segmenter", "vae", "calibration", "bank", "registry")
+_FILES = ("controlnet", "segmenter", "vae", "preview_vae", "calibration", "bank", "registry")
 PARTS = (*_FILES, "variant", "revision")
 """What `Model` says in the words of `Engine.from_pretrained`, besides the model itself."""
 

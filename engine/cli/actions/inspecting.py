@@ -80,12 +80,19 @@ def _engine_of_then(then: ModelRecord, choice: EngineChoice) -> Engine:
 
     A replay must not fetch what a manifest, which may come from anyone, names: such a part must lie on this disk.
     """
-    recorded = given(model=then.source, controlnet=then.controlnet, segmenter=then.segmenter, vae=then.vae)
+    recorded = given(
+        model=then.source,
+        controlnet=then.controlnet,
+        segmenter=then.segmenter,
+        vae=then.vae,
+        preview_vae=then.preview_vae,
+    )
     missing = {part: source for part, source in recorded.items() if getattr(choice, part) is None}
     for part, source in missing.items():
         if not Path(source).exists():
+            option = part.replace("_", "-")
             raise InvalidRequestError(
-                f"the manifest names {quoted(source)}, which is not on this disk; name it with --{part}"
+                f"the manifest names {quoted(source)}, which is not on this disk; name it with --{option}"
             )
     chosen = replace(choice, **missing, variant=then.variant, device=choice.device or then.device, dtype=then.dtype)
     return load_engine(chosen, **given(subfolder=then.subfolder if "model" in missing else None))
