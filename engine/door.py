@@ -212,6 +212,7 @@ def check_dtypes(components: Components, dtype: torch.dtype) -> None:
     """
     networks = {
         "unet": components.unet, "controlnet": components.controlnet, "vae": components.vae,
+        "preview_vae": components.preview_vae,
         "segmenter": components.segmenter.model if components.segmenter is not None else None,
         "text_encoder": components.text_encoder, "text_encoder_2": components.text_encoder_2,
     }  # fmt: skip

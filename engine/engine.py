@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderTiny, DiffusionPipeline, SchedulerMixin
 
 from .api.event import Event
 from .api.request import GenerationRequest, Requests, as_requests
@@ -42,6 +42,7 @@ class Engine(Core):
         controlnet: Source | None = None,
         segmenter: Source | None = None,
         vae: Source | Vae | None = None,
+        preview_vae: Source | AutoencoderTiny | None = None,
         scheduler: SchedulerMixin | None = None,
         variant: str | None = None,
         revision: str | None = None,
@@ -58,11 +59,12 @@ class Engine(Core):
         """Load a diffusers folder or hub id, the embedded model if None; `options` as in the constructor.
 
         controlnet, segmenter, vae: folders or hub ids in the place of the model's own; vae may be an autoencoder that
-        is loaded already. scheduler: of diffusers, whose configuration takes the place of the model's. variant: of
-        weights ("fp16"), where a part has it. revision: of the hub id; subfolder: in it or in the folder. torch_dtype:
-        `dtype` by the name that diffusers has for it. calibration, bank: limits and shapes in the place of the folder's
-        own. registry: protected works to compare with, or their file. metrics: further measures, which need weights, by
-        name: "lpips", "lpips=FILE", "clip=FOLDER". requests: checked before weights are read.
+        is loaded already. preview_vae: of TAESD's layout, to show drafts and previews. scheduler: of diffusers, whose
+        configuration takes the place of the model's. variant: of weights ("fp16"), where a part has it. revision: of
+        the hub id; subfolder: in it or in the folder. torch_dtype: `dtype` by the name that diffusers has for it.
+        calibration, bank: limits and shapes in the place of the folder's own. registry: protected works to compare
+        with, or their file. metrics: further measures, which need weights, by name: "lpips", "lpips=FILE",
+        "clip=FOLDER". requests: checked before weights are read.
 
         Raises TypeError for an unknown option before anything is loaded, CheckpointError for what cannot be loaded,
         InvalidRequestError for one of `requests` that cannot be served.
@@ -76,6 +78,7 @@ class Engine(Core):
             controlnet=controlnet,
             segmenter=segmenter,
             vae=vae,
+            preview_vae=preview_vae,
             scheduler=scheduler,
             variant=variant,
             revision=revision,
@@ -92,6 +95,7 @@ class Engine(Core):
         *,
         controlnet: Source | None = None,
         segmenter: Source | None = None,
+        preview_vae: Source | None = None,
         calibration: Limited = None,
         bank: Shaped = None,
         registry: Registry | Path | str | None = None,
@@ -100,13 +104,13 @@ class Engine(Core):
     ) -> Self:
         """Take a StableDiffusion(XL)(ControlNet)Pipeline of diffusers as it is in memory; it stays as it is.
 
-        Weights are shared, not copied, in the pipeline's number type and on its device. controlnet, segmenter: folders
-        or hub ids; a pipeline has no segmenter, and without one nothing but plain pictures is drawn. The rest is as in
-        `from_pretrained`.
+        Weights are shared, not copied, in the pipeline's number type and on its device. controlnet, segmenter,
+        preview_vae: folders or hub ids; a pipeline has no segmenter, and without one nothing but plain pictures is
+        drawn. The rest is as in `from_pretrained`.
         """
         check_options(cls, options, cls.from_pipeline)
         options["registry"] = registered(registry)
-        components = of_pipeline(pipeline, controlnet, segmenter, calibration, bank)
+        components = of_pipeline(pipeline, controlnet, segmenter, calibration, bank, preview_vae)
         device = next(components.unet.parameters()).device
         options["extra_metrics"] = measures(metrics, options.get("extra_metrics"), device)
         return cls(components, **options)

@@ -82,9 +82,10 @@ def of_pipeline(
     segmenter: Source | None = None,
     calibration: Limited = None,
     bank: Shaped = None,
+    preview_vae: Source | None = None,
 ) -> Components:
     """A pipeline's parts in its own number type, on its own device. Raises CheckpointError."""
-    outline = outlined_pipeline(pipeline, controlnet=controlnet, segmenter=segmenter)
+    outline = outlined_pipeline(pipeline, controlnet=controlnet, segmenter=segmenter, preview_vae=preview_vae)
     weight = next(outline.given["unet"].parameters())
     return loaded(outline, weight.dtype, weight.device, calibration, bank)
 

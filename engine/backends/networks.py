@@ -28,6 +28,7 @@ SERVED = (
     Network.UNET,
     Network.CONTROLNET,
     Network.VAE_DECODER,
+    Network.PREVIEW_DECODER,
     Network.TEXT_ENCODER,
     Network.TEXT_ENCODER_2,
     Network.SEGMENTER,
@@ -88,6 +89,8 @@ class Networks:
         options.check(device)
         self.memory_format = options.memory_format
         self._served, self._vae = options.denoiser(denoiser), options.autoencoder(components.vae)
+        preview = components.preview_vae
+        self._preview = None if preview is None else options.autoencoder(preview)
 
     @property
     def all_torch(self) -> bool:
@@ -152,7 +155,8 @@ class Networks:
 
     def _runnable(self, backend: Backend, network: Network) -> Runnable:
         if backend is Backend.TORCH:
-            return TorchNetwork(flat_network(network, replace(self.components, vae=self._vae), self._served))
+            components = replace(self.components, vae=self._vae, preview_vae=self._preview)
+            return TorchNetwork(flat_network(network, components, self._served))
         return self._load(backend, self.artifact(backend, network), network)
 
     def artifact(self, backend: Backend, network: Network) -> Artifact:
@@ -252,7 +256,12 @@ class Networks:
 
 def part_of(network: Network) -> str:
     """Folder of a checkpoint that holds the network."""
-    return "vae" if network in (Network.VAE_DECODER, Network.VAE_ENCODER) else network.value
+    match network:
+        case Network.VAE_DECODER | Network.VAE_ENCODER:
+            return "vae"
+        case Network.PREVIEW_DECODER:
+            return "preview_vae"
+    return network.value
 
 
 def installed_source() -> ArtifactSource:

@@ -115,6 +115,9 @@ def flat_network(network: Network, components: Components, denoiser: Denoiser) -
             flat = FlatDecoder(components.vae)
         case Network.VAE_ENCODER:
             flat = FlatEncoder(components.vae)
+        case Network.PREVIEW_DECODER:
+            assert components.preview_vae is not None
+            flat = FlatDecoder(components.preview_vae)
         case Network.TEXT_ENCODER:
             single = components.text_encoder_2 is None
             flat = (FlatTextEncoder if single else FlatPenultimateEncoder)(components.text_encoder)

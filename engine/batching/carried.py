@@ -17,7 +17,8 @@ class Shared:
     """What a request's images have in common.
 
     source: the picture that takes the draft's place, (1, 3, H, W) in [0, 1]. texts by `Branch`. reference: draft or
-    source, (1, 3, H, W), where the networks are; drawn (H, W, 3) uint8: a draft as a picture. labels, mask (H, W): what
+    source, (1, 3, H, W), where the networks are; drawn (H, W, 3) uint8: a draft as a picture; previewed: latent
+    (C, h, w) of a draft of which both are a preview, until something is measured by it. labels, mask (H, W): what
     was found in it, None where nothing looks. magnitudes (S,) float64: size of the draft's guidance at each step,
     `guidance_magnitudes`; None without a guided draft. masses: attention of each step of a draft in which spikes are to
     be found. gate: what was made of it. drafted: latent (C, h, w) and run of a draft that witnesses are heard on,
@@ -29,6 +30,7 @@ class Shared:
     texts: tuple[EncodedText, ...] = ()
     reference: Tensor | None = None
     drawn: np.ndarray | None = None
+    previewed: Tensor | None = None
     labels: np.ndarray | None = None
     mask: np.ndarray | None = None
     magnitudes: np.ndarray | None = None

@@ -16,6 +16,7 @@ from .options import (
     MaskOption,
     MetricOption,
     ModelOption,
+    PreviewVaeOption,
     RegistryOption,
     SegmenterOption,
     SourceOption,
@@ -35,6 +36,7 @@ def inspect(
     controlnet: ControlNetOption = None,
     segmenter: SegmenterOption = None,
     vae: VaeOption = None,
+    preview_vae: PreviewVaeOption = None,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -46,6 +48,14 @@ def inspect(
     registry, and a bank of shapes that is not the model's own, you name.
     """
     choice = EngineChoice(
-        model, controlnet, segmenter, vae, device=device, registry=registry, bank=bank, metrics=tuple(metric or ())
+        model=model,
+        controlnet=controlnet,
+        segmenter=segmenter,
+        vae=vae,
+        device=device,
+        registry=registry,
+        bank=bank,
+        metrics=tuple(metric or ()),
+        preview_vae=preview_vae,
     )
     return actions.inspect(manifest, choice, again=again, source=source, mask=mask, manner=Manner(json))

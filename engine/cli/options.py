@@ -24,6 +24,13 @@ SegmenterOption = Annotated[
 VaeOption = Annotated[
     str | None, typer.Option(help="Folder or hub id of an autoencoder; else the model's own.", rich_help_panel=MODEL)
 ]
+PreviewVaeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or hub id of a small autoencoder, TAESD's layout, that shows drafts and previews.",
+        rich_help_panel=MODEL,
+    ),
+]
 VariantOption = Annotated[
     str | None, typer.Option(help="Variant of weights, such as fp16, where a part has it.", rich_help_panel=MODEL)
 ]
@@ -116,6 +123,7 @@ class EngineChoice:
     limit_pixels: int | None = None
     bank: Path | None = None
     metrics: tuple[str, ...] = ()
+    preview_vae: str | None = None
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -5,7 +5,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    ControlNetModel,
+    DDIMScheduler,
+    SchedulerMixin,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..api.calibration import Calibration
@@ -28,7 +35,8 @@ class Components:
     calibration: similarity limits found for this model. bank: shapes gathered for it. hashes: SHA-256 of each part's
     configuration and weights. tokenizer_2, text_encoder_2: the second pair of SDXL, None elsewhere. zero_empty: whether
     zeros stand for an empty negative prompt. upcast_vae: whether the autoencoder overflows in fp16 and stays in fp32
-    there. sources: what was named to load it from, as in `Outline`.
+    there. sources: what was named to load it from, as in `Outline`. preview_vae: a small autoencoder whose decoder
+    shows drafts and previews, None where `vae` shows them too.
     """
 
     tokenizer: CLIPTokenizer
@@ -47,6 +55,7 @@ class Components:
     upcast_vae: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
     bank: Bank | None = None
+    preview_vae: AutoencoderTiny | None = None
 
     @property
     def vae_scale_factor(self) -> int:
@@ -83,6 +92,7 @@ def load(
     controlnet: Source | None = None,
     segmenter: Source | None = None,
     vae: Source | Vae | None = None,
+    preview_vae: Source | AutoencoderTiny | None = None,
     scheduler: SchedulerMixin | None = None,
     variant: str | None = None,
     revision: str | None = None,
@@ -93,16 +103,17 @@ def load(
     """Load a Stable Diffusion 1.x, 2.x or XL folder, or a hub id `owner/name`; the embedded model if `source` is None.
 
     controlnet, segmenter, vae: folders or hub ids that take the place of the folder's own parts; vae may be an
-    autoencoder in memory. scheduler: one whose configuration takes the place of the folder's. variant: of weights
-    ("fp16") that is taken where a part has it. revision: of the hub id. subfolder: of the folder, in which the model
-    lies. Only safetensors are read, and none before it is known that the parts fit together. Raises CheckpointError for
-    what cannot be loaded or does not.
+    autoencoder in memory. preview_vae: an AutoencoderTiny, as TAESD is, that shows drafts and previews. scheduler: one
+    whose configuration takes the place of the folder's. variant: of weights ("fp16") that is taken where a part has it.
+    revision: of the hub id. subfolder: of the folder, in which the model lies. Only safetensors are read, and none
+    before it is known that the parts fit together. Raises CheckpointError for what cannot be loaded or does not.
     """
     outline = outlined(
         source,
         controlnet=controlnet,
         segmenter=segmenter,
         vae=vae,
+        preview_vae=preview_vae,
         scheduler=scheduler,
         variant=variant,
         revision=revision,
@@ -170,6 +181,7 @@ def _networks(outline: Outline, make: Callable[[type, str], Any]) -> dict[str, A
         "text_encoder_2": make(CLIPTextModelWithProjection, "text_encoder_2") if outline.xl else None,
         "unet": make(UNet2DConditionModel, "unet"),
         "vae": make(parts.vae_class(folders["vae"]) if "vae" in folders else AutoencoderKL, "vae"),
+        "preview_vae": make(AutoencoderTiny, "preview_vae") if "preview_vae" in there else None,
         "controlnet": parts.controlnet(make(ControlNetModel, "controlnet")) if "controlnet" in there else None,
         "segmenter": parts.segmenter(folders["segmenter"], make) if "segmenter" in folders else None,
     }

@@ -25,6 +25,8 @@ def check_fit(components: "Components") -> None:
     _check_text(components)
     _check_added(components)
     _check_latents(components)
+    if components.preview_vae is not None:
+        _check_preview(components)
     if components.controlnet is not None:
         _check_controlnet(components)
 
@@ -91,6 +93,20 @@ def _check_latents(components: "Components") -> None:
         _require(
             vae.get(name) is None, f"the autoencoder's {name}", vae.get(name), "None, one scaling for all channels"
         )
+
+
+def _check_preview(components: "Components") -> None:
+    """A decoder of drafts and previews must read the same latents as the autoencoder, and draw pictures of its size."""
+    assert components.preview_vae is not None
+    preview, factor = components.preview_vae.config, components.vae_scale_factor
+    latents = components.vae.config.latent_channels
+    _require(
+        preview.latent_channels == latents,
+        "the preview autoencoder's latent_channels", preview.latent_channels, f"the autoencoder's {latents}",
+    )  # fmt: skip
+    _require(preview.out_channels == 3, "the preview autoencoder's out_channels", preview.out_channels, "3")
+    shrinks = 2 ** (len(preview.decoder_block_out_channels) - 1)
+    _require(shrinks == factor, "the preview autoencoder's pixels per latent", shrinks, f"the autoencoder's {factor}")
 
 
 def _residual_channels(unet: UNet2DConditionModel) -> list[int]:

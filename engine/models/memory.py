@@ -30,6 +30,7 @@ _SERVED: Mapping[str, tuple[type, ...]] = {
     "unet": (UNet2DConditionModel,),
     "controlnet": (ControlNetModel,),
     "vae": (AutoencoderKL, AutoencoderTiny),
+    "preview_vae": (AutoencoderTiny,),
     "text_encoder": (CLIPTextModel,),
     "text_encoder_2": (CLIPTextModelWithProjection,),
 }

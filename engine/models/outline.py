@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderTiny, DiffusionPipeline, SchedulerMixin
 
 from ..api.errors import CheckpointError, TwigWarning
 from ..api.reading import shown
@@ -83,6 +83,7 @@ def outlined(
     controlnet: Source | None = None,
     segmenter: Source | None = None,
     vae: Source | Vae | None = None,
+    preview_vae: Source | AutoencoderTiny | None = None,
     scheduler: SchedulerMixin | None = None,
     variant: str | None = None,
     revision: str | None = None,
@@ -95,8 +96,10 @@ def outlined(
     _check_index(folder, index)
     if index.get("requires_safety_checker") or index.get("safety_checker") not in (None, [None, None]):
         _warn_unfiltered(folder)
-    elsewhere = {"controlnet": controlnet, "segmenter": segmenter, "vae": vae if isinstance(vae, Source) else None}
-    given = _present(vae=None if isinstance(vae, Source) else vae, scheduler=scheduler)
+    either = _present(vae=vae, preview_vae=preview_vae)
+    named = {name: part for name, part in either.items() if isinstance(part, Source)}
+    elsewhere = {"controlnet": controlnet, "segmenter": segmenter, **named}
+    given = _present(scheduler=scheduler, **{name: part for name, part in either.items() if name not in named})
     calibration, bank = folder / "calibration.json", folder / BANK_FILE
     return Outline(
         pipeline,
@@ -113,7 +116,11 @@ def outlined(
 
 
 def outlined_pipeline(
-    pipeline: DiffusionPipeline, *, controlnet: Source | None = None, segmenter: Source | None = None
+    pipeline: DiffusionPipeline,
+    *,
+    controlnet: Source | None = None,
+    segmenter: Source | None = None,
+    preview_vae: Source | None = None,
 ) -> Outline:
     """A pipeline's parts as they are in memory, and what takes their places; a pipeline has no segmenter.
 
@@ -127,7 +134,7 @@ def outlined_pipeline(
         raise CheckpointError(f"the {name} has a part {shown(part, 80)}, which is not served")
     if "safety_checker" in given:
         _warn_unfiltered(f"the {name}")
-    elsewhere = _present(controlnet=controlnet, segmenter=segmenter)
+    elsewhere = _present(controlnet=controlnet, segmenter=segmenter, preview_vae=preview_vae)
     return Outline(
         name,
         _checked({part: layout.locate(source, _FILES) for part, source in elsewhere.items()}, None),

@@ -29,6 +29,7 @@ class Network(StrEnum):
     CONTROLNET = "controlnet"
     VAE_DECODER = "vae_decoder"
     VAE_ENCODER = "vae_encoder"
+    PREVIEW_DECODER = "preview_decoder"
     TEXT_ENCODER = "text_encoder"
     TEXT_ENCODER_2 = "text_encoder_2"
     SEGMENTER = "segmenter"
@@ -192,10 +193,13 @@ def _vae_specs(components: Components) -> list[NetworkSpec]:
     pixels = TensorSpec("pixels", ("rows", 3, "height", "width"))
     decoded = TensorSpec("decoded", ("rows", 3, "out_height", "out_width"))
     encoded = TensorSpec("encoded", ("rows", channels, "out_height", "out_width"))
-    return [
+    specs = [
         NetworkSpec(Network.VAE_DECODER, (latents,), (decoded,)),
         NetworkSpec(Network.VAE_ENCODER, (pixels,), (encoded,), step=factor),
     ]
+    if components.preview_vae is not None:
+        specs.append(NetworkSpec(Network.PREVIEW_DECODER, (latents,), (decoded,)))
+    return specs
 
 
 def _text_specs(components: Components) -> list[NetworkSpec]:

@@ -69,15 +69,16 @@ class Modelled(Protocol):
 class ModelRecord(Record):
     """The model: what it was loaded from (None for the embedded one), the hash of each part, its device and dtype.
 
-    controlnet, segmenter, vae, scheduler: what was named in the place of the model's own. What was handed over in
-    memory is named by its class, and lies nowhere. variant, revision, subfolder: of what was loaded, where they were
-    named.
+    controlnet, segmenter, vae, scheduler: what was named in the place of the model's own; preview_vae: beside it. What
+    was handed over in memory is named by its class, and lies nowhere. variant, revision, subfolder: of what was loaded,
+    where they were named.
     """
 
     source: str | None = None
     controlnet: str | None = None
     segmenter: str | None = None
     vae: str | None = None
+    preview_vae: str | None = None
     scheduler: str | None = None
     variant: str | None = None
     revision: str | None = None

@@ -50,6 +50,7 @@ class Model(Settings):
     controlnet: str | None = None
     segmenter: str | None = None
     vae: str | None = None
+    preview_vae: str | None = None
     variant: str | None = None
     revision: str | None = None
     device: str | None = None
@@ -193,7 +194,7 @@ class ServeConfig(Settings):
         return told.with_("model", metrics=tuple(_metric(folder, spec) for spec in told.model.metrics))
 
 
-_FILES = ("controlnet", "segmenter", "vae", "calibration", "bank", "registry")
+_FILES = ("controlnet", "segmenter", "vae", "preview_vae", "calibration", "bank", "registry")
 PARTS = (*_FILES, "variant", "revision", "metrics")
 """What `Model` says in the words of `Engine.from_pretrained`, besides the model itself."""
 

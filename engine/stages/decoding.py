@@ -9,11 +9,12 @@ from ..api.errors import NonFiniteLatentError
 from ..backends.networks import Networks
 from ..batching.job import Job
 from ..models.checkpoint import Components
+from ..models.parts import Vae
 from ..models.tensors import Network
 
 
 class Decoder:
-    """The autoencoder's decoder and the segmenter of a checkpoint, on whatever backend runs them."""
+    """The decoders and the segmenter of a checkpoint, on whatever backend runs them."""
 
     def __init__(self, components: Components, networks: Networks) -> None:
         self.components = components
@@ -21,10 +22,14 @@ class Decoder:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> pixels (B, 3, H, W) float32 in [0, 1]."""
-        vae = self.components.vae
-        scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        (decoded,) = self.networks(Network.VAE_DECODER, [scaled.to(vae.dtype)])
-        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+        return self._decoded(Network.VAE_DECODER, self.components.vae, latents)
+
+    def preview(self, latents: Tensor) -> Tensor:
+        """What `decode` returns, or nearly: by the preview autoencoder where there is one, for pictures on the way."""
+        vae = self.components.preview_vae
+        if vae is None:
+            return self.decode(latents)
+        return self._decoded(Network.PREVIEW_DECODER, vae, latents)
 
     def labels(self, pixels: Tensor) -> Tensor | None:
         """Labels (B, H, W) of pictures, None without a segmenter."""
@@ -36,6 +41,12 @@ class Decoder:
         """Decode and segment so many pictures of a latent shape (height, width), as a batch between steps does."""
         channels, device = self.components.unet.config.in_channels, self.networks.device
         self.labels(self.decode(torch.zeros(pictures, channels, *shape, device=device)))
+
+    def _decoded(self, network: Network, vae: Vae, latents: Tensor) -> Tensor:
+        """Latents by the decoder of `vae`, each with the scaling that it was trained on."""
+        scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        (decoded,) = self.networks(network, [scaled.to(vae.dtype)])
+        return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
     def _scores(self, pixels: Tensor) -> Tensor:
         """Score of each label, from pixels as the segmenter sees them."""

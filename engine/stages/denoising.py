@@ -64,7 +64,7 @@ class Denoising:
     def previews(self, jobs: Sequence[Job]) -> dict[int, Image.Image]:
         """Decode the predicted x0 of each job, by job id."""
         latents = torch.stack([self.arenas.arena(job).history[job.slot] for job in jobs])
-        (found,) = fetched([{"drawn": eight_bits(self.decoder.decode(latents))}])
+        (found,) = fetched([{"drawn": eight_bits(self.decoder.preview(latents))}])
         return {job.id: Image.fromarray(one) for job, one in zip(jobs, found["drawn"].numpy(), strict=True)}
 
     def _keep(self, record: MassRecord, heard: Mapping[Job, _Heard], jobs: Sequence[Job]) -> None:

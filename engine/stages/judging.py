@@ -43,6 +43,7 @@ class Judging:
         if self.judged_by.extra_metrics:  # they are a user's, and are shown nothing that is none
             check_finite(jobs, flags.tolist())
         pixels = self.decoder.decode(latents)
+        self._decode_drafts(jobs)
         references = torch.cat([job.shared.reference for job in jobs])
         (masks,) = sent([torch.stack([job.shared.shape for job in jobs])], pixels.device)
         launched = self.judged_by.launch(pixels, references, masks)
@@ -53,6 +54,21 @@ class Judging:
         measured = self.judged_by.read(tables, launched.nearest, drawn, asked)
         for job, image, picture, one in zip(jobs, pixels, drawn, measured, strict=True):
             self._keep_attempt(job, image, picture, one)
+
+    def _decode_drafts(self, jobs: Sequence[Job]) -> None:
+        """Decode drafts in full, once, that were seen as previews so far and that finals are now held against."""
+        held = list({id(job.shared): job.shared for job in jobs if self._is_held(job)}.values())
+        due = [(shared, shared.previewed) for shared in held if shared.previewed is not None]
+        if not due:
+            return
+        pixels = self.decoder.decode(torch.stack([latent for _, latent in due]))
+        (found,) = fetched([{"drawn": eight_bits(pixels)}])
+        for (shared, _), one, drawn in zip(due, pixels, found["drawn"].numpy(), strict=True):
+            shared.reference, shared.drawn, shared.previewed = one[None].clone(), drawn.copy(), None
+
+    def _is_held(self, job: Job) -> bool:
+        """Whether anything is made of how like its draft the job's picture is."""
+        return not job.own.delivered and (self.judged_by.sees_shape(job.request) or job.request.explain)
 
     def ending(self, job: Job) -> State:
         """State that a job ends in after its last attempt."""

@@ -92,7 +92,7 @@ class Segmenting:
     def _decoded(self, jobs: Sequence[Job]) -> tuple[Tensor, list[dict[str, Tensor]]]:
         """Pixels (B, 3, H, W) of drafts of one shape, and what else of each of them comes to the host."""
         latents = torch.stack([self.arenas.latent(job) for job in jobs])
-        pixels = self.decoder.decode(latents)
+        pixels = (self.decoder.decode if self._measures_drafts else self.decoder.preview)(latents)
         tables = [{"finite": f, "drawn": d} for f, d in zip(finite(latents), eight_bits(pixels), strict=True)]
         for job, table in zip(jobs, tables, strict=True):
             if job.draft.guidance_scale != 1:
@@ -100,6 +100,11 @@ class Segmenting:
             if job.shared.masses:
                 table["masses"] = torch.stack(job.shared.masses)
         return pixels, tables
+
+    @property
+    def _measures_drafts(self) -> bool:
+        """Whether every draft is measured as soon as it is there, for which it is decoded as finals are."""
+        return self.judge.registry is not None or self.components.preview_vae is None
 
     def guidance_magnitudes(self, job: Job, measured: np.ndarray) -> np.ndarray:
         """Size of the guidance at each step of a finished draft, (S,) float64, of what was measured (S,) on the way.
@@ -116,6 +121,8 @@ class Segmenting:
         # Copies, here and of an attempt's picture: a view would keep its whole batch for as long as the job lives.
         kept = {name: values.copy() for name, values in found.items()}
         shared.reference, shared.labels, shared.drawn = reference.clone(), kept.get("labels"), kept.get("drawn")
+        previewed = job.shared.source is None and not self._measures_drafts
+        shared.previewed = self.arenas.latent(job).clone() if previewed else None
         if job.request.mask is not None:
             shared.mask = job.request.mask
         elif segmenter is not None:

@@ -20,6 +20,7 @@ def load_engine(choice: EngineChoice, requests: Requests = (), **more: str | Non
             controlnet=choice.controlnet,
             segmenter=choice.segmenter,
             vae=choice.vae,
+            preview_vae=choice.preview_vae,
             variant=choice.variant,
             revision=choice.revision,
             calibration=choice.calibration,

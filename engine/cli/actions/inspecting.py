@@ -82,12 +82,19 @@ def _engine_of_then(then: ModelRecord, then_metrics: Iterable[str], choice: Engi
 
     A replay must not fetch what a manifest, which may come from anyone, names: such a part must lie on this disk.
     """
-    recorded = given(model=then.source, controlnet=then.controlnet, segmenter=then.segmenter, vae=then.vae)
+    recorded = given(
+        model=then.source,
+        controlnet=then.controlnet,
+        segmenter=then.segmenter,
+        vae=then.vae,
+        preview_vae=then.preview_vae,
+    )
     missing = {part: source for part, source in recorded.items() if getattr(choice, part) is None}
     for part, source in missing.items():
         if not Path(source).exists():
+            option = part.replace("_", "-")
             raise InvalidRequestError(
-                f"the manifest names {quoted(source)}, which is not on this disk; name it with --{part}"
+                f"the manifest names {quoted(source)}, which is not on this disk; name it with --{option}"
             )
     metrics = choice.metrics or tuple(then_metrics)
     chosen = replace(
