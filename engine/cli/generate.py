@@ -24,6 +24,7 @@ from .options import (
     Manner,
     MaskOption,
     ModelOption,
+    PredictionOption,
     QuietOption,
     RegistryOption,
     RevisionOption,
@@ -110,6 +111,7 @@ def generate(
     vae: VaeOption = None,
     variant: VariantOption = None,
     revision: RevisionOption = None,
+    prediction_type: PredictionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     limit_pixels: Annotated[
@@ -166,6 +168,7 @@ def generate(
             registry,
             limit_pixels,
             bank,
+            prediction_type,
         ),
         preset=preset,
         gate=gate,

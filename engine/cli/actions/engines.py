@@ -22,6 +22,7 @@ def load_engine(choice: EngineChoice, requests: Requests = (), **more: str | Non
             vae=choice.vae,
             variant=choice.variant,
             revision=choice.revision,
+            prediction_type=choice.prediction_type,
             calibration=choice.calibration,
             bank=choice.bank,
             registry=choice.registry,

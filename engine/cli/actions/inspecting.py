@@ -87,7 +87,14 @@ def _engine_of_then(then: ModelRecord, choice: EngineChoice) -> Engine:
             raise InvalidRequestError(
                 f"the manifest names {quoted(source)}, which is not on this disk; name it with --{part}"
             )
-    chosen = replace(choice, **missing, variant=then.variant, device=choice.device or then.device, dtype=then.dtype)
+    chosen = replace(
+        choice,
+        **missing,
+        variant=then.variant,
+        prediction_type=then.prediction_type,
+        device=choice.device or then.device,
+        dtype=then.dtype,
+    )
     return load_engine(chosen, **given(subfolder=then.subfolder if "model" in missing else None))
 
 
