@@ -47,6 +47,7 @@ class Engine(Core):
         variant: str | None = None,
         revision: str | None = None,
         subfolder: str | None = None,
+        prediction_type: str | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         calibration: Limited = None,
@@ -56,15 +57,16 @@ class Engine(Core):
         requests: Requests = (),
         **options: Any,
     ) -> Self:
-        """Load a diffusers folder or hub id, the embedded model if None; `options` as in the constructor.
+        """Load a diffusers folder, single file or hub id, the embedded model if None; `options` as in the constructor.
 
-        controlnet, segmenter, vae: folders or hub ids in the place of the model's own; vae may be an autoencoder that
-        is loaded already. preview_vae: of TAESD's layout, to show drafts and previews. scheduler: of diffusers, whose
-        configuration takes the place of the model's. variant: of weights ("fp16"), where a part has it. revision: of
-        the hub id; subfolder: in it or in the folder. torch_dtype: `dtype` by the name that diffusers has for it.
-        calibration, bank: limits and shapes in the place of the folder's own. registry: protected works to compare
-        with, or their file. metrics: further measures, which need weights, by name: "lpips", "lpips=FILE",
-        "clip=FOLDER". requests: checked before weights are read.
+        controlnet, segmenter, vae: folders or hub ids in the place of the model's own, controlnet and vae single files
+        too; vae may be an autoencoder that is loaded already. preview_vae: of TAESD's layout, to show drafts and
+        previews. scheduler: of diffusers, whose configuration takes the place of the model's. variant: of weights
+        ("fp16"), where a part has it; "ema": a single file's averages. revision: of the hub id; subfolder: in it or in
+        the folder. prediction_type: what the UNet predicts, whatever the model's files say of it. torch_dtype: `dtype`
+        by the name that diffusers has for it. calibration, bank: limits and shapes in the place of the folder's own.
+        registry: protected works to compare with, or their file. metrics: further measures, which need weights, by
+        name: "lpips", "lpips=FILE", "clip=FOLDER". requests: checked before weights are read.
 
         Raises TypeError for an unknown option before anything is loaded, CheckpointError for what cannot be loaded,
         InvalidRequestError for one of `requests` that cannot be served.
@@ -83,6 +85,7 @@ class Engine(Core):
             variant=variant,
             revision=revision,
             subfolder=subfolder,
+            prediction_type=prediction_type,
         )
         options["registry"] = registered(registry)
         components = loaded(outline, dtype, device, calibration, bank, requests, options)

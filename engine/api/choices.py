@@ -37,6 +37,14 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Prediction(StrEnum):
+    """What a UNet predicts: the noise, the velocity or the picture; by the name that schedules of diffusers have."""
+
+    EPSILON = "epsilon"
+    V_PREDICTION = "v_prediction"
+    SAMPLE = "sample"
+
+
 class Role(StrEnum):
     """What a key of a server opens: pictures and jobs, everybody's records, or the page of metrics."""
 

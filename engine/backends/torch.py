@@ -101,7 +101,7 @@ class FlatSegmenter(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Segment."""
-        return label_scores(self.model(pixel_values=pixels))
+        return label_scores(self.model, pixels)
 
 
 def flat_network(network: Network, components: Components, denoiser: Denoiser) -> nn.Module:

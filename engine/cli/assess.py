@@ -16,6 +16,7 @@ from .options import (
     JsonOption,
     Manner,
     ModelOption,
+    PredictionOption,
     QuietOption,
     RevisionOption,
     SegmenterOption,
@@ -41,6 +42,7 @@ def assess(
     vae: VaeOption = None,
     variant: VariantOption = None,
     revision: RevisionOption = None,
+    prediction_type: PredictionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     json: JsonOption = False,
@@ -58,7 +60,9 @@ def assess(
         prompts,
         sources,
         out,
-        EngineChoice(model, controlnet, segmenter, vae, variant, revision, device, dtype),
+        EngineChoice(
+            model, controlnet, segmenter, vae, variant, revision, device, dtype, prediction_type=prediction_type
+        ),
         presets=chosen,
         seeds=seeds,
         steps=steps,

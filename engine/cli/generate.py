@@ -25,6 +25,7 @@ from .options import (
     MaskOption,
     MetricOption,
     ModelOption,
+    PredictionOption,
     PreviewVaeOption,
     QuietOption,
     RegistryOption,
@@ -114,6 +115,7 @@ def generate(
     preview_vae: PreviewVaeOption = None,
     variant: VariantOption = None,
     revision: RevisionOption = None,
+    prediction_type: PredictionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     limit_pixels: Annotated[
@@ -172,6 +174,7 @@ def generate(
             bank=bank,
             metrics=tuple(metric or ()),
             preview_vae=preview_vae,
+            prediction_type=prediction_type,
         ),
         preset=preset,
         gate=gate,

@@ -6,23 +6,28 @@ from typing import Annotated, Any
 
 import typer
 
-from ..api.choices import Precision
+from ..api.choices import Precision, Prediction
 
 DRAWING, AVOIDING, JUDGING, MODEL, OUTPUT = "Drawing", "Avoiding", "Judging", "Model", "Output"
 """What options are grouped under in a command's help."""
 
 ModelOption = Annotated[
     str | None,
-    typer.Option(help="Folder in diffusers' layout or hub id; else the package's own.", rich_help_panel=MODEL),
+    typer.Option(
+        help="Folder in diffusers' layout, single .safetensors file or hub id; else the package's own.",
+        rich_help_panel=MODEL,
+    ),
 ]
 ControlNetOption = Annotated[
-    str | None, typer.Option(help="Folder or hub id of a ControlNet; else the model's own.", rich_help_panel=MODEL)
+    str | None,
+    typer.Option(help="Folder, single file or hub id of a ControlNet; else the model's own.", rich_help_panel=MODEL),
 ]
 SegmenterOption = Annotated[
     str | None, typer.Option(help="Folder or hub id of a segmenter; else the model's own.", rich_help_panel=MODEL)
 ]
 VaeOption = Annotated[
-    str | None, typer.Option(help="Folder or hub id of an autoencoder; else the model's own.", rich_help_panel=MODEL)
+    str | None,
+    typer.Option(help="Folder, single file or hub id of an autoencoder; else the model's own.", rich_help_panel=MODEL),
 ]
 PreviewVaeOption = Annotated[
     str | None,
@@ -32,10 +37,17 @@ PreviewVaeOption = Annotated[
     ),
 ]
 VariantOption = Annotated[
-    str | None, typer.Option(help="Variant of weights, such as fp16, where a part has it.", rich_help_panel=MODEL)
+    str | None,
+    typer.Option(
+        help="Variant of weights, such as fp16, where a part has it; ema of a single file.", rich_help_panel=MODEL
+    ),
 ]
 RevisionOption = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of the model's hub id.", rich_help_panel=MODEL)
+]
+PredictionOption = Annotated[
+    Prediction | None,
+    typer.Option(help="What the UNet predicts; else as the model's files say.", rich_help_panel=MODEL),
 ]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; else a GPU if there is one.", rich_help_panel=MODEL)
@@ -124,6 +136,7 @@ class EngineChoice:
     bank: Path | None = None
     metrics: tuple[str, ...] = ()
     preview_vae: str | None = None
+    prediction_type: Prediction | None = None
 
 
 def given(**options: Any) -> dict[str, Any]:

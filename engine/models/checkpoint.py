@@ -97,16 +97,19 @@ def load(
     variant: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
+    prediction_type: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Components:
-    """Load a Stable Diffusion 1.x, 2.x or XL folder, or a hub id `owner/name`; the embedded model if `source` is None.
+    """Load a Stable Diffusion 1.x, 2.x or XL out of a folder, a single file or a hub id `owner/name`.
 
-    controlnet, segmenter, vae: folders or hub ids that take the place of the folder's own parts; vae may be an
-    autoencoder in memory. preview_vae: an AutoencoderTiny, as TAESD is, that shows drafts and previews. scheduler: one
-    whose configuration takes the place of the folder's. variant: of weights ("fp16") that is taken where a part has it.
-    revision: of the hub id. subfolder: of the folder, in which the model lies. Only safetensors are read, and none
-    before it is known that the parts fit together. Raises CheckpointError for what cannot be loaded or does not.
+    source: None for the embedded model. controlnet, segmenter, vae: folders or hub ids that take the place of the
+    model's own parts; controlnet and vae may be single files, vae an autoencoder in memory. preview_vae: an
+    AutoencoderTiny, as TAESD is, that shows drafts and previews. scheduler: one whose configuration takes the place of
+    the model's. variant: of weights ("fp16") that is taken where a part has it; "ema" of a single file that holds
+    averages too. revision: of the hub id. subfolder: of the folder, in which the model lies. prediction_type: what the
+    UNet predicts, in the place of what the model's files say. Only safetensors are read, and none before it is known
+    that the parts fit together. Raises CheckpointError for what cannot be loaded or does not.
     """
     outline = outlined(
         source,
@@ -118,6 +121,7 @@ def load(
         variant=variant,
         revision=revision,
         subfolder=subfolder,
+        prediction_type=prediction_type,
     )
     return filled(sketched(outline), outline, dtype, device)
 
@@ -128,10 +132,13 @@ def sketched(outline: Outline) -> Components:
     Neither are there hashes. What was given in memory is there already, as its twin. Raises CheckpointError for parts
     that do not fit together.
     """
-    folders, given, xl = outline.folders, outline.given, outline.xl
-    forced = {} if xl else {"steps_offset": 1}
+    folders, given, files, xl = outline.folders, outline.given, outline.files, outline.xl
+    forced: dict[str, Any] = {} if xl else {"steps_offset": 1}
+    forced |= {} if outline.prediction is None else {"prediction_type": outline.prediction}
 
     def make(cls: type, name: str) -> Any:
+        if name in files:
+            return files[name].sketched()
         return memory.twin(given[name], name) if name in given else layout.sketched_module(cls, folders[name])
 
     def tokenizer(name: str) -> CLIPTokenizer:
@@ -160,22 +167,25 @@ def sketched(outline: Outline) -> Components:
 
 def filled(sketch: Components, outline: Outline, dtype: torch.dtype, device: torch.device | str) -> Components:
     """The model of a sketch with its weights, in `dtype` on `device`, and the hashes of what was loaded."""
-    folders, given, variant = outline.folders, outline.given, outline.variant
+    folders, given, files, variant = outline.folders, outline.given, outline.files, outline.variant
 
     def make(cls: type, name: str) -> Any:
         kept = torch.float32 if name == "vae" and sketch.upcast_vae and dtype is torch.float16 else dtype
         if name in given:
             return memory.placed(getattr(sketch, name), device, kept)
+        if name in files:
+            return files[name].loaded(kept, device)
         return layout.load_module(cls, folders[name], kept, device, variant)
 
     hashes = {name: layout.digest(part, variant) for name, part in folders.items()}
     hashes |= {name: memory.digest(part) for name, part in given.items()}
+    hashes |= {name: part.digest() for name, part in files.items()}
     return replace(sketch, hashes=hashes, **_networks(outline, make))
 
 
 def _networks(outline: Outline, make: Callable[[type, str], Any]) -> dict[str, Any]:
     """Each network of a model, made by `make` of its class and its part's name."""
-    folders, there = outline.folders, {*outline.folders, *outline.given}
+    folders, there = outline.folders, {*outline.folders, *outline.given, *outline.files}
     made: dict[str, Any] = {
         "text_encoder": make(CLIPTextModel, "text_encoder"),
         "text_encoder_2": make(CLIPTextModelWithProjection, "text_encoder_2") if outline.xl else None,

@@ -65,13 +65,10 @@ def _within(folder: Path, subfolder: str | None) -> Path:
 
 def _single_file(path: Path) -> str:
     if path.suffix in _PICKLES:
-        return f"{path} is a pickle, which can run code when it is loaded; give a diffusers folder with safetensors"
+        return f"{path} is a pickle, which can run code when it is loaded; give a folder or a file of safetensors"
     if path.suffix == ".safetensors":
-        return (
-            f"{path} is a single file; turn it into a folder with diffusers first: "
-            f"StableDiffusionPipeline.from_single_file('{path.name}').save_pretrained('{path.stem}')"
-        )
-    return f"{path} is a file; give a diffusers folder"
+        return f"{path} is a single file; give a folder in its place"
+    return f"{path} is a file, and no .safetensors; give one, or a diffusers folder"
 
 
 def _download(name: str, files: Sequence[str], revision: str | None) -> Path:

@@ -2,17 +2,20 @@
 
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderTiny, DiffusionPipeline, SchedulerMixin
 
+from ..api.choices import Prediction
 from ..api.errors import CheckpointError, TwigWarning
 from ..api.reading import shown
-from . import configs, layout
+from . import configs, layout, single_file
 from .bank import FILE as BANK_FILE
+from .file_parts import FilePart
 from .layout import Source
 from .parts import Vae
 
@@ -51,10 +54,11 @@ _MODEL_FILES = (
 class Outline:
     """Where the parts of a checkpoint are: in folders, or in memory.
 
-    pipeline: class of diffusers' pipeline that they make up. folders, given: each part that is read from the disk, and
-    each that was handed over in memory, by name. settings: of the pipeline. calibration, bank: files of the model's
-    limits and shapes. variant: of weights, taken where a part has it. sources: what was named, by the name of the
-    keyword: a folder by its full path, of what is in memory what it is.
+    pipeline: class of diffusers' pipeline that they make up. folders, given, files: each part that is read from a
+    folder, each that is in memory, and each network that a single file holds, by name. settings: of the pipeline.
+    calibration, bank: files of the model's limits and shapes. variant: of weights, taken where a part has it.
+    prediction: type that takes the place of the schedule's own. sources: what was named, by the name of the keyword: a
+    folder or file by its full path, of what is in memory what it is.
     """
 
     pipeline: str
@@ -65,6 +69,8 @@ class Outline:
     bank: Path | None = None
     variant: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, FilePart] = field(default_factory=dict)
+    prediction: str | None = None
 
     @property
     def xl(self) -> bool:
@@ -88,31 +94,97 @@ def outlined(
     variant: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
+    prediction_type: str | None = None,
 ) -> Outline:
     """Find a checkpoint's parts; arguments as of `checkpoint.load`. Raises CheckpointError for a layout not served."""
+    either = _present(vae=vae, preview_vae=preview_vae)
+    named = _present(controlnet=controlnet, segmenter=segmenter)
+    named |= {name: part for name, part in either.items() if isinstance(part, Source)}
+    given = _present(scheduler=scheduler, **{name: part for name, part in either.items() if name not in named})
+    _check_prediction(prediction_type)
+    file = single_file.named(source)
+    if file is None:
+        outline = _of_folder(source, named, given, variant, revision, subfolder)
+    else:
+        _check_alone(file, revision=revision, subfolder=subfolder)
+        outline = _of_file(file, named, given, variant, prediction_type)
+    said = _present(variant=variant, revision=revision, subfolder=subfolder, prediction_type=prediction_type)
+    in_memory = {name: _in_memory(part) for name, part in given.items()}
+    sources = _named(**_present(source=source), **named) | in_memory | said
+    return replace(outline, sources=sources, prediction=prediction_type)
+
+
+def _of_folder(
+    source: Source | None,
+    named: Mapping[str, Source],
+    given: Mapping[str, Any],
+    variant: str | None,
+    revision: str | None,
+    subfolder: str | None,
+) -> Outline:
+    """A model in a folder, or in the hub; what was `named` beside it may be single files."""
     folder = layout.locate(EMBEDDED if source is None else source, _MODEL_FILES, revision, subfolder)
     index = layout.read_json(folder / "model_index.json")
     pipeline = _pipeline(folder, index)
     _check_index(folder, index)
     if index.get("requires_safety_checker") or index.get("safety_checker") not in (None, [None, None]):
         _warn_unfiltered(folder)
-    either = _present(vae=vae, preview_vae=preview_vae)
-    named = {name: part for name, part in either.items() if isinstance(part, Source)}
-    elsewhere = {"controlnet": controlnet, "segmenter": segmenter, **named}
-    given = _present(scheduler=scheduler, **{name: part for name, part in either.items() if name not in named})
+    files = _files(named, pipeline in _XL_PIPELINES)
     calibration, bank = folder / "calibration.json", folder / BANK_FILE
     return Outline(
         pipeline,
-        _checked(_folders(folder, pipeline, _present(**elsewhere), given), variant),
+        _checked(_folders(folder, pipeline, _without(named, files), {**given, **files}), variant),
         given,
         index,
         calibration if os.path.lexists(calibration) else None,
         bank if os.path.lexists(bank) else None,
         variant,
-        _named(source=source, **elsewhere)
-        | {name: _in_memory(part) for name, part in given.items()}
-        | _present(variant=variant, revision=revision, subfolder=subfolder),
+        files=files,
     )
+
+
+def _of_file(
+    file: Path, named: Mapping[str, Source], given: Mapping[str, Any], variant: str | None, prediction: str | None
+) -> Outline:
+    """A model in a single file, whose tokenizers and schedule are known; it has neither limits nor shapes."""
+    found = single_file.model(file, variant, prediction, own_vae="vae" not in {**named, **given})
+    files = _files(named, found.xl)
+    folders = {name: layout.locate(source, _FILES) for name, source in _without(named, files).items()}
+    return Outline(
+        _XL_PIPELINES[0] if found.xl else PIPELINES[0],
+        _checked(folders, None),
+        {**found.given, **given},
+        {"force_zeros_for_empty_prompt": True} if found.xl else {},
+        variant=variant,
+        files={**found.files, **files},
+    )
+
+
+def _files(named: Mapping[str, Source], xl: bool) -> dict[str, FilePart]:
+    """Of the parts that were `named`, those that lie in single files. xl: whether they are for SDXL."""
+    files = {name: file for name, source in named.items() if (file := single_file.named(source)) is not None}
+    open_file: Mapping[str, Callable[[Path], FilePart]] = {
+        "controlnet": single_file.controlnet,
+        "vae": partial(single_file.autoencoder, xl=xl),
+    }
+    for name, file in files.items():
+        if name not in open_file:
+            raise CheckpointError(f"{shown(file)} is a single file; a {name} is given as its folder")
+    return {name: open_file[name](file) for name, file in files.items()}
+
+
+def _without(named: Mapping[str, Source], files: Mapping[str, Any]) -> dict[str, Source]:
+    return {name: source for name, source in named.items() if name not in files}
+
+
+def _check_alone(file: Path, **options: str | None) -> None:
+    for name, value in _present(**options).items():
+        raise CheckpointError(f"{shown(file)} is a file, and {name}={value!r} is of a folder or hub id; leave it out")
+
+
+def _check_prediction(prediction: str | None) -> None:
+    if prediction not in (None, *Prediction):
+        raise CheckpointError(f"prediction_type={prediction!r} is not served; those served are {', '.join(Prediction)}")
 
 
 def outlined_pipeline(
@@ -177,7 +249,7 @@ def _folders(folder: Path, pipeline: str, elsewhere: Mapping[str, Source], given
         raise CheckpointError(f"{folder} lacks {', '.join(missing)}; a {pipeline} needs {', '.join(needed)}")
     folders = {name: folder / name for name in own}
     for name in _OPTIONAL:
-        if name not in elsewhere and (folder / name).is_dir():
+        if name not in (*elsewhere, *given) and (folder / name).is_dir():
             folders[name] = folder / name
             _check_single(folder, name)
     return folders | {name: layout.locate(source, _FILES) for name, source in elsewhere.items()}

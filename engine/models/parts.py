@@ -20,6 +20,9 @@ SEGMENTERS = {
     "SegformerForSemanticSegmentation": "SegformerImageProcessor",
     "UperNetForSemanticSegmentation": "SegformerImageProcessor",
     "Mask2FormerForUniversalSegmentation": "Mask2FormerImageProcessor",
+    "OneFormerForUniversalSegmentation": "OneFormerImageProcessor",
+    "BeitForSemanticSegmentation": "BeitImageProcessor",
+    "DPTForSemanticSegmentation": "DPTImageProcessor",
 }
 """Segmentation models of transformers that are served, and their usual image processors."""
 

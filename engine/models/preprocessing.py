@@ -7,7 +7,14 @@ from typing import Any, Self
 
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Mask2FormerImageProcessorPil, MaskFormerImageProcessorPil, SegformerImageProcessorPil
+from transformers import (
+    BeitImageProcessorPil,
+    DPTImageProcessorPil,
+    Mask2FormerImageProcessorPil,
+    MaskFormerImageProcessorPil,
+    OneFormerImageProcessorPil,
+    SegformerImageProcessorPil,
+)
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import get_image_size_for_max_height_width
 
@@ -18,22 +25,29 @@ _PROCESSORS: Mapping[str, Any] = {
     "SegformerImageProcessor": SegformerImageProcessorPil,
     "Mask2FormerImageProcessor": Mask2FormerImageProcessorPil,
     "MaskFormerImageProcessor": MaskFormerImageProcessorPil,
+    "OneFormerImageProcessor": OneFormerImageProcessorPil,
+    "BeitImageProcessor": BeitImageProcessorPil,
+    "DPTImageProcessor": DPTImageProcessorPil,
 }
 _MASK_FORMERS = frozenset({"Mask2FormerImageProcessor", "MaskFormerImageProcessor"})
 _SERVED = frozenset(
     {"do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"}
 )
 _MASK_FORMERS_ALONE = frozenset({"size_divisor", "size_divisibility", "max_size", "_max_size"})
+_DPT_ALONE = frozenset({"ensure_multiple_of"})
 _DESCRIPTIVE = frozenset({
     "image_processor_type", "feature_extractor_type", "processor_class", "_processor_class", "_valid_processor_keys",
     # of label maps, none of which is given to it
-    "do_reduce_labels", "reduce_labels", "ignore_index", "num_labels",
+    "do_reduce_labels", "reduce_labels", "ignore_index", "num_labels", "num_text", "class_info_file", "repo_path",
+    "metadata",
+    "crop_size",  # of a crop that is never made
 })  # fmt: skip
 _IDLE: Mapping[str, tuple[Any, ...]] = {
-    "do_center_crop": (None, False), "crop_size": (None,), "do_pad": (None, False, True), "pad_size": (None,),
+    "do_center_crop": (None, False), "do_pad": (None, False, True), "pad_size": (None,),
     "do_convert_rgb": (None, False, True), "default_to_square": (None, False, True), "device": (None,),
     "data_format": (None, "channels_first"), "input_data_format": (None,), "return_tensors": (None,),
     "disable_grouping": (None, False, True), "image_seq_length": (None,),
+    "keep_aspect_ratio": (None, False),  # of DPT, which reads nothing but squares
 }  # fmt: skip
 """Settings that are not served, and their values that change nothing of a batch of pictures of one size."""
 
@@ -67,6 +81,7 @@ class Preprocessing:
         """
         name = _named(config, usual)
         known = _SERVED | (_MASK_FORMERS_ALONE if name in _MASK_FORMERS else frozenset())
+        known |= _DPT_ALONE if name == "DPTImageProcessor" else frozenset()
         for key, value in config.items():
             if key not in known | _DESCRIPTIVE and value not in _IDLE.get(key, ()):
                 raise ValueError(f"{shown(key)} {shown(repr(value), 80)}, which is not served; leave it out")
@@ -80,6 +95,11 @@ class Preprocessing:
         if processor.do_resize:
             values |= _target(processor.size) | {"mode": _mode(processor.resample)}
             values |= {"divisor": _side("size_divisor", getattr(processor, "size_divisor", None) or 1)}
+        if processor.do_resize and name == "DPTImageProcessor":
+            if "size" not in values:
+                raise ValueError(f"size {shown(dict(processor.size))}, which must name height and width")
+            step = _side("ensure_multiple_of", processor.ensure_multiple_of)
+            values["size"] = tuple(round(side / step) * step for side in values["size"])
         return cls(**values)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:

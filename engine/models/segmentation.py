@@ -12,7 +12,10 @@ from transformers import PreTrainedModel
 from ..api.errors import CheckpointError
 from ..api.reading import shown
 from . import ade20k
+from .clip_tokenizer import clip_tokenizer
 from .preprocessing import Preprocessing
+
+_TASK = "the task is semantic"
 
 __all__ = ["Preprocessing", "Segmenter", "label_scores"]
 
@@ -20,13 +23,14 @@ __all__ = ["Preprocessing", "Segmenter", "label_scores"]
 class Segmenter:
     """A semantic or universal segmentation model of transformers.
 
-    model: one whose output holds `logits` (SegFormer, UperNet), or query logits (Mask2Former). palette (L, 3) uint8:
-    colour of each label in a control image. labels: name of each. background: labels that are no subject's shape.
+    model: one whose output holds `logits` (SegFormer, UperNet, BEiT, DPT), or query logits (Mask2Former, OneFormer).
+    palette (L, 3) uint8: colour of each label in a control image. labels: name of each. background: labels that are no
+    subject's shape.
     """
 
     def __init__(self, model: PreTrainedModel, preprocessing: Preprocessing) -> None:
         config: Any = model.config
-        self.model = model
+        self.model = _with_task(model)
         self.preprocessing = preprocessing
         self.labels: tuple[str, ...] = _labels(config)
         self.palette = _palette(getattr(config, "palette", None), len(self.labels))
@@ -57,11 +61,27 @@ class Segmenter:
         return F.interpolate(scored, pixels.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
 
     def _scores(self, pixels: Tensor) -> Tensor:
-        return label_scores(self.model(pixel_values=pixels))
+        return label_scores(self.model, pixels)
 
 
-def label_scores(output: Any) -> Tensor:
-    """Score (B, L, h, w) fp32 of each label; a query model's are summed over queries (Cheng et al., CVPR 2022)."""
+def _with_task(model: PreTrainedModel) -> PreTrainedModel:
+    """OneFormer is told by words what to do, which are the same for every picture; other models are told nothing."""
+    if model.config.model_type == "oneformer":
+        length = model.config.task_seq_len
+        words = clip_tokenizer()(_TASK, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        tokens = words.input_ids * words.attention_mask
+        model.register_buffer("task_inputs", tokens.to(next(model.parameters()).device), persistent=False)
+    return model
+
+
+def label_scores(model: Any, pixels: Tensor) -> Tensor:
+    """Score (B, L, h, w) fp32 of each label for normalised pixels (B, 3, H, W).
+
+    A query model's are summed over queries (Cheng et al., CVPR 2022).
+    """
+    task = getattr(model, "task_inputs", None)
+    told = {} if task is None else {"task_inputs": task.expand(len(pixels), -1)}
+    output = model(pixel_values=pixels, **told)
     if "logits" in output:
         return output.logits.float()
     classes = output.class_queries_logits.float().softmax(-1)[..., :-1]

@@ -5,7 +5,8 @@ the file by safetensors itself.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,36 @@ _COUNTED = re.compile(r"(^|\.)(num_batches_tracked|position_ids|relative_positio
 _UNREAD: dict[str, re.Pattern[str]] = {
     "CLIPTextModel": re.compile(r"text_projection\.weight|logit_scale"),
     "CLIPTextModelWithProjection": re.compile(r"logit_scale"),
+    "OneFormerForUniversalSegmentation": re.compile(r"(model\.)?(text_mapper|prompt_ctx)\..*|criterion\..*"),
 }
-"""What whole CLIP models hold besides and a text's states do not depend on, by class."""
+"""What files hold besides, by class: whole CLIP models, on which a text's states do not depend; parts of training."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor as a header has it. kind: number type, as safetensors names it. start, end: its bytes in the file."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself: its tensors by name, and texts that whoever wrote it added."""
+
+    tensors: Mapping[str, Entry]
+    metadata: Mapping[str, str]
 
 
 def check_tensors(files: Sequence[Path]) -> None:
     """Raise CheckpointError unless every tensor in `files` is of a number type that is served and in one file alone."""
     places: dict[str, Path] = {}
     for file in files:
-        for name, kind in _header(file).items():
+        for name, entry in read_header(file).tensors.items():
+            kind = entry.kind
             if name in places:
                 raise CheckpointError(
                     f"{shown(name, 80)} is in {shown(places[name].name, 80)} and in {shown(file.name, 80)} of "
@@ -63,7 +85,9 @@ def check_names(part: Path, files: Sequence[Path], module: nn.Module, info: dict
             f"{shown(part)} holds {len(strange)} tensors that are none of a {name}'s, among them "
             f"{shown(strange[0], 80)}; what is not read is not served"
         )
-    held, own = (_real(names) for names in ([key for file in files for key in _header(file)], module.state_dict()))
+    held, own = (
+        _real(names) for names in ([key for file in files for key in read_header(file).tensors], module.state_dict())
+    )
     if len(held) - len(unread) > len(own):
         raise CheckpointError(
             f"{shown(part)} holds {len(held)} tensors where a {name} has {len(own)}: some stand there under two names"
@@ -75,8 +99,8 @@ def _real(names: Iterable[str]) -> list[str]:
     return [name for name in names if not _COUNTED.search(name)]
 
 
-def _header(file: Path) -> dict[str, str]:
-    """Number type of each tensor in a safetensors file, by name. Raises CheckpointError for what is none."""
+def read_header(file: Path) -> Header:
+    """The header of a safetensors file. Raises CheckpointError for what is none."""
     with open_regular(file, MAX_TENSORS) as stream:
         length = int.from_bytes(stream.read(_LENGTH), "little")
         if not 0 < length <= MAX_HEADER:
@@ -85,10 +109,20 @@ def _header(file: Path) -> dict[str, str]:
     try:
         header = parse_json(text, file)
         with safe_open(file, framework="pt"):  # looks at shapes and offsets
-            return {name: str(value["dtype"]) for name, value in header.items() if name != "__metadata__"}
+            tensors = {
+                name: Entry(
+                    name,
+                    str(value["dtype"]),
+                    tuple(value["shape"]),
+                    *(first + _LENGTH + length for first in value["data_offsets"]),
+                )
+                for name, value in header.items()
+                if name != "__metadata__"
+            }
+        return Header(tensors, {str(key): str(value) for key, value in (header.get("__metadata__") or {}).items()})
     except ForeignFileError as error:
         raise _corrupt(file, str(error).removeprefix(f"{shown(file)}: ")) from error
-    except (SafetensorError, OSError, TypeError, KeyError, AttributeError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise _corrupt(file, shown(error)) from error
 
 

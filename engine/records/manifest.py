@@ -6,14 +6,14 @@ import re
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
-from ..api.choices import Precision
+from ..api.choices import Precision, Prediction
 from ..api.pixels import Picture, load_picture
 from ..api.portable import Real
 from ..api.reading import is_text, read_model, reading
@@ -70,8 +70,8 @@ class ModelRecord(Record):
     """The model: what it was loaded from (None for the embedded one), the hash of each part, its device and dtype.
 
     controlnet, segmenter, vae, scheduler: what was named in the place of the model's own; preview_vae: beside it. What
-    was handed over in memory is named by its class, and lies nowhere. variant, revision, subfolder: of what was loaded,
-    where they were named.
+    was handed over in memory is named by its class, and lies nowhere. variant, revision, subfolder, prediction_type: of
+    what was loaded, where they were named.
     """
 
     source: str | None = None
@@ -83,6 +83,7 @@ class ModelRecord(Record):
     variant: str | None = None
     revision: str | None = None
     subfolder: str | None = None
+    prediction_type: Prediction | None = None
     hashes: dict[str, str]
     device: str
     dtype: Precision
@@ -92,7 +93,8 @@ class ModelRecord(Record):
         """Record loaded components."""
         weight = next(components.unet.parameters())
         dtype = Precision(str(weight.dtype).removeprefix("torch."))
-        return cls(**components.sources, hashes=components.hashes, device=weight.device.type, dtype=dtype)
+        sources: dict[str, Any] = dict(components.sources)
+        return cls(**sources, hashes=components.hashes, device=weight.device.type, dtype=dtype)
 
     @property
     def sha256(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from ..api.choices import Precision, Preset, Solver
+from ..api.choices import Precision, Prediction, Preset, Solver
 from ..api.errors import InvalidRequestError
 from ..api.reading import MAX_JSON, MEBIBYTE, first_problem, read_text, shown
 from ..api.rules import Rule
@@ -53,6 +53,7 @@ class Model(Settings):
     preview_vae: str | None = None
     variant: str | None = None
     revision: str | None = None
+    prediction_type: Prediction | None = None
     device: str | None = None
     dtype: Precision = Precision.FLOAT32
     calibration: Path | None = None
@@ -195,7 +196,7 @@ class ServeConfig(Settings):
 
 
 _FILES = ("controlnet", "segmenter", "vae", "preview_vae", "calibration", "bank", "registry")
-PARTS = (*_FILES, "variant", "revision", "metrics")
+PARTS = (*_FILES, "variant", "revision", "prediction_type", "metrics")
 """What `Model` says in the words of `Engine.from_pretrained`, besides the model itself."""
 
 _PATHS = {

@@ -23,6 +23,7 @@ def load_engine(choice: EngineChoice, requests: Requests = (), **more: str | Non
             preview_vae=choice.preview_vae,
             variant=choice.variant,
             revision=choice.revision,
+            prediction_type=choice.prediction_type,
             calibration=choice.calibration,
             bank=choice.bank,
             metrics=choice.metrics or None,

@@ -96,9 +96,14 @@ def _engine_of_then(then: ModelRecord, then_metrics: Iterable[str], choice: Engi
             raise InvalidRequestError(
                 f"the manifest names {quoted(source)}, which is not on this disk; name it with --{option}"
             )
-    metrics = choice.metrics or tuple(then_metrics)
     chosen = replace(
-        choice, **missing, metrics=metrics, variant=then.variant, device=choice.device or then.device, dtype=then.dtype
+        choice,
+        **missing,
+        metrics=choice.metrics or tuple(then_metrics),
+        variant=then.variant,
+        prediction_type=then.prediction_type,
+        device=choice.device or then.device,
+        dtype=then.dtype,
     )
     return load_engine(chosen, **given(subfolder=then.subfolder if "model" in missing else None))
 

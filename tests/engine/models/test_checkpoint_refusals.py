@@ -54,10 +54,17 @@ def test_unknown_layout_is_refused(folder, tmp_path):
         load(folder)
 
 
-@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors", "model.txt"])
-def test_single_file_is_refused_with_a_way_out(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model.ckpt", "is a pickle, which can run code when it is loaded; give a folder or a file of safetensors"),
+        ("model.txt", r"is a file, and no \.safetensors"),
+        ("model.safetensors", "is corrupt or cut short"),
+    ],
+)
+def test_a_file_that_is_no_model_is_refused_with_a_way_out(tmp_path, name, said):
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="folder"):
+    with pytest.raises(CheckpointError, match=said):
         load(tmp_path / name)
 
 

@@ -1,14 +1,25 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import (
+    BeitConfig,
+    BeitForSemanticSegmentation,
+    BeitImageProcessorPil,
     ConvNextConfig,
+    DPTConfig,
+    DPTForSemanticSegmentation,
+    DPTImageProcessorPil,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     Mask2FormerImageProcessorPil,
+    OneFormerConfig,
+    OneFormerForUniversalSegmentation,
+    OneFormerImageProcessorPil,
+    OneFormerProcessor,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SegformerImageProcessorPil,
@@ -19,8 +30,9 @@ from transformers import (
 
 from twig.engine.api.errors import CheckpointError
 from twig.engine.models.checkpoint import load
+from twig.engine.models.clip_tokenizer import clip_tokenizer
 from twig.engine.models.pictures import to_pixels
-from twig.engine.models.segmentation import Preprocessing, Segmenter
+from twig.engine.models.segmentation import Preprocessing, Segmenter, label_scores
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -43,6 +55,37 @@ def build_mask2former(names):
         palette=colours(len(names)), **label_names(names),
     )  # fmt: skip
     return Mask2FormerForUniversalSegmentation(config).eval()
+
+
+def build_oneformer(names):
+    backbone = SwinConfig(
+        image_size=32, embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=2, out_features=STAGES
+    )
+    config = OneFormerConfig(
+        backbone_config=backbone, num_queries=12, text_encoder_width=16, text_encoder_num_layers=1, conv_dim=32,
+        mask_dim=32, hidden_dim=32, encoder_feedforward_dim=16, dim_feedforward=32, encoder_layers=1, decoder_layers=2,
+        query_dec_layers=1, num_attention_heads=2, is_training=False, palette=colours(len(names)), **label_names(names),
+    )  # fmt: skip
+    return OneFormerForUniversalSegmentation(config).eval()
+
+
+def build_beit(names):
+    config = BeitConfig(
+        image_size=64, patch_size=8, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
+        out_indices=[1, 2, 3, 4], use_auxiliary_head=False, pool_scales=[1, 2], use_relative_position_bias=True,
+        use_mask_token=False, vocab_size=16, palette=colours(len(names)), **label_names(names),
+    )  # fmt: skip
+    return BeitForSemanticSegmentation(config).eval()
+
+
+def build_dpt(names):
+    config = DPTConfig(
+        image_size=64, patch_size=16, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
+        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16,
+        reassemble_factors=[4, 2, 1, 0.5], use_auxiliary_head=False, is_hybrid=False, palette=colours(len(names)),
+        **label_names(names),
+    )  # fmt: skip
+    return DPTForSemanticSegmentation(config).eval()
 
 
 def build_upernet(names, **options):
@@ -102,7 +145,43 @@ def test_mask2former_labels_are_those_of_the_librarys_own_pre_and_postprocessing
         assert agreement(segmenter(to_pixels(image, *size))[0], expected) > 0.98
 
 
-@pytest.mark.parametrize("build", [build_mask2former, build_upernet])
+SQUARE = {"height": 64, "width": 64}
+
+
+@pytest.mark.parametrize(
+    ("build", "processor"),
+    [
+        (build_beit, BeitImageProcessorPil(size=SQUARE, crop_size=SQUARE)),
+        (build_dpt, DPTImageProcessorPil(size={"height": 70, "width": 70}, ensure_multiple_of=32)),
+        (build_oneformer, OneFormerImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96}, num_text=8)),
+    ],
+)
+def test_heads_of_other_kinds_score_as_the_library_does(build, processor):
+    torch.manual_seed(3)
+    model = build(("background", "star", "house", "tree"))
+    segmenter = Segmenter(model, Preprocessing.from_config(processor.to_dict(), type(processor).__name__))
+    prepare = processor
+    if build is build_oneformer:
+        prepare = partial(OneFormerProcessor(processor, clip_tokenizer()), task_inputs=["semantic"])
+    for size in ((64, 64), (50, 83), (97, 61)):
+        image = picture(*size)
+        with torch.no_grad():
+            output = model(**prepare(image, return_tensors="pt"))
+            mine = label_scores(model, segmenter.preprocessing(to_pixels(image, *size)))
+        options = {"target_sizes": [size], "return_segmentation_scores": True}
+        expected = processor.post_process_semantic_segmentation(output, **options)[0]
+        scores = torch.nn.functional.interpolate(mine, size, mode="bilinear", align_corners=False)[0]
+        reach = expected.segmentation_scores.max() - expected.segmentation_scores.min()
+        assert float((scores - expected.segmentation_scores).abs().max()) < 0.02 * float(reach)
+        assert agreement(segmenter(to_pixels(image, *size))[0], expected.segmentation) > 0.98
+
+
+def test_a_dpt_that_is_to_keep_a_pictures_shape_is_refused_for_it_reads_squares():
+    with pytest.raises(ValueError, match="keep_aspect_ratio True, which is not served"):
+        Preprocessing.from_config(DPTImageProcessorPil(keep_aspect_ratio=True).to_dict())
+
+
+@pytest.mark.parametrize("build", [build_mask2former, build_upernet, build_oneformer, build_beit, build_dpt])
 def test_user_segmenter_folder_replaces_the_models_own(tiny_checkpoint, tmp_path, build):
     torch.manual_seed(0)
     names = (*(f"thing {i}" for i in range(149)), "background")
