@@ -17,6 +17,7 @@ from .core import Core
 from .door import Admission
 from .judging.registry import Registry
 from .loading import Limited, Shaped, check_options, loaded, measures, of_pipeline, registered, warn_of_slow_dtype
+from .models.controls import Chosen
 from .models.layout import Source
 from .models.outline import outlined
 from .models.parts import Vae
@@ -39,7 +40,7 @@ class Engine(Core):
         cls,
         path_or_id: Source | None = None,
         *,
-        controlnet: Source | None = None,
+        controlnet: Chosen | None = None,
         segmenter: Source | None = None,
         vae: Source | Vae | None = None,
         scheduler: SchedulerMixin | None = None,
@@ -58,11 +59,12 @@ class Engine(Core):
         """Load a diffusers folder or hub id, the embedded model if None; `options` as in the constructor.
 
         controlnet, segmenter, vae: folders or hub ids in the place of the model's own; vae may be an autoencoder that
-        is loaded already. scheduler: of diffusers, whose configuration takes the place of the model's. variant: of
-        weights ("fp16"), where a part has it. revision: of the hub id; subfolder: in it or in the folder. torch_dtype:
-        `dtype` by the name that diffusers has for it. calibration, bank: limits and shapes in the place of the folder's
-        own. registry: protected works to compare with, or their file. metrics: further measures, which need weights, by
-        name: "lpips", "lpips=FILE", "clip=FOLDER". requests: checked before weights are read.
+        is loaded already, and controlnet several, the first to follow moved maps and further ones as "NAME=PATH", which
+        follow `GenerationRequest.controls`. scheduler: of diffusers, whose configuration takes the place of the
+        model's. variant: of weights ("fp16"), where a part has it. revision: of the hub id; subfolder: in it or in the
+        folder. torch_dtype: `dtype` by the name that diffusers has for it. calibration, bank: limits and shapes in the
+        place of the folder's own. registry: protected works to compare with, or their file. metrics: further measures,
+        which need weights, by name: "lpips", "lpips=FILE", "clip=FOLDER". requests: checked before weights are read.
 
         Raises TypeError for an unknown option before anything is loaded, CheckpointError for what cannot be loaded,
         InvalidRequestError for one of `requests` that cannot be served.
@@ -90,7 +92,7 @@ class Engine(Core):
         cls,
         pipeline: DiffusionPipeline,
         *,
-        controlnet: Source | None = None,
+        controlnet: Chosen | None = None,
         segmenter: Source | None = None,
         calibration: Limited = None,
         bank: Shaped = None,

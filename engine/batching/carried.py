@@ -1,5 +1,6 @@
 """What a job carries from batch to batch, and the seeds that its runs derive from its request's."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,9 +17,10 @@ from .job import Trajectory
 class Shared:
     """What a request's images have in common.
 
-    source: the picture that takes the draft's place, (1, 3, H, W) in [0, 1]. texts by `Branch`. reference: draft or
-    source, (1, 3, H, W), where the networks are; drawn (H, W, 3) uint8: a draft as a picture. labels, mask (H, W): what
-    was found in it, None where nothing looks. magnitudes (S,) float64: size of the draft's guidance at each step,
+    source: the picture that takes the draft's place, (1, 3, H, W) in [0, 1]. texts by `Branch`. pictures: control
+    images of further ControlNets by name, (1, 3, H, W) in [0, 1]; hints (width, h, w): these embedded. reference: draft
+    or source, (1, 3, H, W), where the networks are; drawn (H, W, 3) uint8: a draft as a picture. labels, mask (H, W):
+    what was found in it, None where nothing looks. magnitudes (S,) float64: size of the draft's guidance at each step,
     `guidance_magnitudes`; None without a guided draft. masses: attention of each step of a draft in which spikes are to
     be found. gate: what was made of it. drafted: latent (C, h, w) and run of a draft that witnesses are heard on,
     agreements: of those that are done.
@@ -27,6 +29,8 @@ class Shared:
     source: Tensor | None = None
     input_ids: Tensor | None = None
     texts: tuple[EncodedText, ...] = ()
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
+    hints: Mapping[str, Tensor] = field(default_factory=dict)
     reference: Tensor | None = None
     drawn: np.ndarray | None = None
     labels: np.ndarray | None = None

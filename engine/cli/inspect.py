@@ -9,6 +9,7 @@ from . import actions
 from .options import (
     BankOption,
     ControlNetOption,
+    ControlOption,
     DeviceOption,
     EngineChoice,
     JsonOption,
@@ -28,6 +29,7 @@ def inspect(
     again: Annotated[bool, typer.Option("--replay", help="Generate the picture again and compare.")] = False,
     source: SourceOption = None,
     mask: MaskOption = None,
+    control: ControlOption = None,
     registry: RegistryOption = None,
     bank: BankOption = None,
     metric: MetricOption = None,
@@ -48,4 +50,6 @@ def inspect(
     choice = EngineChoice(
         model, controlnet, segmenter, vae, device=device, registry=registry, bank=bank, metrics=tuple(metric or ())
     )
-    return actions.inspect(manifest, choice, again=again, source=source, mask=mask, manner=Manner(json))
+    return actions.inspect(
+        manifest, choice, again=again, source=source, mask=mask, controls=control or [], manner=Manner(json)
+    )

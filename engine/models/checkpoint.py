@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, SchedulerMi
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..api.calibration import Calibration
-from . import layout, memory, parts
+from . import controls, layout, memory, parts
 from .bank import Bank
 from .fitting import check_fit
 from .layout import Source
@@ -28,7 +28,8 @@ class Components:
     calibration: similarity limits found for this model. bank: shapes gathered for it. hashes: SHA-256 of each part's
     configuration and weights. tokenizer_2, text_encoder_2: the second pair of SDXL, None elsewhere. zero_empty: whether
     zeros stand for an empty negative prompt. upcast_vae: whether the autoencoder overflows in fp16 and stays in fp32
-    there. sources: what was named to load it from, as in `Outline`.
+    there. sources: what was named to load it from, as in `Outline`. controlnets: further ControlNets, by the names that
+    requests know them by.
     """
 
     tokenizer: CLIPTokenizer
@@ -47,6 +48,7 @@ class Components:
     upcast_vae: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
     bank: Bank | None = None
+    controlnets: Mapping[str, ControlNetModel] = field(default_factory=dict)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -80,7 +82,7 @@ class Components:
 def load(
     source: Source | None = None,
     *,
-    controlnet: Source | None = None,
+    controlnet: controls.Chosen | None = None,
     segmenter: Source | None = None,
     vae: Source | Vae | None = None,
     scheduler: SchedulerMixin | None = None,
@@ -93,10 +95,10 @@ def load(
     """Load a Stable Diffusion 1.x, 2.x or XL folder, or a hub id `owner/name`; the embedded model if `source` is None.
 
     controlnet, segmenter, vae: folders or hub ids that take the place of the folder's own parts; vae may be an
-    autoencoder in memory. scheduler: one whose configuration takes the place of the folder's. variant: of weights
-    ("fp16") that is taken where a part has it. revision: of the hub id. subfolder: of the folder, in which the model
-    lies. Only safetensors are read, and none before it is known that the parts fit together. Raises CheckpointError for
-    what cannot be loaded or does not.
+    autoencoder in memory. controlnet may be several, further ones as NAME=PATH. scheduler: one whose configuration
+    takes the place of the folder's. variant: of weights ("fp16") that is taken where a part has it. revision: of the
+    hub id. subfolder: of the folder, in which the model lies. Only safetensors are read, and none before it is known
+    that the parts fit together. Raises CheckpointError for what cannot be loaded or does not.
     """
     outline = outlined(
         source,
@@ -121,7 +123,11 @@ def sketched(outline: Outline) -> Components:
     forced = {} if xl else {"steps_offset": 1}
 
     def make(cls: type, name: str) -> Any:
-        return memory.twin(given[name], name) if name in given else layout.sketched_module(cls, folders[name])
+        return (
+            memory.twin(given[name], controls.kind_of(name))
+            if name in given
+            else layout.sketched_module(cls, folders[name])
+        )
 
     def tokenizer(name: str) -> CLIPTokenizer:
         return memory.tokenizer(given[name], name) if name in given else parts.tokenizer(folders[name])
@@ -154,12 +160,18 @@ def filled(sketch: Components, outline: Outline, dtype: torch.dtype, device: tor
     def make(cls: type, name: str) -> Any:
         kept = torch.float32 if name == "vae" and sketch.upcast_vae and dtype is torch.float16 else dtype
         if name in given:
-            return memory.placed(getattr(sketch, name), device, kept)
+            return memory.placed(_part(sketch, name), device, kept)
         return layout.load_module(cls, folders[name], kept, device, variant)
 
     hashes = {name: layout.digest(part, variant) for name, part in folders.items()}
     hashes |= {name: memory.digest(part) for name, part in given.items()}
     return replace(sketch, hashes=hashes, **_networks(outline, make))
+
+
+def _part(components: Components, name: str) -> Any:
+    """A network by the name of its part."""
+    further = name.startswith(controls.PART)
+    return components.controlnets[name.removeprefix(controls.PART)] if further else getattr(components, name)
 
 
 def _networks(outline: Outline, make: Callable[[type, str], Any]) -> dict[str, Any]:
@@ -172,5 +184,10 @@ def _networks(outline: Outline, make: Callable[[type, str], Any]) -> dict[str, A
         "vae": make(parts.vae_class(folders["vae"]) if "vae" in folders else AutoencoderKL, "vae"),
         "controlnet": parts.controlnet(make(ControlNetModel, "controlnet")) if "controlnet" in there else None,
         "segmenter": parts.segmenter(folders["segmenter"], make) if "segmenter" in folders else None,
+        "controlnets": {
+            name.removeprefix(controls.PART): parts.controlnet(make(ControlNetModel, name))
+            for name in (*outline.folders, *outline.given)
+            if name.startswith(controls.PART)
+        },
     }
     return made

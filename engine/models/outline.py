@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline, MultiControlNetModel, SchedulerMixin
 
 from ..api.errors import CheckpointError, TwigWarning
 from ..api.reading import shown
-from . import configs, layout
+from . import configs, controls, layout
 from .bank import FILE as BANK_FILE
 from .layout import Source
 from .parts import Vae
@@ -43,7 +43,7 @@ _MODEL_FILES = (
     "model_index.json",
     "calibration.json",
     BANK_FILE,
-    *(f"{p}/{f}" for p in XL_REQUIRED + _OPTIONAL for f in _FILES),
+    *(f"{p}/{f}" for p in (*XL_REQUIRED, *_OPTIONAL, f"{controls.PART}[0-9]") for f in _FILES),
 )
 
 
@@ -80,7 +80,7 @@ class Outline:
 def outlined(
     source: Source | None = None,
     *,
-    controlnet: Source | None = None,
+    controlnet: controls.Chosen | None = None,
     segmenter: Source | None = None,
     vae: Source | Vae | None = None,
     scheduler: SchedulerMixin | None = None,
@@ -95,7 +95,8 @@ def outlined(
     _check_index(folder, index)
     if index.get("requires_safety_checker") or index.get("safety_checker") not in (None, [None, None]):
         _warn_unfiltered(folder)
-    elsewhere = {"controlnet": controlnet, "segmenter": segmenter, "vae": vae if isinstance(vae, Source) else None}
+    first, further = controls.told_apart(controlnet)
+    elsewhere = {"controlnet": first, "segmenter": segmenter, "vae": vae if isinstance(vae, Source) else None} | further
     given = _present(vae=None if isinstance(vae, Source) else vae, scheduler=scheduler)
     calibration, bank = folder / "calibration.json", folder / BANK_FILE
     return Outline(
@@ -113,7 +114,7 @@ def outlined(
 
 
 def outlined_pipeline(
-    pipeline: DiffusionPipeline, *, controlnet: Source | None = None, segmenter: Source | None = None
+    pipeline: DiffusionPipeline, *, controlnet: controls.Chosen | None = None, segmenter: Source | None = None
 ) -> Outline:
     """A pipeline's parts as they are in memory, and what takes their places; a pipeline has no segmenter.
 
@@ -123,11 +124,16 @@ def outlined_pipeline(
     if name not in PIPELINES:
         raise CheckpointError(f"a {shown(name)} is not served; the pipelines served are {', '.join(PIPELINES)}")
     given = _present(**pipeline.components)
-    for part in given.keys() - {*XL_REQUIRED, "controlnet"} - INDEX_KEYS:
+    if isinstance(several := given.get("controlnet"), MultiControlNetModel):
+        given |= {
+            f"{controls.PART}{number}" if number else "controlnet": net for number, net in enumerate(several.nets)
+        }
+    for part in {controls.kind_of(part) for part in given} - {*XL_REQUIRED, "controlnet"} - INDEX_KEYS:
         raise CheckpointError(f"the {name} has a part {shown(part, 80)}, which is not served")
     if "safety_checker" in given:
         _warn_unfiltered(f"the {name}")
-    elsewhere = _present(controlnet=controlnet, segmenter=segmenter)
+    first, further = controls.told_apart(controlnet)
+    elsewhere = _present(controlnet=first, segmenter=segmenter, **further)
     return Outline(
         name,
         _checked({part: layout.locate(source, _FILES) for part, source in elsewhere.items()}, None),
@@ -172,7 +178,9 @@ def _folders(folder: Path, pipeline: str, elsewhere: Mapping[str, Source], given
     for name in _OPTIONAL:
         if name not in elsewhere and (folder / name).is_dir():
             folders[name] = folder / name
-            _check_single(folder, name)
+    if "segmenter" not in elsewhere:
+        _check_single(folder, "segmenter")
+    folders |= {path.name: path for path in sorted(folder.glob(f"{controls.PART}[0-9]*")) if path.is_dir()}
     return folders | {name: layout.locate(source, _FILES) for name, source in elsewhere.items()}
 
 
@@ -203,12 +211,10 @@ def _check_index(folder: Path, index: dict[str, Any]) -> None:
                 f"{folder} names a part {shown(name, 80)}, {shown(repr(value), 80)}, which is not served; the parts "
                 f"served are {', '.join(XL_REQUIRED + _OPTIONAL)}"
             )
-    if isinstance(control := index.get("controlnet"), list) and "MultiControlNetModel" in control:
-        raise CheckpointError(f"{folder} holds several ControlNets; give one, with controlnet=...")
 
 
 def _check_single(folder: Path, name: str) -> None:
-    """Raise CheckpointError for `name_1` and so on beside the part `name`, which diffusers would run together."""
+    """Raise CheckpointError for `name_1` and so on beside the part `name`."""
     if more := sorted(path.name for path in folder.glob(f"{name}_[0-9]*")):
         raise CheckpointError(
             f"{folder} holds {name} and {shown(', '.join(more), 80)}; one is served, name it with {name}=..."
