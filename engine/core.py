@@ -90,7 +90,7 @@ class Core:
         prepared = self.graphs.enabled or self.torch_options.compile is not None or backend != "torch"
         self.networks = Networks(
             components,
-            Denoiser(components.unet, components.controlnet),
+            Denoiser(components.unet, components.controlnet, components.controlnets),
             BackendSettings(backend, precision, artifacts, self.torch_options),
             buckets=buckets_up_to(self.limits.rows, prepared),
             device=device,

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import DDIMScheduler
@@ -11,7 +11,8 @@ from torch import Tensor
 from .api.choices import Warp
 from .api.errors import CheckpointError, InvalidRequestError, TwigWarning
 from .api.mechanisms import Avoidance
-from .api.pixels import load_picture
+from .api.pixels import Picture, load_picture
+from .api.reading import shown
 from .api.request import Framing, GenerationRequest
 from .api.settings import Stage
 from .estimates import draft_run, final_run
@@ -29,10 +30,14 @@ MAX_PIXELS = 2**20
 
 @dataclass(frozen=True)
 class Admission:
-    """What was found at the door: latent (height, width), and the source's pixels (1, 3, H, W) in [0, 1]."""
+    """What was found at the door: latent (height, width), and pixels (1, 3, H, W) in [0, 1] of what is brought.
+
+    controls: control images of further ControlNets, by name.
+    """
 
     shape: tuple[int, int]
     source: Tensor | None
+    controls: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,9 @@ class Door:
         _warn_of_weights(request)
         _check_mask(request)
         factor = self.components.vae_scale_factor
-        return Admission((height // factor, width // factor), _source(request, height, width))
+        shape, source = (height // factor, width // factor), _source(request, height, width)
+        controls = {each.name: _pixels(each.image, height, width) for each in request.controls}
+        return Admission(shape, source, controls)
 
     def check(self, request: GenerationRequest) -> tuple[int, int]:
         """Return the picture's (height, width), or raise InvalidRequestError naming the offending value.
@@ -75,6 +82,7 @@ class Door:
         self._check_prompt("prompt", request.prompt)
         self._check_prompt("negative prompt", request.negative_prompt)
         self._check_parts(request)
+        self._check_controls(request)
         self._check_rows(request)
         self._check_framing(request)
         self._check_tokens(request)
@@ -143,6 +151,20 @@ class Door:
                 "a source is there for its shape, which a segmenter finds, and this model has none: load one with "
                 "segmenter=..., or bring a mask"
             )
+
+    def _check_controls(self, request: GenerationRequest) -> None:
+        """Each control image must be there, and be one of a ControlNet that is."""
+        known = self.components.controlnets
+        for control in request.controls:
+            if control.name not in known:
+                there = (
+                    f"they are {', '.join(known)}" if known else "it has none; load one with controlnet=['NAME=PATH']"
+                )
+                raise InvalidRequestError(
+                    f"controls: this model has no further ControlNet {shown(repr(control.name), 80)}: {there}"
+                )
+            if control.image is None:
+                raise InvalidRequestError(f"controls: {control.name} has no image to follow")
 
     def _check_rows(self, request: GenerationRequest) -> None:
         runs = {"final": final_run(request, request.avoidance)}
@@ -215,6 +237,7 @@ def check_dtypes(components: Components, dtype: torch.dtype) -> None:
         "preview_vae": components.preview_vae,
         "segmenter": components.segmenter.model if components.segmenter is not None else None,
         "text_encoder": components.text_encoder, "text_encoder_2": components.text_encoder_2,
+        **components.controlnets,
     }  # fmt: skip
     for name, network in networks.items():
         if network is None:
@@ -232,9 +255,12 @@ def _warn_of_weights(request: GenerationRequest) -> None:
 
 
 def _source(request: GenerationRequest, height: int, width: int) -> Tensor | None:
-    if request.source is None:
-        return None
-    return to_pixels(load_picture(request.source), height, width)
+    return None if request.source is None else _pixels(request.source, height, width)
+
+
+def _pixels(picture: Picture | None, height: int, width: int) -> Tensor:
+    assert picture is not None
+    return to_pixels(load_picture(picture), height, width)
 
 
 def _check_mask(request: GenerationRequest) -> None:

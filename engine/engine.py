@@ -17,6 +17,7 @@ from .core import Core
 from .door import Admission
 from .judging.registry import Registry
 from .loading import Limited, Shaped, check_options, loaded, measures, of_pipeline, registered, warn_of_slow_dtype
+from .models.controls import Chosen
 from .models.layout import Source
 from .models.outline import outlined
 from .models.parts import Vae
@@ -39,7 +40,7 @@ class Engine(Core):
         cls,
         path_or_id: Source | None = None,
         *,
-        controlnet: Source | None = None,
+        controlnet: Chosen | None = None,
         segmenter: Source | None = None,
         vae: Source | Vae | None = None,
         preview_vae: Source | AutoencoderTiny | None = None,
@@ -60,13 +61,14 @@ class Engine(Core):
         """Load a diffusers folder, single file or hub id, the embedded model if None; `options` as in the constructor.
 
         controlnet, segmenter, vae: folders or hub ids in the place of the model's own, controlnet and vae single files
-        too; vae may be an autoencoder that is loaded already. preview_vae: of TAESD's layout, to show drafts and
-        previews. scheduler: of diffusers, whose configuration takes the place of the model's. variant: of weights
-        ("fp16"), where a part has it; "ema": a single file's averages. revision: of the hub id; subfolder: in it or in
-        the folder. prediction_type: what the UNet predicts, whatever the model's files say of it. torch_dtype: `dtype`
-        by the name that diffusers has for it. calibration, bank: limits and shapes in the place of the folder's own.
-        registry: protected works to compare with, or their file. metrics: further measures, which need weights, by
-        name: "lpips", "lpips=FILE", "clip=FOLDER". requests: checked before weights are read.
+        too; vae may be an autoencoder that is loaded already, and controlnet several, the first to follow moved maps
+        and further ones as "NAME=PATH", which follow `GenerationRequest.controls`. preview_vae: of TAESD's layout, to
+        show drafts and previews. scheduler: of diffusers, whose configuration takes the place of the model's. variant:
+        of weights ("fp16"), where a part has it; "ema": a single file's averages. revision: of the hub id; subfolder:
+        in it or in the folder. prediction_type: what the UNet predicts, whatever the model's files say of it.
+        torch_dtype: `dtype` by the name that diffusers has for it. calibration, bank: limits and shapes in the place of
+        the folder's own. registry: protected works to compare with, or their file. metrics: further measures, which
+        need weights, by name: "lpips", "lpips=FILE", "clip=FOLDER". requests: checked before weights are read.
 
         Raises TypeError for an unknown option before anything is loaded, CheckpointError for what cannot be loaded,
         InvalidRequestError for one of `requests` that cannot be served.
@@ -96,7 +98,7 @@ class Engine(Core):
         cls,
         pipeline: DiffusionPipeline,
         *,
-        controlnet: Source | None = None,
+        controlnet: Chosen | None = None,
         segmenter: Source | None = None,
         preview_vae: Source | None = None,
         calibration: Limited = None,

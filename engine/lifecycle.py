@@ -84,7 +84,14 @@ class Lifecycle:
             if not self.has_room:
                 raise EngineBusyError(f"{self.scheduler.limits.waiting} requests are waiting already; try again later")
             id = next(self._ids)
-            job = Job(id, id, request, admission.shape, self._clock(), Shared(source=admission.source))
+            job = Job(
+                id,
+                id,
+                request,
+                admission.shape,
+                self._clock(),
+                Shared(source=admission.source, pictures=admission.controls),
+            )
             if listener is not None:
                 self.outbox.listen(id, listener)
             self.scheduler.submit(job)

@@ -22,6 +22,7 @@ from .judging.named import named_metrics
 from .judging.registry import Registry
 from .models.bank import Bank
 from .models.checkpoint import Components, filled, sketched
+from .models.controls import Chosen
 from .models.layout import Source
 from .models.outline import Outline, outlined_pipeline
 
@@ -78,7 +79,7 @@ def _nothing(pixels: torch.Tensor) -> torch.Tensor:
 
 def of_pipeline(
     pipeline: DiffusionPipeline,
-    controlnet: Source | None = None,
+    controlnet: Chosen | None = None,
     segmenter: Source | None = None,
     calibration: Limited = None,
     bank: Shaped = None,

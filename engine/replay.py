@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -72,13 +73,14 @@ def replay(
     saved: Image.Image | None = None,
     source: Image.Image | None = None,
     mask: np.ndarray | None = None,
+    controls: Mapping[str, Image.Image] = MappingProxyType({}),
 ) -> Replay:
     """Generate the manifest's image again and compare everything that the manifest says of it.
 
     Rule and gate are found again from the request and the calibration; where that of then is not here, the manifest's
-    own are taken. saved: the picture as it was written. source, mask: what the user brought. Raises CheckpointError for
-    another model than the manifest's, InvalidRequestError for another source, mask, registry, bank or measure, or an
-    image that the request does not have.
+    own are taken. saved: the picture as it was written. source, mask, controls by ControlNet: what the user brought.
+    Raises CheckpointError for another model than the manifest's, InvalidRequestError for another source, mask,
+    registry, bank or measure, or an image that the request does not have.
     """
     _check_model(manifest, engine)
     _check_registry(manifest, engine)
@@ -86,11 +88,16 @@ def replay(
     _check_metrics(manifest, engine)
     _check_input("source", manifest.source, source)
     _check_input("mask", manifest.mask, mask)
+    for name in sorted(manifest.controls.keys() | controls.keys()):
+        _check_input(f"control {name}", manifest.controls.get(name), controls.get(name))
     if not 0 <= manifest.index < manifest.request.num_images:
         raise InvalidRequestError(f"the manifest is of image {manifest.index + 1} of {manifest.request.num_images}")
     calibration = engine.components.calibration
     judged_as_then = manifest.calibration != (None if calibration is None else calibration.version)
-    changes = {"source": source, "mask": mask} | (_judged_as_then(manifest) if judged_as_then else {})
+    asked = tuple(each.model_copy(update={"image": controls.get(each.name)}) for each in manifest.request.controls)
+    changes = {"source": source, "mask": mask, "controls": asked} | (
+        _judged_as_then(manifest) if judged_as_then else {}
+    )
     result = engine.generate(manifest.request.model_copy(update=changes))[manifest.index]
     machine = Machine.here(ModelRecord.of(engine.components).device)
     return replace(compare(manifest, result, machine, saved), judged_as_then=judged_as_then)

@@ -26,16 +26,16 @@ class Stats(Value):
 
     waiting, resident: images without and with a slot, a request that has not drafted yet counting as one. verdicts:
     ended images by verdict. steps: denoise batches; rows: UNet rows run; padded_rows: rows run to fill buckets;
-    control_rows: ControlNet rows. occupancy: rows over rows and padding, 0 to 1. rows_per_second, images_per_second:
-    UNet rows and ended images a second since the first batch. latency: seconds from arrival to verdict of the latest
-    4096 images that were drawn to the end (those that failed, expired or were cancelled tell nothing of it), the 50th,
-    90th, 95th and 99th percentile as "p50" to "p99", 0 before the first; judged, latency_sum: how many they were ever,
-    and the sum of the seconds that they took. early: early verdicts given ("verdicts"), those that the final verdict
-    contradicted ("contradicted"), and UNet rows that they saved ("rows_saved"). seconds: spent by kind of batch;
-    scheduling: seconds between batches. graphs: captured CUDA graphs and their hits and misses. memory: bytes that
-    arenas and buffers take ("arenas"), and those allocated and reserved on a GPU ("allocated", "reserved"). backends:
-    what runs each network that was called, why, and seconds a call where candidates were measured. placing: resident
-    images whose objects' places are being looked for.
+    control_rows: rows of ControlNets. occupancy: rows over rows and padding, 0 to 1. rows_per_second,
+    images_per_second: UNet rows and ended images a second since the first batch. latency: seconds from arrival to
+    verdict of the latest 4096 images that were drawn to the end (those that failed, expired or were cancelled tell
+    nothing of it), the 50th, 90th, 95th and 99th percentile as "p50" to "p99", 0 before the first; judged, latency_sum:
+    how many they were ever, and the sum of the seconds that they took. early: early verdicts given ("verdicts"), those
+    that the final verdict contradicted ("contradicted"), and UNet rows that they saved ("rows_saved"). seconds: spent
+    by kind of batch; scheduling: seconds between batches. graphs: captured CUDA graphs and their hits and misses.
+    memory: bytes that arenas and buffers take ("arenas"), and those allocated and reserved on a GPU ("allocated",
+    "reserved"). backends: what runs each network that was called, why, and seconds a call where candidates were
+    measured. placing: resident images whose objects' places are being looked for.
     """
 
     waiting: int

@@ -35,7 +35,7 @@ _DATA_URL = re.compile(r"data:[\w./+-]*;base64,")
 _DTYPES = Literal["bool", "uint8", "uint16", "int32", "int64", "float16", "float32", "float64"]
 
 
-def _data_of(text: str) -> bytes:
+def data_of(text: str) -> bytes:
     """The bytes that a text in base64, or a data URL of it, stands for."""
     start = _DATA_URL.match(text[:64])
     try:
@@ -49,7 +49,7 @@ def _data_of(text: str) -> bytes:
 
 @contextmanager
 def _embedded(text: str) -> Iterator[Image.Image]:
-    with opened(io.BytesIO(_data_of(text)), "the data in base64", FORMATS) as image:
+    with opened(io.BytesIO(data_of(text)), "the data in base64", FORMATS) as image:
         yield image
 
 

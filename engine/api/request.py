@@ -11,7 +11,7 @@ from .mechanisms import Avoidance
 from .portable import Portable
 from .reading import shown
 from .rules import MAX_RETRIES, Rule
-from .settings import Settings, Stage
+from .settings import Settings, Stage, Windowed
 
 
 class SimilarityPolicy(Portable, Settings):
@@ -92,6 +92,27 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _is_empty(value: Sequence[object]) -> bool:
+    return not value
+
+
+class Control(Portable, Windowed):
+    """A control image for one of the model's further ControlNets, of draft and final alike.
+
+    name: of the ControlNet. image: as `source`; scaled to the picture. scale: of its residuals. A step counts that lies
+    wholly within start and stop, as in diffusers' pipelines. It says where things are drawn: one that was made of the
+    very work that a final is to keep away from works against the avoidance.
+    """
+
+    name: str = Field(min_length=1, max_length=64)
+    image: Brought | None = Field(default=None, exclude_if=_is_none, repr=False)
+    scale: float = Field(default=1.0, ge=0, le=4)
+
+    def active(self, step: int, num_steps: int) -> bool:
+        """Whether it acts at `step` of `num_steps`."""
+        return step / num_steps >= self.start and (step + 1) / num_steps <= self.stop
+
+
 class GenerationRequest(Portable, Settings):
     """One two-step generation.
 
@@ -99,10 +120,11 @@ class GenerationRequest(Portable, Settings):
     lost an object of its map, where that showed the draft's; None keeps the first. seed: everything random derives from
     it. width, height: pixels, the model's own size if None. num_images: finals that share one draft. source: a picture,
     or the Path where one lies, that takes the draft's place (only its mask goes on); a text is a picture's own data in
-    base64, never a path. mask: the user's own avoidance mask, boolean (height, width). gate: avoid only where the draft
-    looks recalled; None avoids always. framing: what SDXL is told of the picture's size. priority: higher goes first.
-    timeout: seconds after which the request expires. preview: show the predicted picture every so many steps, 0 for
-    never. explain: record what each mechanism did.
+    base64, never a path. controls: images that further ControlNets follow, at most one for each. mask: the user's own
+    avoidance mask, boolean (height, width). gate: avoid only where the draft looks recalled; None avoids always.
+    framing: what SDXL is told of the picture's size. priority: higher goes first. timeout: seconds after which the
+    request expires. preview: show the predicted picture every so many steps, 0 for never. explain: record what each
+    mechanism did.
 
     What a stranger sends is read by `from_json`.
     """
@@ -118,6 +140,7 @@ class GenerationRequest(Portable, Settings):
     num_images: int = Field(default=1, ge=1, le=64)
     source: Brought | None = Field(default=None, exclude_if=_is_none, repr=False)
     mask: Mask | None = Field(default=None, exclude_if=_is_none, repr=False)
+    controls: tuple[Control, ...] = Field(default=(), max_length=8, exclude_if=_is_empty)
     avoidance: Avoidance = Avoidance()
     similarity: SimilarityPolicy = SimilarityPolicy()
     gate: Gate | None = None
@@ -136,6 +159,14 @@ class GenerationRequest(Portable, Settings):
             raise ValueError("a prompt cannot hold half of a surrogate pair; its text was not decoded as UTF-8")
         return value
 
+    @field_validator("controls")
+    @classmethod
+    def _each_once(cls, value: tuple[Control, ...]) -> tuple[Control, ...]:
+        names = [control.name for control in value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"the ControlNet {shown(repr(twice), 80)} is given two images; one picture follows one")
+        return value
+
     @field_validator("mask")
     @classmethod
     def _two_dimensional(cls, value: np.ndarray | None) -> np.ndarray | None:
@@ -143,6 +174,9 @@ class GenerationRequest(Portable, Settings):
             raise ValueError(f"mask must be boolean (height, width), got {value.dtype} {value.shape}")
         return value
 
+
+PICTURES: dict[str, Any] = {"source": True, "mask": True, "controls": {"__all__": {"image"}}}
+"""What a request brings beside its settings and prompts, as a dump leaves it out."""
 
 Requests = GenerationRequest | str | Sequence[GenerationRequest | str]
 """One or several; a plain prompt stands for a request of it with everything else as usual."""

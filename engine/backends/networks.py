@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..api.errors import BackendError, InvalidRequestError
 from ..models.checkpoint import Components
+from ..models.controls import PART
 from ..models.networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
 from ..models.tensors import Network, Sizes, flatten, network_specs, zero_residuals
 from .measuring import machine, remember, remembered, seconds_of
@@ -127,10 +128,10 @@ class Networks:
             inputs = inputs._replace(residuals=self._zeros[sizes])
         return self(Network.UNET, flatten(inputs))[0]
 
-    def control(self, inputs: ControlInputs) -> Residuals:
-        """ControlNet."""
-        if self.wanted[Network.CONTROLNET] is Backend.TORCH:
-            return self._served.control(inputs)
+    def control(self, inputs: ControlInputs, name: str | None = None) -> Residuals:
+        """ControlNet, or the further one called `name`, which PyTorch runs whatever runs the others."""
+        if name is not None or self.wanted[Network.CONTROLNET] is Backend.TORCH:
+            return self._served.control(inputs, name)
         return self(Network.CONTROLNET, flatten(inputs))
 
     def forget(self, shape: tuple[int, int]) -> None:
@@ -251,7 +252,9 @@ class Networks:
 
     def report(self) -> dict[str, dict[str, Any]]:
         """What runs each network that was called so far, and why."""
-        return {network.value: asdict(chosen) for network, chosen in self.chosen.items()}
+        further = Chosen(Backend.TORCH.value, "further ControlNets are run by PyTorch", {})
+        told = {network.value: asdict(chosen) for network, chosen in self.chosen.items()}
+        return told | {PART + name: asdict(further) for name in self.denoiser.further}
 
 
 def part_of(network: Network) -> str:

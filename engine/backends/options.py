@@ -90,12 +90,17 @@ class TorchOptions:
     def denoiser(self, denoiser: Denoiser) -> Denoiser:
         """Return a denoiser on the same weights that runs as these options say; `denoiser` itself stays as it is."""
         if self.channels_last:
-            for network in (denoiser.unet, denoiser.controlnet):
+            for network in (
+                denoiser.unet,
+                denoiser.controlnet,
+                *(each.controlnet for each in denoiser.further.values()),
+            ):
                 reorder(network)
         if self.compile is None and not self.fused:
             return denoiser
-        networks = [_with_same_weights(network) for network in (denoiser.unet, denoiser.controlnet)]
-        made = Denoiser(*networks)
+        unet, controlnet = (_with_same_weights(network) for network in (denoiser.unet, denoiser.controlnet))
+        further = {name: _with_same_weights(each.controlnet) for name, each in denoiser.further.items()}
+        networks, made = [unet, controlnet, *further.values()], Denoiser(unet, controlnet, further)
         regions = None if self.compile is None else Regions(self.compile)
         for network in networks:
             if network is not None and self.fused:

@@ -5,21 +5,25 @@ The eager path goes through the same buffers, which lets a CPU catch what would 
 on a GPU.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 
 from ..models.networks import Denoiser
 from ..models.tensors import NetworkSpec, Sizes, controlnet_spec, unet_spec
 from .columns import Columns
-from .planning import COLUMNS, StepPlan
+from .controls import ControlBuffers, column_of
+from .planning import StepPlan, columns_with
 from .slots import Arena, nested_tensors
 
 
 class StepBuffers:
     """Buffers of one arena for up to `rows` rows. Padding rows have slot `UNUSED` and context 0.
 
-    columns: `COLUMNS`, by name. The rest is named as in the I/O table. order: the memory order of latents, hints and
-    residuals.
+    columns: `columns_with`, by name. controls: what further ControlNets read, by name. The rest is named as in the I/O
+    table. order: the memory order of latents, hints and residuals.
     """
 
     def __init__(
@@ -34,7 +38,8 @@ class StepBuffers:
         unet = unet_spec(denoiser, arena.tokens.shape[-1])
         sizes = Sizes(rows, *arena.shape)
         most = {"rows": rows, "control_rows": rows, "slots": len(arena.latents), "layers": len(denoiser.layers)}
-        self._block = Columns(COLUMNS, most, device)
+        most |= {column_of("control_rows", name): rows for name in arena.controls}
+        self._block = Columns(columns_with(arena.controls), most, device)
         self._slots = len(arena.latents)
         self.columns = self._block.views
 
@@ -52,18 +57,32 @@ class StepBuffers:
             self.control_kv, self.control_added = static(control, "text_kv"), static(control, "added")
             # One row more than can be used: padding rows of the ControlNet scatter there.
             self.residuals = static(control, "residual", Sizes(rows + 1, *arena.shape))
+        self.controls = {
+            name: ControlBuffers(each, self.control_sample, self.control_added, order)
+            for name, each in arena.controls.items()
+        }
 
-    def load(self, plan: StepPlan, rows: int, control_rows: int) -> None:
-        """Write a step, padded to its buckets, in one copy: `rows` rows and `control_rows` controlled rows."""
-        self._block.write(plan, {"rows": rows, "control_rows": control_rows, "slots": self._slots})
+    def load(
+        self, plan: StepPlan, rows: int, control_rows: int, further: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        """Write a step, padded to its buckets, in one copy: `rows` rows and `control_rows` controlled rows.
+
+        further: how many each of the further ControlNets has, those that have any.
+        """
+        others = {column_of("control_rows", name): further.get(name, 0) for name in self.controls}
+        self._block.write(plan, {"rows": rows, "control_rows": control_rows, "slots": self._slots} | others)
 
     def tensors(self) -> list[Tensor]:
         """Every buffer."""
-        return [*self.columns.values(), *nested_tensors(vars(self).values())]
+        return [*self.columns.values(), *self._static()]
+
+    def _static(self) -> list[Tensor]:
+        further = (tensor for each in self.controls.values() for tensor in each.tensors())
+        return [*nested_tensors(vars(self).values()), *further]
 
     @torch.inference_mode()
     def poison(self) -> None:
         """Fill every buffer with values that cannot go unnoticed: what a step reads it must have written."""
         self._block.poison()
-        for tensor in nested_tensors(vars(self).values()):
+        for tensor in self._static():
             tensor.fill_(float("nan"))

@@ -1,6 +1,6 @@
 """One denoising step of a mixed batch: plan on the host, static buffers, ControlNet, UNet, solver."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +14,7 @@ from ..backends.networks import Networks
 from ..models.networks import ControlInputs, DenoiserInputs, MassRecord
 from ..sampling.buckets import bucket_of
 from .buffers import StepBuffers
+from .controls import KINDS, ControlPlaces, column_of
 from .graphs import GraphPool
 from .job import Job
 from .planning import empty_plan, planned, repulsion_at
@@ -23,7 +24,7 @@ from .streams import Mark
 
 @dataclass(frozen=True)
 class Bucket:
-    """Padded sizes of a step: rows of the UNet call, and rows of the ControlNet call (0 for none)."""
+    """Padded sizes of a step: rows of the UNet call, and rows of the ControlNets' calls together (0 for none)."""
 
     rows: int
     control_rows: int
@@ -76,7 +77,8 @@ class DenoisingLoop:
         """Capture the graphs of every bucket, largest first; where a backend compiles, make it compile instead."""
         capture = self.graphs.capture if self.networks.all_torch else _run
         for rows, key, body in self._bodies():
-            self.buffers.load(empty_plan(), rows, rows if self.arena.hints is not None else 0)
+            plan, control_rows = empty_plan(self.arena.controls), rows if self.arena.hints is not None else 0
+            self.buffers.load(plan, rows, control_rows, dict.fromkeys(self.arena.controls, rows))
             capture(key, body)
 
     def release(self) -> None:
@@ -90,7 +92,8 @@ class DenoisingLoop:
             yield rows, self._predict_key(rows, False), partial(self._predict, rows, False)
             if self.arena.hints is not None:
                 yield rows, self._predict_key(rows, True), partial(self._predict, rows, True)
-                yield rows, self._control_key(rows), partial(self._control, rows)
+                for name in (None, *self.arena.controls):
+                    yield rows, self._control_key(rows, name), partial(self._control, rows, name)
 
     @torch.inference_mode()
     def step(self, jobs: Sequence[Job], record: MassRecord | None = None) -> tuple[Bucket, list[After]]:
@@ -99,22 +102,35 @@ class DenoisingLoop:
         With a `record`, attention masses are summed there. Where this raises no job has moved, and it may be called
         again; once it returns they have, and what comes after may fail but never runs the step again.
         """
-        plan = planned(jobs, self._groups, len(self.arena.latents))
+        plan = planned(jobs, self._groups, len(self.arena.latents), self.arena.controls)
         rows = bucket_of(len(plan["row_slots"]), self.buckets)
-        control_rows = bucket_of(len(plan["control_rows"]), self.buckets) if plan["control_rows"] else 0
+        control_rows = self._bucket(plan["control_rows"])
+        further = {name: self._bucket(plan[column_of("control_rows", name)]) for name in self.arena.controls}
         after = self._after(jobs)
-        self.buffers.load(plan, rows, control_rows)
-        if control_rows:
-            self.graphs.run(self._control_key(control_rows), partial(self._control, control_rows))
+        self.buffers.load(plan, rows, control_rows, further)
+        controlled = self._run_controls([(None, control_rows), *further.items()])
         if record is not None:
-            self._predict(rows, bool(control_rows), record)
+            self._predict(rows, controlled, record)
         else:
-            key = self._predict_key(rows, bool(control_rows))
-            self.graphs.run(key, partial(self._predict, rows, bool(control_rows)))
+            self.graphs.run(self._predict_key(rows, controlled), partial(self._predict, rows, controlled))
         for job in jobs:
             assert job.trajectory is not None
             job.trajectory.advance()
-        return Bucket(rows, control_rows), after
+        return Bucket(rows, control_rows + sum(further.values())), after
+
+    def _bucket(self, rows: Sequence[object]) -> int:
+        """Padded size of a call for these rows, 0 for none."""
+        return bucket_of(len(rows), self.buckets) if rows else 0
+
+    def _run_controls(self, counts: Sequence[tuple[str | None, int]]) -> bool:
+        """Run each ControlNet that has rows, padded to so many; return whether any had. The first one begins anew."""
+        asked = {name: rows for name, rows in counts if rows}
+        if asked and None not in asked:
+            for residual in self.buffers.residuals:
+                residual.zero_()
+        for name, rows in asked.items():
+            self.graphs.run(self._control_key(rows, name), partial(self._control, rows, name))
+        return bool(asked)
 
     def _after(self, jobs: Sequence[Job]) -> list[After]:
         """Mechanisms on what the solver leaves, with the jobs that they act on in the coming step."""
@@ -126,31 +142,45 @@ class DenoisingLoop:
     def _predict_key(self, rows: int, controlled: bool) -> tuple[object, ...]:
         return "unet", self.arena.shape, rows, controlled
 
-    def _control_key(self, rows: int) -> tuple[object, ...]:
-        return "controlnet", self.arena.shape, rows
+    def _control_key(self, rows: int, name: str | None) -> tuple[object, ...]:
+        return "controlnet", self.arena.shape, rows, *([] if name is None else [name])
 
-    def _control(self, rows: int) -> None:
-        """ControlNet on its rows; its residuals are scattered into zeroed buffers."""
-        arena, b, c = self.arena, self.buffers, self.buffers.columns
-        assert arena.hints is not None
-        slots, contexts = c["control_slots"][:rows], c["control_contexts"][:rows]
-        gather_rows(arena.latents, arena.columns, slots, c["control_steps"][:rows], b.control_sample[:rows])
-        for source, target in zip((*arena.control_kv, *arena.added), (*b.control_kv, *b.control_added), strict=True):
+    def _control(self, rows: int, name: str | None = None) -> None:
+        """ControlNet on its rows: its residuals are scattered into zeroed buffers, a further one's are added there."""
+        columns = {kind: self.buffers.columns[column_of(kind, name)][:rows] for kind in KINDS}
+        residuals = self.networks.control(self._control_inputs(rows, name, columns), name)
+        for source, target in zip(residuals, self.buffers.residuals, strict=True):
+            if name is None:
+                target.zero_()
+                target.index_copy_(0, columns["control_rows"], source)
+            else:
+                target.index_add_(0, columns["control_rows"], source)
+
+    def _control_inputs(self, rows: int, name: str | None, columns: Mapping[str, Tensor]) -> ControlInputs:
+        """Gather what the ControlNet `name` reads of its rows; `columns`, its own, by kind."""
+        arena, places = self.arena, self._places(name)
+        sample, contexts = places.sample[:rows], columns["control_contexts"]
+        gather_rows(arena.latents, arena.columns, columns["control_slots"], columns["control_steps"], sample)
+        gathered = zip((*places.kept_kv, *arena.added), (*places.text_kv, *places.added), strict=True)
+        for source, target in gathered:
             torch.index_select(source, 0, contexts, out=target[:rows])
-        torch.index_select(arena.hints, 0, c["control_hints"][:rows], out=b.hints[:rows])
-        residuals = self.networks.control(
-            ControlInputs(
-                b.control_sample[:rows],
-                self.networks.denoiser.control_time_proj(c["control_timesteps"][:rows]),
-                tuple(kv[:rows] for kv in b.control_kv),
-                tuple(condition[:rows] for condition in b.control_added),
-                b.hints[:rows],
-                c["control_scales"][:rows],
-            )
+        torch.index_select(places.kept_hints, 0, columns["control_hints"], out=places.hints[:rows])
+        return ControlInputs(
+            sample,
+            self.networks.denoiser.controller(name).time_proj(columns["control_timesteps"]),
+            tuple(kv[:rows] for kv in places.text_kv),
+            tuple(condition[:rows] for condition in places.added),
+            places.hints[:rows],
+            columns["control_scales"],
         )
-        for source, target in zip(residuals, b.residuals, strict=True):
-            target.zero_()
-            target.index_copy_(0, c["control_rows"][:rows], source)
+
+    def _places(self, name: str | None) -> ControlPlaces:
+        """Where a ControlNet's inputs come from, and go to."""
+        arena, b = self.arena, self.buffers
+        if name is not None:
+            return b.controls[name].places(arena.controls[name])
+        assert arena.hints is not None
+        return ControlPlaces(arena.control_kv, arena.hints, b.control_sample, b.control_kv, b.control_added, b.hints)
 
     def _predict(self, rows: int, controlled: bool, record: MassRecord | None = None) -> None:
         """UNet on all rows, then guidance and solver in place on the slots."""

@@ -1,6 +1,7 @@
 """One denoising step as the host plans it: which row reads what, and how predictions combine."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..avoidance.conditioning import attention_scalars
 from ..avoidance.initial_noise import PROBES_PER_STEP
 from ..sampling.rows import MAX_ROWS, Branch, guidance_pair
 from .columns import Column
+from .controls import KINDS, column_of
 from .job import Job
 from .slots import NUM_BRANCHES, NUM_HINTS
 
@@ -62,6 +64,7 @@ job_pairs: their rows of the unconditional and the conditional prediction, where
 Controlled rows are indices into the rows, with a scale and a hint (`slot * 2 + hint`), and again what those rows have;
 padding rows scatter behind the last row that can be used.
 halves: which half of a sharpness step, 1 or 2, a slot's noise is due for, else 0; probe_slots: those slots.
+Of a further ControlNet each is a column of its own, and a hint is a slot.
 push_...: slot, step, radius and strength of jobs that protected works repel.
 """
 
@@ -69,14 +72,24 @@ StepPlan = dict[str, list[Any]]
 """One denoising step on the host: the values of each of `COLUMNS`."""
 
 
-def empty_plan() -> StepPlan:
+def columns_with(further: Iterable[str]) -> dict[str, Column]:
+    """`COLUMNS`, and those of controlled rows once more for each of the `further` ControlNets."""
+
+    def own(column: Column, name: str) -> Column:
+        padding = column.padding if isinstance(column.padding, int) else column_of(column.padding, name)
+        return replace(column, axes=(column_of(str(column.axes[0]), name), *column.axes[1:]), padding=padding)
+
+    return COLUMNS | {column_of(kind, name): own(COLUMNS[kind], name) for name in further for kind in KINDS}
+
+
+def empty_plan(further: Iterable[str] = ()) -> StepPlan:
     """A step of nobody, to capture graphs with."""
-    return {name: [] for name in COLUMNS}
+    return {name: [] for name in columns_with(further)}
 
 
-def planned(jobs: Sequence[Job], groups: Sequence[str], slots: int) -> StepPlan:
-    """The next step of `jobs`. groups: of each cross-attention layer; slots: of the arena."""
-    plan = empty_plan()
+def planned(jobs: Sequence[Job], groups: Sequence[str], slots: int, further: Iterable[str] = ()) -> StepPlan:
+    """The next step of `jobs`. groups: of each cross-attention layer; slots: of the arena; further: ControlNets."""
+    plan = empty_plan(further)
     for job in jobs:
         _add(plan, job, groups)
         _add_after(plan, job, slots)
@@ -93,14 +106,11 @@ def _add(plan: StepPlan, job: Job, groups: Sequence[str]) -> None:
     first = len(plan["row_slots"])
     for row in trajectory.rows:
         context, timestep = slot * NUM_BRANCHES + row.branch, trajectory.timesteps[trajectory.step]
+        place, at = len(plan["row_slots"]), (slot, context, trajectory.step, timestep)
         if row.control:
-            plan["control_rows"].append(len(plan["row_slots"]))
-            plan["control_scales"].append(row.control)
-            plan["control_hints"].append(slot * NUM_HINTS + row.hint)
-            plan["control_slots"].append(slot)
-            plan["control_contexts"].append(context)
-            plan["control_steps"].append(trajectory.step)
-            plan["control_timesteps"].append(timestep)
+            _add_control(plan, None, (place, row.control, slot * NUM_HINTS + row.hint, *at))
+        for name, scale in row.further:
+            _add_control(plan, name, (place, scale, slot, *at))
         plan["row_slots"].append(slot)
         plan["row_contexts"].append(context)
         plan["row_steps"].append(trajectory.step)
@@ -115,6 +125,12 @@ def _add(plan: StepPlan, job: Job, groups: Sequence[str]) -> None:
     pair = guidance_pair(trajectory.rows)
     plan["pair_slots"].append(UNUSED if pair is None else slot)
     plan["job_pairs"].append((0, 0) if pair is None else (first + pair[0], first + pair[1]))
+
+
+def _add_control(plan: StepPlan, name: str | None, values: tuple[float, ...]) -> None:
+    """A row of a ControlNet's call, its values in the order of `KINDS`."""
+    for kind, value in zip(KINDS, values, strict=True):
+        plan[column_of(kind, name)].append(value)
 
 
 def _add_after(plan: StepPlan, job: Job, slots: int) -> None:

@@ -1,6 +1,7 @@
 """The device arena: what a job needs at every denoising step, one slot a job, written once and indexed ever after."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from ..models.attention import latent_grids
 from ..models.networks import Denoiser, EncodedText
 from ..models.transfers import sent
 from ..sampling.rows import Branch, Hint
+from .controls import ControlSlots
 
 NUM_BRANCHES = len(Branch)
 NUM_HINTS = len(Hint)
@@ -22,7 +24,8 @@ class SlotState(NamedTuple):
     latent (C, h, w) initial noise; mask (h, w), pyramid (P,) and tokens (5, T) None for a run without a mask or
     rule; columns (steps, K); hints (width, h, w) by `Hint`, None where no row uses it; texts by `Branch`; seed of the
     step noise;
-    sharpness: lengths of the initial noise's sharpness steps, `sharpness_lengths`.
+    sharpness: lengths of the initial noise's sharpness steps, `sharpness_lengths`. further: hints (width, h, w) of
+    further ControlNets, by name.
     """
 
     latent: Tensor
@@ -34,6 +37,7 @@ class SlotState(NamedTuple):
     tokens: Tensor | None = None
     hints: Sequence[Tensor | None] = (None, None)
     sharpness: tuple[float, float] = (0.0, 0.0)
+    further: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Arena:
@@ -45,6 +49,7 @@ class Arena:
     `slot * 2 + hint`, in the memory order `order`, or None without a ControlNet. sharpness (S, 2). contrasts
     (S + 1, C, h, w): conditional minus unconditional prediction of the last step that ran both; magnitudes
     (S + 1, max_steps): its root mean square at each of them. Padding jobs write the last row of both.
+    controls: what further ControlNets need, by name.
     pushes (S, max_steps): how far protected works repelled each step's predicted x0, root mean square.
     """
 
@@ -89,6 +94,10 @@ class Arena:
             width = denoiser.controlnet.config.block_out_channels[0]
             hints = torch.zeros(num_slots * NUM_HINTS, width, *shape, device=device, dtype=dtype)
             self.hints = hints.contiguous(memory_format=order)
+        self.controls = {
+            name: ControlSlots(each, num_slots, num_tokens, shape, device, dtype, order)
+            for name, each in denoiser.further.items()
+        }
 
     def write(self, slot: int, state: SlotState) -> None:
         """Start a run in `slot`: everything a former run left there is overwritten, in one copy to the device."""
@@ -110,6 +119,8 @@ class Arena:
         if self.hints is not None:
             for which, hint in enumerate(state.hints):
                 self.hints[slot * NUM_HINTS + which] = 0 if hint is None else hint
+        for name, control in self.controls.items():
+            control.write(slot, state.further.get(name), [text.further[name] for text in state.texts])
         for branch, text in enumerate(state.texts):
             context = slot * NUM_BRANCHES + branch
             for arena, kv in zip(self.text_kv, text.unet, strict=True):
@@ -121,7 +132,8 @@ class Arena:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of the arena."""
-        return nested_tensors(vars(self).values())
+        further = (tensor for each in self.controls.values() for tensor in each.tensors())
+        return [*nested_tensors(vars(self).values()), *further]
 
 
 def nested_tensors(values: Iterable[object]) -> list[Tensor]:

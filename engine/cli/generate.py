@@ -7,7 +7,7 @@ import typer
 
 from ..api.choices import PURPOSES, Preset, Solver, Warp
 from . import actions
-from .asking import check_number, gathered_prompts, seeds_of
+from .asking import check_number, controls_of, gathered_prompts, seeds_of
 from .options import (
     AVOIDING,
     DRAWING,
@@ -17,6 +17,7 @@ from .options import (
     BankOption,
     CalibrationOption,
     ControlNetOption,
+    ControlOption,
     DeviceOption,
     DtypeOption,
     EngineChoice,
@@ -81,6 +82,7 @@ def generate(
     height: Annotated[
         int | None, typer.Option(help="Pixels; else the model's own size.", rich_help_panel=DRAWING)
     ] = None,
+    control: ControlOption = None,
     source: SourceOption = None,
     mask: MaskOption = None,
     preset: Annotated[Preset, typer.Option(help=_PRESETS, rich_help_panel=AVOIDING)] = Preset.DEFAULT,
@@ -181,7 +183,14 @@ def generate(
         warp=warp,
         source=source,
         mask=mask,
-        settings=given(negative_prompt=negative, width=width, height=height, num_images=num_images, explain=explain),
+        settings=given(
+            negative_prompt=negative,
+            width=width,
+            height=height,
+            num_images=num_images,
+            explain=explain,
+            controls=controls_of(control or []) or None,
+        ),
         stage=given(steps=steps, guidance_scale=guidance, solver=solver),
         draft_steps=draft_steps,
         judged=given(retries=retries, rule=rule),

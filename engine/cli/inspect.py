@@ -9,6 +9,7 @@ from . import actions
 from .options import (
     BankOption,
     ControlNetOption,
+    ControlOption,
     DeviceOption,
     EngineChoice,
     JsonOption,
@@ -29,6 +30,7 @@ def inspect(
     again: Annotated[bool, typer.Option("--replay", help="Generate the picture again and compare.")] = False,
     source: SourceOption = None,
     mask: MaskOption = None,
+    control: ControlOption = None,
     registry: RegistryOption = None,
     bank: BankOption = None,
     metric: MetricOption = None,
@@ -58,4 +60,6 @@ def inspect(
         metrics=tuple(metric or ()),
         preview_vae=preview_vae,
     )
-    return actions.inspect(manifest, choice, again=again, source=source, mask=mask, manner=Manner(json))
+    return actions.inspect(
+        manifest, choice, again=again, source=source, mask=mask, controls=control or [], manner=Manner(json)
+    )

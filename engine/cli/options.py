@@ -1,5 +1,6 @@
 """Options that commands share, and what they say together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,8 +20,21 @@ ModelOption = Annotated[
     ),
 ]
 ControlNetOption = Annotated[
-    str | None,
-    typer.Option(help="Folder, single file or hub id of a ControlNet; else the model's own.", rich_help_panel=MODEL),
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME=]PATH",
+        help="Folder, single file or hub id of the ControlNet that follows the moved map; else the model's own. May be "
+        "repeated, with NAME=PATH for further ones, which follow pictures of yours.",
+        rich_help_panel=MODEL,
+    ),
+]
+ControlOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=FILE[:SCALE]",
+        help="Picture that the further ControlNet NAME follows, in draft and final; may be repeated.",
+        rich_help_panel=DRAWING,
+    ),
 ]
 SegmenterOption = Annotated[
     str | None, typer.Option(help="Folder or hub id of a segmenter; else the model's own.", rich_help_panel=MODEL)
@@ -123,7 +137,7 @@ class EngineChoice:
     """
 
     model: str | None = None
-    controlnet: str | None = None
+    controlnet: Sequence[str] | None = None
     segmenter: str | None = None
     vae: str | None = None
     variant: str | None = None

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..api.errors import InvalidRequestError
-from ..api.request import Gate
+from ..api.request import Control, Gate
 from ..api.result import GateDecision, Score
 from ..api.settings import Stage
 from ..sampling.rows import Row, guidance_rows, plan_rows
@@ -63,13 +63,15 @@ def _window(magnitudes: np.ndarray, start: float, stop: float) -> np.ndarray:
     return magnitudes[(place >= start) & (place < stop)]
 
 
-def witness_plan(draft: Stage) -> tuple[tuple[Row, ...], ...]:
-    """Rows of each step of a witness: the draft's first ones.
+def witness_plan(draft: Stage, further: Sequence[Control] = ()) -> tuple[tuple[Row, ...], ...]:
+    """Rows of each step of a witness: the draft's first ones, which follow those of `further` ControlNets that act.
 
     Its last step needs no guidance: what the prompt alone predicts is compared with the draft.
     """
     steps = max(1, round(WITNESS_STEPS * draft.steps))
-    return *plan_rows(draft)[: steps - 1], guidance_rows(1)
+    plan = plan_rows(draft, further=further)
+    followed = plan[steps - 1][0].further
+    return *plan[: steps - 1], tuple(replace(row, further=followed) for row in guidance_rows(1))
 
 
 def witness_rows(draft: Stage) -> int:

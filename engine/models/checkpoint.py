@@ -16,7 +16,7 @@ from diffusers import (
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..api.calibration import Calibration
-from . import layout, memory, parts
+from . import controls, layout, memory, parts
 from .bank import Bank
 from .fitting import check_fit
 from .layout import Source
@@ -36,7 +36,8 @@ class Components:
     configuration and weights. tokenizer_2, text_encoder_2: the second pair of SDXL, None elsewhere. zero_empty: whether
     zeros stand for an empty negative prompt. upcast_vae: whether the autoencoder overflows in fp16 and stays in fp32
     there. sources: what was named to load it from, as in `Outline`. preview_vae: a small autoencoder whose decoder
-    shows drafts and previews, None where `vae` shows them too.
+    shows drafts and previews, None where `vae` shows them too. controlnets: further ControlNets, by the names that
+    requests know them by.
     """
 
     tokenizer: CLIPTokenizer
@@ -56,6 +57,7 @@ class Components:
     sources: Mapping[str, str] = field(default_factory=dict)
     bank: Bank | None = None
     preview_vae: AutoencoderTiny | None = None
+    controlnets: Mapping[str, ControlNetModel] = field(default_factory=dict)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -89,7 +91,7 @@ class Components:
 def load(
     source: Source | None = None,
     *,
-    controlnet: Source | None = None,
+    controlnet: controls.Chosen | None = None,
     segmenter: Source | None = None,
     vae: Source | Vae | None = None,
     preview_vae: Source | AutoencoderTiny | None = None,
@@ -104,11 +106,12 @@ def load(
     """Load a Stable Diffusion 1.x, 2.x or XL out of a folder, a single file or a hub id `owner/name`.
 
     source: None for the embedded model. controlnet, segmenter, vae: folders or hub ids that take the place of the
-    model's own parts; controlnet and vae may be single files, vae an autoencoder in memory. preview_vae: an
-    AutoencoderTiny, as TAESD is, that shows drafts and previews. scheduler: one whose configuration takes the place of
-    the model's. variant: of weights ("fp16") that is taken where a part has it; "ema" of a single file that holds
-    averages too. revision: of the hub id. subfolder: of the folder, in which the model lies. prediction_type: what the
-    UNet predicts, in the place of what the model's files say. Only safetensors are read, and none before it is known
+    model's own parts; controlnet and vae may be single files, vae an autoencoder in memory, controlnet several, further
+    ones as NAME=PATH. preview_vae: an AutoencoderTiny, as TAESD is, that shows drafts and previews. scheduler: one
+    whose configuration takes the place of the model's. variant: of weights ("fp16") that is taken where a part has it;
+    "ema" of a single file that holds averages too. revision: of the hub id. subfolder: of the folder, in which the
+    model lies. prediction_type: what the UNet predicts, in the place of what the model's files say. Only safetensors
+    are read, and none before it is known
     that the parts fit together. Raises CheckpointError for what cannot be loaded or does not.
     """
     outline = outlined(
@@ -139,7 +142,9 @@ def sketched(outline: Outline) -> Components:
     def make(cls: type, name: str) -> Any:
         if name in files:
             return files[name].sketched()
-        return memory.twin(given[name], name) if name in given else layout.sketched_module(cls, folders[name])
+        if name in given:
+            return memory.twin(given[name], controls.kind_of(name))
+        return layout.sketched_module(cls, folders[name])
 
     def tokenizer(name: str) -> CLIPTokenizer:
         return memory.tokenizer(given[name], name) if name in given else parts.tokenizer(folders[name])
@@ -172,7 +177,7 @@ def filled(sketch: Components, outline: Outline, dtype: torch.dtype, device: tor
     def make(cls: type, name: str) -> Any:
         kept = torch.float32 if name == "vae" and sketch.upcast_vae and dtype is torch.float16 else dtype
         if name in given:
-            return memory.placed(getattr(sketch, name), device, kept)
+            return memory.placed(_part(sketch, name), device, kept)
         if name in files:
             return files[name].loaded(kept, device)
         return layout.load_module(cls, folders[name], kept, device, variant)
@@ -181,6 +186,12 @@ def filled(sketch: Components, outline: Outline, dtype: torch.dtype, device: tor
     hashes |= {name: memory.digest(part) for name, part in given.items()}
     hashes |= {name: part.digest() for name, part in files.items()}
     return replace(sketch, hashes=hashes, **_networks(outline, make))
+
+
+def _part(components: Components, name: str) -> Any:
+    """A network by the name of its part."""
+    further = name.startswith(controls.PART)
+    return components.controlnets[name.removeprefix(controls.PART)] if further else getattr(components, name)
 
 
 def _networks(outline: Outline, make: Callable[[type, str], Any]) -> dict[str, Any]:
@@ -194,5 +205,10 @@ def _networks(outline: Outline, make: Callable[[type, str], Any]) -> dict[str, A
         "preview_vae": make(AutoencoderTiny, "preview_vae") if "preview_vae" in there else None,
         "controlnet": parts.controlnet(make(ControlNetModel, "controlnet")) if "controlnet" in there else None,
         "segmenter": parts.segmenter(folders["segmenter"], make) if "segmenter" in folders else None,
+        "controlnets": {
+            name.removeprefix(controls.PART): parts.controlnet(make(ControlNetModel, name))
+            for name in (*outline.folders, *outline.given, *outline.files)
+            if name.startswith(controls.PART)
+        },
     }
     return made

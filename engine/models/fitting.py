@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 
 from ..api.errors import CheckpointError
 from .networks import NUM_SIZES
@@ -28,7 +28,14 @@ def check_fit(components: "Components") -> None:
     if components.preview_vae is not None:
         _check_preview(components)
     if components.controlnet is not None:
-        _check_controlnet(components)
+        _check_controlnet(components, components.controlnet, "the ControlNet")
+    elif components.controlnets:
+        raise CheckpointError(
+            f"the ControlNet {next(iter(components.controlnets))} is a further one, and there is none that follows the "
+            "moved map; name that first, without a name"
+        )
+    for name, further in components.controlnets.items():
+        _check_controlnet(components, further, f"the ControlNet {name}")
 
 
 def _require(fits: bool, what: str, found: Any, wanted: Any) -> None:
@@ -117,19 +124,18 @@ def _residual_channels(unet: UNet2DConditionModel) -> list[int]:
     return channels
 
 
-def _check_controlnet(components: "Components") -> None:
-    assert components.controlnet is not None
-    unet, control = components.unet.config, components.controlnet.config
+def _check_controlnet(components: "Components", controlnet: ControlNetModel, what: str) -> None:
+    unet, control = components.unet.config, controlnet.config
     _require(
-        control.conditioning_channels == 3, "the ControlNet's conditioning_channels", control.conditioning_channels,
-        "3, for a label map's red, green and blue",
+        control.conditioning_channels == 3, f"{what}'s conditioning_channels", control.conditioning_channels,
+        "3, for a picture's red, green and blue",
     )  # fmt: skip
     for name in ("in_channels", "cross_attention_dim", "block_out_channels", *_READING_ADDED):
         wanted, found = (tuple(v) if isinstance(v, list) else v for v in (unet[name], control[name]))
-        _require(found == wanted, f"the ControlNet's {name}", found, f"the UNet's {wanted}")
-    residuals = [convolution.out_channels for convolution in components.controlnet.controlnet_down_blocks]
+        _require(found == wanted, f"{what}'s {name}", found, f"the UNet's {wanted}")
+    residuals = [convolution.out_channels for convolution in controlnet.controlnet_down_blocks]
     wanted = _residual_channels(components.unet)
-    _require(residuals == wanted, "the channel count of the ControlNet's residuals", residuals, f"the UNet's {wanted}")
+    _require(residuals == wanted, f"the channel count of {what}'s residuals", residuals, f"the UNet's {wanted}")
     shrinks, factor = 2 ** (len(control.conditioning_embedding_out_channels) - 1), components.vae_scale_factor
-    _require(shrinks == factor, "the ControlNet's hint pixels per latent", shrinks, f"the autoencoder's {factor}")
-    _require(not control.global_pool_conditions, "the ControlNet's global_pool_conditions", True, "False")
+    _require(shrinks == factor, f"{what}'s hint pixels per latent", shrinks, f"the autoencoder's {factor}")
+    _require(not control.global_pool_conditions, f"{what}'s global_pool_conditions", True, "False")

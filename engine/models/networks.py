@@ -1,7 +1,8 @@
 """The denoising networks behind two calls: a UNet whose rows differ in everything, a ControlNet for some of them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -64,17 +65,20 @@ class DenoiserInputs(NamedTuple):
 class EncodedText:
     """What one prompt brings: keys and values per layer (T, 2 * inner), for the UNet and for the ControlNet.
 
-    added: pooled text (P,), and once the picture's sizes are known their sinusoids (6 F,); `Denoiser.sized`.
+    added: pooled text (P,), and once the picture's sizes are known their sinusoids (6 F,); `Denoiser.sized`. further:
+    keys and values for further ControlNets, by name.
     """
 
     unet: tuple[Tensor, ...]
     controlnet: tuple[Tensor, ...]
     added: Added = ()
+    further: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Memory it takes."""
-        return sum(tensor.nbytes for tensor in (*self.unet, *self.controlnet, *self.added))
+        further = itertools.chain.from_iterable(self.further.values())
+        return sum(tensor.nbytes for tensor in (*self.unet, *self.controlnet, *self.added, *further))
 
 
 class Premade(nn.Module):
@@ -114,22 +118,67 @@ def _copied(layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(part.view_as(layer) for part, layer in zip(parts, layers, strict=True))
 
 
+class Controller:
+    """A ControlNet with installed processors. layers: its cross-attention layers."""
+
+    def __init__(self, controlnet: ControlNetModel) -> None:
+        self.controlnet = controlnet
+        self.layers: tuple[CrossLayer, ...] = install(controlnet)
+        _project_timesteps(controlnet)
+        _premake(controlnet, "controlnet_cond_embedding")
+
+    @torch.inference_mode()
+    def embed_hint(self, hint: Tensor) -> Tensor:
+        """Control images (B, 3, H, W) in [0, 1] -> (B, width, h, w)."""
+        return self.controlnet.controlnet_cond_embedding.make(hint)
+
+    def time_proj(self, timesteps: Tensor) -> Tensor:
+        """Timesteps (R,) -> the sinusoids (R, F) float32 that it reads."""
+        return self.controlnet.time_embedding.project(timesteps)
+
+    def __call__(self, inputs: ControlInputs) -> Residuals:
+        """Residuals of its rows, times their scale."""
+        grids = latent_grids(inputs.sample.shape, len(self.controlnet.config.block_out_channels))
+        down, mid = self.controlnet(
+            inputs.sample,
+            inputs.time_proj[:, 0],
+            inputs.text_kv[0],
+            inputs.hint,
+            timestep_cond=inputs.time_proj.to(inputs.sample.dtype),
+            conditioning_scale=inputs.scale.to(inputs.sample.dtype).view(-1, 1, 1, 1),
+            cross_attention_kwargs={"conditions": RowConditions(inputs.text_kv, grids)},
+            added_cond_kwargs=dict(zip(_ADDED_NAMES, inputs.added, strict=False)),
+            return_dict=False,
+        )
+        return (*down, mid)
+
+
 class Denoiser:
     """UNet and ControlNet with installed processors.
 
-    Attributes: layers, the UNet's cross-attention layers; control_layers, the ControlNet's.
+    Attributes: layers, the UNet's cross-attention layers; control_layers, the ControlNet's; further, further
+    ControlNets by name.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, controlnet: ControlNetModel | None) -> None:
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        controlnet: ControlNetModel | None,
+        further: Mapping[str, ControlNetModel] | None = None,
+    ) -> None:
         self.unet = unet
         self.controlnet = controlnet
         self.layers: tuple[CrossLayer, ...] = install(unet)
         _project_timesteps(unet)
-        self.control_layers: tuple[CrossLayer, ...] = ()
-        if controlnet is not None:
-            self.control_layers = install(controlnet)
-            _project_timesteps(controlnet)
-            _premake(controlnet, "controlnet_cond_embedding")
+        self._controller = None if controlnet is None else Controller(controlnet)
+        self.control_layers = () if self._controller is None else self._controller.layers
+        self.further = {name: Controller(network) for name, network in (further or {}).items()}
+
+    def controller(self, name: str | None = None) -> Controller:
+        """The ControlNet that follows the moved map, or the further one called `name`."""
+        found = self._controller if name is None else self.further[name]
+        assert found is not None
+        return found
 
     @property
     def num_levels(self) -> int:
@@ -150,10 +199,12 @@ class Denoiser:
         """Text states (B, T, D), and pooled text (B, P) where the networks read it -> what each prompt brings."""
         unet = text_kv(self.unet, self.layers, text)
         control = text_kv(self.controlnet, self.control_layers, text) if self.controlnet is not None else []
+        further = {name: text_kv(each.controlnet, each.layers, text) for name, each in self.further.items()}
 
         def prompt(i: int) -> EncodedText:
             own = _copied([kv[i] for kv in (*unet, *control)])
-            return EncodedText(own[: len(unet)], own[len(unet) :], tuple(one[i].clone() for one in pooled))
+            others = {name: _copied([kv[i] for kv in every]) for name, every in further.items()}
+            return EncodedText(own[: len(unet)], own[len(unet) :], tuple(one[i].clone() for one in pooled), others)
 
         return [prompt(i) for i in range(len(text))]
 
@@ -165,20 +216,9 @@ class Denoiser:
         (numbers,) = sent([torch.tensor(sizes)], self.unet.device)
         return replace(text, added=(*text.added, self.unet.add_time_proj.make(numbers).flatten()))
 
-    @torch.inference_mode()
-    def embed_hint(self, hint: Tensor) -> Tensor:
-        """Control images (B, 3, H, W) in [0, 1] -> (B, width, h, w)."""
-        assert self.controlnet is not None
-        return self.controlnet.controlnet_cond_embedding.make(hint)
-
     def time_proj(self, timesteps: Tensor) -> Tensor:
         """Timesteps (R,) -> the sinusoids (R, F) float32 that the UNet reads."""
         return self.unet.time_embedding.project(timesteps)
-
-    def control_time_proj(self, timesteps: Tensor) -> Tensor:
-        """Timesteps (R,) -> the sinusoids (R, F) float32 that the ControlNet reads."""
-        assert self.controlnet is not None
-        return self.controlnet.time_embedding.project(timesteps)
 
     def predict(self, inputs: DenoiserInputs) -> Tensor:
         """UNet: predict (R, C, h, w)."""
@@ -198,22 +238,9 @@ class Denoiser:
             return_dict=False,
         )[0]
 
-    def control(self, inputs: ControlInputs) -> Residuals:
-        """ControlNet: residuals of its rows, times their scale."""
-        assert self.controlnet is not None
-        grids = latent_grids(inputs.sample.shape, self.num_levels)
-        down, mid = self.controlnet(
-            inputs.sample,
-            inputs.time_proj[:, 0],
-            inputs.text_kv[0],
-            inputs.hint,
-            timestep_cond=inputs.time_proj.to(inputs.sample.dtype),
-            conditioning_scale=inputs.scale.to(inputs.sample.dtype).view(-1, 1, 1, 1),
-            cross_attention_kwargs={"conditions": RowConditions(inputs.text_kv, grids)},
-            added_cond_kwargs=dict(zip(_ADDED_NAMES, inputs.added, strict=False)),
-            return_dict=False,
-        )
-        return (*down, mid)
+    def control(self, inputs: ControlInputs, name: str | None = None) -> Residuals:
+        """ControlNet, or the further one called `name`: residuals of its rows, times their scale."""
+        return self.controller(name)(inputs)
 
     def residual_shapes(self, shape: tuple[int, int]) -> list[tuple[int, int, int]]:
         """(channels, height, width) of each residual for latents of `shape`."""

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderTiny, DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderTiny, DiffusionPipeline, MultiControlNetModel, SchedulerMixin
 
 from ..api.choices import Prediction
 from ..api.errors import CheckpointError, TwigWarning
 from ..api.reading import shown
-from . import configs, layout, single_file
+from . import configs, controls, layout, single_file
 from .bank import FILE as BANK_FILE
 from .file_parts import FilePart
 from .layout import Source
@@ -46,7 +46,7 @@ _MODEL_FILES = (
     "model_index.json",
     "calibration.json",
     BANK_FILE,
-    *(f"{p}/{f}" for p in XL_REQUIRED + _OPTIONAL for f in _FILES),
+    *(f"{p}/{f}" for p in (*XL_REQUIRED, *_OPTIONAL, f"{controls.PART}[0-9]") for f in _FILES),
 )
 
 
@@ -86,7 +86,7 @@ class Outline:
 def outlined(
     source: Source | None = None,
     *,
-    controlnet: Source | None = None,
+    controlnet: controls.Chosen | None = None,
     segmenter: Source | None = None,
     vae: Source | Vae | None = None,
     preview_vae: Source | AutoencoderTiny | None = None,
@@ -98,7 +98,8 @@ def outlined(
 ) -> Outline:
     """Find a checkpoint's parts; arguments as of `checkpoint.load`. Raises CheckpointError for a layout not served."""
     either = _present(vae=vae, preview_vae=preview_vae)
-    named = _present(controlnet=controlnet, segmenter=segmenter)
+    first, further = controls.told_apart(controlnet)
+    named = _present(controlnet=first, segmenter=segmenter, **further)
     named |= {name: part for name, part in either.items() if isinstance(part, Source)}
     given = _present(scheduler=scheduler, **{name: part for name, part in either.items() if name not in named})
     _check_prediction(prediction_type)
@@ -168,9 +169,9 @@ def _files(named: Mapping[str, Source], xl: bool) -> dict[str, FilePart]:
         "vae": partial(single_file.autoencoder, xl=xl),
     }
     for name, file in files.items():
-        if name not in open_file:
+        if controls.kind_of(name) not in open_file:
             raise CheckpointError(f"{shown(file)} is a single file; a {name} is given as its folder")
-    return {name: open_file[name](file) for name, file in files.items()}
+    return {name: open_file[controls.kind_of(name)](file) for name, file in files.items()}
 
 
 def _without(named: Mapping[str, Source], files: Mapping[str, Any]) -> dict[str, Source]:
@@ -190,7 +191,7 @@ def _check_prediction(prediction: str | None) -> None:
 def outlined_pipeline(
     pipeline: DiffusionPipeline,
     *,
-    controlnet: Source | None = None,
+    controlnet: controls.Chosen | None = None,
     segmenter: Source | None = None,
     preview_vae: Source | None = None,
 ) -> Outline:
@@ -202,11 +203,16 @@ def outlined_pipeline(
     if name not in PIPELINES:
         raise CheckpointError(f"a {shown(name)} is not served; the pipelines served are {', '.join(PIPELINES)}")
     given = _present(**pipeline.components)
-    for part in given.keys() - {*XL_REQUIRED, "controlnet"} - INDEX_KEYS:
+    if isinstance(several := given.get("controlnet"), MultiControlNetModel):
+        given |= {
+            f"{controls.PART}{number}" if number else "controlnet": net for number, net in enumerate(several.nets)
+        }
+    for part in {controls.kind_of(part) for part in given} - {*XL_REQUIRED, "controlnet"} - INDEX_KEYS:
         raise CheckpointError(f"the {name} has a part {shown(part, 80)}, which is not served")
     if "safety_checker" in given:
         _warn_unfiltered(f"the {name}")
-    elsewhere = _present(controlnet=controlnet, segmenter=segmenter, preview_vae=preview_vae)
+    first, further = controls.told_apart(controlnet)
+    elsewhere = _present(controlnet=first, segmenter=segmenter, preview_vae=preview_vae, **further)
     return Outline(
         name,
         _checked({part: layout.locate(source, _FILES) for part, source in elsewhere.items()}, None),
@@ -251,7 +257,9 @@ def _folders(folder: Path, pipeline: str, elsewhere: Mapping[str, Source], given
     for name in _OPTIONAL:
         if name not in (*elsewhere, *given) and (folder / name).is_dir():
             folders[name] = folder / name
-            _check_single(folder, name)
+    if "segmenter" not in elsewhere:
+        _check_single(folder, "segmenter")
+    folders |= {path.name: path for path in sorted(folder.glob(f"{controls.PART}[0-9]*")) if path.is_dir()}
     return folders | {name: layout.locate(source, _FILES) for name, source in elsewhere.items()}
 
 
@@ -282,12 +290,10 @@ def _check_index(folder: Path, index: dict[str, Any]) -> None:
                 f"{folder} names a part {shown(name, 80)}, {shown(repr(value), 80)}, which is not served; the parts "
                 f"served are {', '.join(XL_REQUIRED + _OPTIONAL)}"
             )
-    if isinstance(control := index.get("controlnet"), list) and "MultiControlNetModel" in control:
-        raise CheckpointError(f"{folder} holds several ControlNets; give one, with controlnet=...")
 
 
 def _check_single(folder: Path, name: str) -> None:
-    """Raise CheckpointError for `name_1` and so on beside the part `name`, which diffusers would run together."""
+    """Raise CheckpointError for `name_1` and so on beside the part `name`."""
     if more := sorted(path.name for path in folder.glob(f"{name}_[0-9]*")):
         raise CheckpointError(
             f"{folder} holds {name} and {shown(', '.join(more), 80)}; one is served, name it with {name}=..."

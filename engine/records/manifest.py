@@ -17,11 +17,12 @@ from ..api.choices import Precision, Prediction
 from ..api.pixels import Picture, load_picture
 from ..api.portable import Real
 from ..api.reading import is_text, read_model, reading
-from ..api.request import GenerationRequest
+from ..api.request import PICTURES, GenerationRequest
 from ..api.result import Attempt, GateDecision, GenerationResult, Verdict
 from ..api.rules import Rule
 from ..api.writing import write_new
 from ..models.checkpoint import Components
+from ..models.controls import PART
 from .record import Record, canonical, text_hash
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -59,6 +60,15 @@ class InputRecord(Record):
         """Record the mask that a request brings."""
         return None if request.mask is None else cls.of(None, request.mask)
 
+    @classmethod
+    def controls_of(cls, request: GenerationRequest) -> dict[str, Self]:
+        """Record the control images that a request brings, by ControlNet."""
+        return {
+            control.name: cls.of(control.image, load_picture(control.image))
+            for control in request.controls
+            if control.image is not None
+        }
+
 
 class Modelled(Protocol):
     """What has a model: an engine."""
@@ -70,12 +80,13 @@ class ModelRecord(Record):
     """The model: what it was loaded from (None for the embedded one), the hash of each part, its device and dtype.
 
     controlnet, segmenter, vae, scheduler: what was named in the place of the model's own; preview_vae: beside it. What
-    was handed over in memory is named by its class, and lies nowhere. variant, revision, subfolder, prediction_type: of
-    what was loaded, where they were named.
+    was handed over in memory is named by its class, and lies nowhere. controlnets: places of further ControlNets, by
+    name. variant, revision, subfolder, prediction_type: of what was loaded, where they were named.
     """
 
     source: str | None = None
     controlnet: str | None = None
+    controlnets: dict[str, str] = Field(default_factory=dict)
     segmenter: str | None = None
     vae: str | None = None
     preview_vae: str | None = None
@@ -93,8 +104,10 @@ class ModelRecord(Record):
         """Record loaded components."""
         weight = next(components.unet.parameters())
         dtype = Precision(str(weight.dtype).removeprefix("torch."))
-        sources: dict[str, Any] = dict(components.sources)
-        return cls(**sources, hashes=components.hashes, device=weight.device.type, dtype=dtype)
+        further = {name: place for name, place in components.sources.items() if name.startswith(PART)}
+        named: dict[str, Any] = {name: place for name, place in components.sources.items() if name not in further}
+        named["controlnets"] = {name.removeprefix(PART): place for name, place in further.items()}
+        return cls(**named, hashes=components.hashes, device=weight.device.type, dtype=dtype)
 
     @property
     def sha256(self) -> str:
@@ -136,11 +149,12 @@ class Hashes(Record):
 class Manifest(Record):
     """Everything that is needed to account for one image and to make it again.
 
-    image: file name of the picture beside the manifest. request: without the pictures it brought, of which source and
-    mask hold the hashes. gate: whether avoidance was switched on, and by what. registry: version of the registered
-    works that the picture was compared with. metrics: SHA-256 of the weights of further measures, by what named them.
-    bank: version of the shapes that control maps were composed of. attempts: noise seed, mechanisms, scores with their
-    limits, shapes and UNet rows of each final. rule: what they were judged by, in numbers. timings: seconds by stage.
+    image: file name of the picture beside the manifest. request: without the pictures it brought, of which source, mask
+    and controls hold the hashes. gate: whether avoidance was switched on, and by what. registry: version of the
+    registered works that the picture was compared with. metrics: SHA-256 of the weights of further measures, by what
+    named them. bank: version of the shapes that control maps were composed of. attempts: noise seed, mechanisms, scores
+    with their limits, shapes and UNet rows of each final. rule: what they were judged by, in numbers. timings: seconds
+    by stage.
     """
 
     version: Literal[1] = 1
@@ -153,6 +167,7 @@ class Manifest(Record):
     request_sha256: str
     source: InputRecord | None
     mask: InputRecord | None
+    controls: dict[str, InputRecord] = Field(default_factory=dict)
     model: ModelRecord
     hashes: Hashes
     gate: GateDecision | None
@@ -173,7 +188,14 @@ class Manifest(Record):
     @field_validator("request")
     @classmethod
     def _without_pictures(cls, request: GenerationRequest) -> GenerationRequest:
-        return request.model_copy(update={"source": None, "mask": None})
+        controls = tuple(control.model_copy(update={"image": None}) for control in request.controls)
+        return request.model_copy(update={"source": None, "mask": None, "controls": controls})
+
+    @property
+    def brought(self) -> list[str | None]:
+        """SHA-256 of source and mask, and of each control image, by the names of their ControlNets."""
+        inputs = [self.source, self.mask, *(self.controls[name] for name in sorted(self.controls))]
+        return [None if record is None else record.sha256 for record in inputs]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -208,6 +230,7 @@ class Manifest(Record):
             request_sha256=request_hash(result.request),
             source=source or InputRecord.source_of(result.request),
             mask=mask or InputRecord.mask_of(result.request),
+            controls=InputRecord.controls_of(result.request),
             model=model,
             hashes=Hashes.of(result),
             gate=result.gate,
@@ -252,4 +275,4 @@ def pixel_hash(pixels: Image.Image | np.ndarray) -> str:
 
 def request_hash(request: GenerationRequest) -> str:
     """SHA-256 of a request's settings and prompts, without the pictures it brings."""
-    return text_hash(canonical(request.model_dump(mode="json", exclude={"source", "mask"})))
+    return text_hash(canonical(request.model_dump(mode="json", exclude=PICTURES)))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ..api.request import GenerationRequest
+from ..api.request import PICTURES, GenerationRequest
 from ..api.result import Verdict
 from .record import canonical
 from .secret import Secret
@@ -30,8 +30,7 @@ def run_name(manifest: "Manifest", secret: Secret) -> str:
     """
     values = manifest.model_dump(mode="json", include=_DECIDING)
     values["model"] = manifest.model.model_dump(mode="json", include=_MODEL)
-    brought = [None if record is None else record.sha256 for record in (manifest.source, manifest.mask)]
-    return f"twig-{secret.digest('run', canonical([values, *brought]))[:_DIGITS]}"
+    return f"twig-{secret.digest('run', canonical([values, *manifest.brought]))[:_DIGITS]}"
 
 
 def call_name(manifest: "Manifest", requests: Sequence[GenerationRequest], secret: Secret) -> str:
@@ -43,9 +42,8 @@ def call_name(manifest: "Manifest", requests: Sequence[GenerationRequest], secre
         return run_name(manifest, secret)
     values = manifest.model_dump(mode="json", include=_DECIDING - {"request"})
     values["model"] = manifest.model.model_dump(mode="json", include=_MODEL)
-    asked = [request.model_dump(mode="json", exclude={"source", "mask"}) for request in requests]
-    brought = [None if record is None else record.sha256 for record in (manifest.source, manifest.mask)]
-    return f"twig-{secret.digest('call', canonical([values, asked, *brought]))[:_DIGITS]}"
+    asked = [request.model_dump(mode="json", exclude=PICTURES) for request in requests]
+    return f"twig-{secret.digest('call', canonical([values, asked, *manifest.brought]))[:_DIGITS]}"
 
 
 def record_names(manifest: "Manifest", secret: Secret) -> Iterator[str]:
@@ -66,8 +64,7 @@ def outcome(manifest: "Manifest") -> str:
 
 def same_record(first: "Manifest", second: "Manifest") -> bool:
     """Whether two manifests speak of one picture, made at different times."""
-    brought = [[record and record.sha256 for record in (m.source, m.mask)] for m in (first, second)]
     told = [m.model_dump(mode="json", include=_DECIDING | _OUTCOME | {"index"}) for m in (first, second)]
     for values, manifest in zip(told, (first, second), strict=True):
         values["model"] = manifest.model.model_dump(mode="json", include=_MODEL)
-    return brought[0] == brought[1] and canonical(told[0]) == canonical(told[1])
+    return first.brought == second.brought and canonical(told[0]) == canonical(told[1])

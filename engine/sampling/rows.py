@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from ..api.mechanisms import DelayedGuidance, MovedControl
+from ..api.request import Control
 from ..api.settings import Stage
 
 MAX_ROWS = 4
@@ -31,12 +32,16 @@ class Hint(IntEnum):
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a UNet call: its text, its weight in the combination, its ControlNet strength (0: none) and hint."""
+    """One row of a UNet call: its text, its weight in the combination, its ControlNet strength (0: none) and hint.
+
+    further: names of further ControlNets that it follows, with their strengths.
+    """
 
     branch: Branch
     weight: float
     control: float = 0.0
     hint: Hint = Hint.MOVED
+    further: tuple[tuple[str, float], ...] = ()
 
 
 PROBE = (Row(Branch.UNCONDITIONAL, 0.0), Row(Branch.CONDITIONAL, 0.0))
@@ -59,10 +64,19 @@ def guidance_pair(rows: Sequence[Row]) -> tuple[int, int] | None:
 
 
 def plan_rows(
-    stage: Stage, delayed: DelayedGuidance | None = None, control: MovedControl | None = None
+    stage: Stage,
+    delayed: DelayedGuidance | None = None,
+    control: MovedControl | None = None,
+    further: Sequence[Control] = (),
 ) -> tuple[tuple[Row, ...], ...]:
-    """Return the rows of each step of `stage`."""
-    return tuple(_rows_at(step, stage, delayed, control) for step in range(stage.steps))
+    """Return the rows of each step of `stage`; every row follows those of the `further` ControlNets that act."""
+    steps = range(stage.steps)
+    return tuple(_following(_rows_at(step, stage, delayed, control), step, stage.steps, further) for step in steps)
+
+
+def _following(rows: tuple[Row, ...], step: int, steps: int, further: Sequence[Control]) -> tuple[Row, ...]:
+    acting = tuple((each.name, each.scale) for each in further if each.scale and each.active(step, steps))
+    return tuple(replace(row, further=acting) for row in rows) if acting else rows
 
 
 def _rows_at(step: int, stage: Stage, delayed: DelayedGuidance | None, control: MovedControl | None) -> tuple[Row, ...]:

@@ -224,5 +224,6 @@ def _score(score: Score, held: Any) -> dict[str, Any]:
 def _manifest(kept: Kept) -> dict[str, Any]:
     """The manifest as it lies in the records, less where the model lies on this machine."""
     manifest: dict[str, Any] = json.loads(kept.path.read_bytes())
-    places = dict.fromkeys(("source", "controlnet", "segmenter"))
-    return manifest | {"model": manifest["model"] | places}
+    places = dict.fromkeys(("source", "controlnet", "segmenter", "vae")) | {"controlnets": {}}
+    metrics = {spec.partition("=")[0]: digest for spec, digest in manifest["metrics"].items()}
+    return manifest | {"model": manifest["model"] | places, "metrics": metrics}

@@ -8,14 +8,14 @@ from pydantic import ValidationError
 
 from ..api.presets import BUNDLES
 from ..api.reading import shown
-from ..api.request import GenerationRequest
+from ..api.request import Control, GenerationRequest
 from ..api.settings import Stage
 from .bodies import ImageBody, TwigOptions
 from .config import Bounds, ServeConfig
 from .errors import ApiError, wrong_field
 from .keys import Key
 from .tightening import policy_for, preset_for
-from .uploads import Uploads, scaled
+from .uploads import Uploads, control_image, scaled
 
 
 class Asking:
@@ -43,11 +43,20 @@ class Asking:
             num_images=body.n or 1,
             source=None if brought is None else brought.photo,
             mask=None if brought is None or brought.mask is None else self._mask(brought.mask, width, height),
+            controls=self._controls(options),
             priority=min(0, key.priority) if options.priority is None else options.priority,
             timeout=options.deadline or self.config.bounds.deadline,
             preview=_preview(body, stage.steps, drafts=1 if brought is None else 0),
             explain=options.explain,
             **self._tightened(options, stage),
+        )
+
+    def _controls(self, options: TwigOptions) -> tuple[Control, ...]:
+        """Control images, decoded within the operator's bounds."""
+        most = self.config.bounds.upload_pixels
+        return tuple(
+            Control(**each.model_dump(exclude={"image"}), image=control_image(each.image, most))
+            for each in options.controls
         )
 
     def _stage(self, options: TwigOptions) -> Stage:
@@ -95,6 +104,9 @@ def _check_bounds(body: ImageBody, bounds: Bounds, key: Key) -> None:
     _at_most("twig.deadline", options.deadline or 0, bounds.deadline)
     width, height = body.sides
     _at_most("size", (width or 1) * (height or 1), bounds.pixels, "pixels")
+    if options.controls and not bounds.controls:
+        message = "twig.controls: this server takes no control images"
+        raise ApiError(403, "controls_not_taken", message, param="twig.controls")
     if options.priority is not None and options.priority > key.priority:
         message = f"twig.priority: {options.priority} is above this key's {key.priority}"
         raise ApiError(403, "priority_too_high", message, param="twig.priority")

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from ..api.choices import Preset, Solver
 from ..api.errors import ForeignFileError
 from ..api.reading import parse_json, shown
-from ..api.settings import Settings
+from ..api.settings import Settings, Windowed
 from .errors import ApiError, wrong_field
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -41,13 +41,21 @@ _SERVED: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
+class ControlBody(Windowed):
+    """A picture that one of the server's further ControlNets follows: PNG, JPEG or WebP data in base64."""
+
+    name: str = Field(min_length=1, max_length=64)
+    image: str = Field(repr=False)
+    scale: float = Field(default=1.0, ge=0, le=4)
+
+
 class TwigOptions(Settings):
     """What a client may ask of Twig beyond the API, `extra_body={"twig": {...}}`.
 
     seed: drawn by lot unless given, and told in the answer. preset, rule, retries: only tighter than the operator's.
-    always: avoid also where the gate would stay shut. draft, mask, explain, sheet, manifest: have them in the answer.
-    priority: up to the key's. deadline: seconds after which the answer is 504. background: a job that outlives the
-    connection, answered by 202.
+    controls: where the operator allows them. always: avoid also where the gate would stay shut. draft, mask, explain,
+    sheet, manifest: have them in the answer. priority: up to the key's. deadline: seconds after which the answer is
+    504. background: a job that outlives the connection, answered by 202.
     """
 
     seed: int | None = Field(default=None, ge=0, lt=2**63)
@@ -58,6 +66,7 @@ class TwigOptions(Settings):
     negative_prompt: str = ""
     rule: str | None = Field(default=None, max_length=2**14)
     retries: int | None = Field(default=None, ge=0, le=16)
+    controls: tuple[ControlBody, ...] = Field(default=(), max_length=8)
     always: bool = False
     draft: bool = False
     mask: bool = False

@@ -40,14 +40,16 @@ class Listen(Settings):
 class Model(Settings):
     """What is served, as `Engine.from_pretrained` takes it, under `name`; `aliases` are other names for it.
 
-    metrics: further measures, as `twig generate --metric` names them. slots, rows, waiting: see `Limits` of the engine;
-    slots and rows by the device's memory where they are left out.
+    controlnets: further ControlNets, by the names that clients know them by. metrics: further measures, as `twig
+    generate --metric` names them. slots, rows, waiting: see `Limits` of the engine; slots and rows by the device's
+    memory where they are left out.
     """
 
     name: str = "twig"
     aliases: tuple[str, ...] = ()
     path: str | None = None
     controlnet: str | None = None
+    controlnets: dict[str, str] = Field(default_factory=dict)
     segmenter: str | None = None
     vae: str | None = None
     preview_vae: str | None = None
@@ -92,7 +94,8 @@ class Bounds(Settings):
     pixels: of a picture. steps: of each stage. images: `n`. body, upload: bytes of a JSON body and of a form with its
     pictures. upload_pixels: of a picture that is sent. deadline: seconds, also of those who name none. wait: seconds
     that what is queued may take; who comes when it takes longer is sent away. drafts: whether clients may see drafts
-    and previews, which can be the very copies that finals keep away from.
+    and previews, which can be the very copies that finals keep away from. controls: whether clients may send control
+    images for further ControlNets, which say where things are drawn.
     """
 
     pixels: int = Field(default=2**20, ge=64)
@@ -104,6 +107,7 @@ class Bounds(Settings):
     deadline: float = Field(default=600.0, gt=0)
     wait: float = Field(default=60.0, gt=0)
     drafts: bool = True
+    controls: bool = False
 
 
 class Records(Settings):
@@ -192,6 +196,8 @@ class ServeConfig(Settings):
             held = getattr(told, section)
             given = {name: getattr(held, name) for name in names if getattr(held, name) is not None}
             told = told.with_(section, **{name: _path(folder, value) for name, value in given.items()})
+        controlnets = {name: str(_path(folder, place)) for name, place in told.model.controlnets.items()}
+        told = told.with_("model", controlnets=controlnets)
         return told.with_("model", metrics=tuple(_metric(folder, spec) for spec in told.model.metrics))
 
 

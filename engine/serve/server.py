@@ -25,6 +25,9 @@ def load(config: ServeConfig) -> Engine:
     """The engine that a configuration names, on a GPU if there is one and nothing else is said."""
     model, bounds = config.model, config.bounds
     parts = {name: getattr(model, name) for name in PARTS}
+    if model.controlnets:
+        first = [] if model.controlnet is None else [model.controlnet]
+        parts["controlnet"] = [*first, *(f"{name}={place}" for name, place in model.controlnets.items())]
     device = served_device(model.device)
     usual = usual_limits(device)
     return Engine.from_pretrained(

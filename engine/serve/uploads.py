@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..api.errors import InvalidRequestError
-from ..api.json_fields import FORMATS
+from ..api.json_fields import FORMATS, data_of
 from ..api.pixels import load_picture, opened
 from .errors import ApiError
 
@@ -36,6 +36,15 @@ def decoded(files: Files, max_pixels: int) -> Uploads:
         sizes = f"mask is {mask.shape[1]} x {mask.shape[0]} and image {photo.width} x {photo.height}"
         raise ApiError(400, "invalid_value", f"{sizes}; they must be of one size", param="mask")
     return Uploads(photo, mask)
+
+
+def control_image(text: str, max_pixels: int) -> Image.Image:
+    """Decode a control image in base64. Raises ApiError for what is none, or larger than `max_pixels`."""
+    try:
+        data = data_of(text)
+    except ValueError as error:
+        raise ApiError(400, "invalid_image", f"twig.controls: {error}", param="twig.controls") from error
+    return _read(data, "twig.controls", max_pixels)
 
 
 def scaled(mask: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -42,11 +42,21 @@ class Encoding:
             texts = (self._texts[p] for p in self._prompts(job.request))
             job.shared.texts = tuple(self.networks.denoiser.sized(text, sizes) for text in texts)
             job.shared.input_ids = self.tokenize([job.request.prompt])[0]
+            job.shared.hints = self._hints(job.shared.pictures)
         for prompt in wanted:
             self._texts.move_to_end(prompt)
         room = _CACHE_BYTES // jobs[0].shared.texts[0].nbytes
         while len(self._texts) > min(self.kept, room):
             self._texts.popitem(last=False)
+
+    def _hints(self, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Control images of further ControlNets (1, 3, H, W), by name -> hints (width, h, w)."""
+        if not pictures:
+            return {}
+        images = sent(list(pictures.values()), self.networks.device)
+        controllers = [self.networks.denoiser.controller(name) for name in pictures]
+        hints = [c.embed_hint(i.to(self.networks.dtype))[0] for c, i in zip(controllers, images, strict=True)]
+        return dict(zip(pictures, hints, strict=True))
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> token ids (B, T) int64, padded; longer prompts were refused before."""

@@ -40,8 +40,9 @@ class Starting:
         stage = job.draft
         table = self._table(stage)
         latent = self._noise(job, job.request.seed) * table.init_noise_sigma
-        state = SlotState(latent, table.columns, job.request.seed, job.shared.texts)
-        self._start(job, state, Trajectory(plan_rows(stage), tuple(table.timesteps.tolist())))
+        state = SlotState(latent, table.columns, job.request.seed, job.shared.texts, further=job.shared.hints)
+        plan = plan_rows(stage, further=job.request.controls)
+        self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist())))
 
     def start_redraft(self, job: Job) -> None:
         """Start the job's second draft, which other images of its request know nothing of."""
@@ -56,8 +57,10 @@ class Starting:
         if shared.drafted is None:
             shared.drafted = self.arenas.latent(job).clone(), job.trajectory
         seed, table = witness_seed(job.request.seed, len(shared.agreements)), self._table(stage)
-        state = SlotState(self._noise(job, seed) * table.init_noise_sigma, table.columns, seed, shared.texts)
-        self._start(job, state, Trajectory(witness_plan(stage), tuple(table.timesteps.tolist())))
+        latent = self._noise(job, seed) * table.init_noise_sigma
+        state = SlotState(latent, table.columns, seed, shared.texts, further=shared.hints)
+        plan = witness_plan(stage, job.request.controls)
+        self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist())))
 
     @torch.inference_mode()
     def start_final(self, job: Job) -> None:
@@ -83,8 +86,9 @@ class Starting:
             tokens=token_vectors(policy.masked_attention, shared.input_ids, self.components.tokenizer, drawn),
             hints=self._hints(job),
             sharpness=sharpness_lengths(policy.initial_noise, table, own.noise.shape),
+            further=shared.hints,
         )
-        plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control)
+        plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control, request.controls)
         probes = sharpness_probes(policy.initial_noise)
         self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist()), probes))
 
@@ -115,7 +119,7 @@ class Starting:
             own.control_map, own.shapes, own.inherits = None, (), True
             return None, None
         maps = self._coloured([own.control_map, job.shared.labels] if control.negative else [own.control_map])
-        embedded = [self.arenas.networks.denoiser.embed_hint(each)[0] for each in maps]
+        embedded = [self.arenas.networks.denoiser.controller().embed_hint(each)[0] for each in maps]
         return embedded[0], embedded[1] if control.negative else None
 
     def _coloured(self, maps: Sequence[np.ndarray]) -> list[Tensor]:

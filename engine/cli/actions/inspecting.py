@@ -1,7 +1,7 @@
 """What `twig inspect` does: a manifest in words, and its picture again."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ from PIL import Image
 from ...api.errors import InvalidRequestError
 from ...api.pixels import load_picture
 from ...api.reading import quoted
+from ...api.request import Control
 from ...engine import Engine
 from ...records.inspection import Beside, differs, in_log, in_picture, integrity, lines, read_mask, saved_picture
 from ...records.manifest import InputRecord, Manifest, ModelRecord
 from ...records.wording import why_text
 from ...replay import replay
+from ..asking import controls_of
 from ..options import EngineChoice, Manner, given
 from ..status import DIFFERS, DONE
 from .engines import load_engine
@@ -23,11 +25,18 @@ from .speaking import say, write_json
 
 
 def inspect(
-    manifest: Path, choice: EngineChoice, *, again: bool, source: Path | None, mask: Path | None, manner: Manner
+    manifest: Path,
+    choice: EngineChoice,
+    *,
+    again: bool,
+    source: Path | None,
+    mask: Path | None,
+    controls: Sequence[str],
+    manner: Manner,
 ) -> int:
     """Print the manifest and check picture, log and credentials; `again` replays it and compares. Return the exit code.
 
-    choice, source, mask: what takes the place of what the manifest says.
+    choice, source, mask, controls: what takes the place of what the manifest says.
     """
     record = Manifest.load(manifest)
     saved = saved_picture(record, manifest.parent)
@@ -37,7 +46,7 @@ def inspect(
     if not manner.json:
         _tell([*lines(record), *((label, check.text) for label, check in checks.items())])
     if again:
-        checks["replay"] = _replayed(record, choice, saved, source, mask)
+        checks["replay"] = _replayed(record, choice, saved, source, mask, controls_of(controls))
         if not manner.json:
             _tell([("replay", checks["replay"].text)])
     if manner.json:
@@ -60,17 +69,24 @@ def _values(record: Manifest, checks: Mapping[str, Beside]) -> dict[str, Any]:
 
 
 def _replayed(
-    record: Manifest, choice: EngineChoice, saved: Image.Image | None, source: Path | None, mask: Path | None
+    record: Manifest,
+    choice: EngineChoice,
+    saved: Image.Image | None,
+    source: Path | None,
+    mask: Path | None,
+    controls: Sequence[Control],
 ) -> Beside:
     """The manifest's picture made again, and what came of it."""
     engine = _engine_of_then(record.model, record.metrics, choice)
     photo, avoided = source or _path(record.source), mask or _path(record.mask)
+    followed = {name: kept.path for name, kept in record.controls.items()} | {c.name: c.image for c in controls}
     outcome = replay(
         record,
         engine,
         saved,
         source=None if photo is None else load_picture(photo),
         mask=None if avoided is None else read_mask(avoided),
+        controls={name: load_picture(place) for name, place in followed.items() if place is not None},
     )
     return Beside(str(outcome), not outcome.identical)
 
@@ -82,20 +98,15 @@ def _engine_of_then(then: ModelRecord, then_metrics: Iterable[str], choice: Engi
 
     A replay must not fetch what a manifest, which may come from anyone, names: such a part must lie on this disk.
     """
-    recorded = given(
-        model=then.source,
-        controlnet=then.controlnet,
-        segmenter=then.segmenter,
-        vae=then.vae,
-        preview_vae=then.preview_vae,
-    )
-    missing = {part: source for part, source in recorded.items() if getattr(choice, part) is None}
+    recorded = given(model=then.source, segmenter=then.segmenter, vae=then.vae, preview_vae=then.preview_vae)
+    missing: dict[str, Any] = {part: source for part, source in recorded.items() if getattr(choice, part) is None}
     for part, source in missing.items():
-        if not Path(source).exists():
-            option = part.replace("_", "-")
-            raise InvalidRequestError(
-                f"the manifest names {quoted(source)}, which is not on this disk; name it with --{option}"
-            )
+        _check_here(part.replace("_", "-"), source)
+    if choice.controlnet is None:
+        for source in (*given(first=then.controlnet).values(), *then.controlnets.values()):
+            _check_here("controlnet", source)
+        named = [f"{name}={source}" for name, source in then.controlnets.items()]
+        missing["controlnet"] = [*given(first=then.controlnet).values(), *named] or None
     chosen = replace(
         choice,
         **missing,
@@ -106,6 +117,13 @@ def _engine_of_then(then: ModelRecord, then_metrics: Iterable[str], choice: Engi
         dtype=then.dtype,
     )
     return load_engine(chosen, **given(subfolder=then.subfolder if "model" in missing else None))
+
+
+def _check_here(part: str, source: str) -> None:
+    if not Path(source).exists():
+        raise InvalidRequestError(
+            f"the manifest names {quoted(source)}, which is not on this disk; name it with --{part}"
+        )
 
 
 def _path(record: InputRecord | None) -> Path | None:

@@ -94,9 +94,11 @@ def residuals(network, unet, options):
     denoiser = Denoiser(unet, network)
     (first, second) = denoiser.encode(text)
     kv = tuple(torch.stack(pair) for pair in zip(first.controlnet, second.controlnet, strict=True))
-    hint = denoiser.embed_hint(hints())
+    hint = denoiser.controller().embed_hint(hints())
     return denoiser.control(
-        ControlInputs(sample, denoiser.control_time_proj(timesteps), kv, sized(denoiser, added), hint, torch.ones(2))
+        ControlInputs(
+            sample, denoiser.controller().time_proj(timesteps), kv, sized(denoiser, added), hint, torch.ones(2)
+        )
     )
 
 
