@@ -20,6 +20,7 @@ from .loading import Limited, Shaped, check_options, loaded, of_pipeline, regist
 from .models.layout import Source
 from .models.outline import outlined
 from .models.parts import Vae
+from .models.textual_inversion import Inversions
 from .records.manifest import Manifest, ModelRecord
 from .routing import Listener
 
@@ -44,6 +45,7 @@ class Engine(Core):
         vae: Source | Vae | None = None,
         preview_vae: Source | AutoencoderTiny | None = None,
         scheduler: SchedulerMixin | None = None,
+        embeddings: Inversions = (),
         variant: str | None = None,
         revision: str | None = None,
         subfolder: str | None = None,
@@ -59,10 +61,11 @@ class Engine(Core):
 
         controlnet, segmenter, vae: folders or hub ids in the place of the model's own; vae may be an autoencoder that
         is loaded already. preview_vae: of TAESD's layout, to show drafts and previews. scheduler: of diffusers, whose
-        configuration takes the place of the model's. variant: of weights ("fp16"), where a part has it. revision: of
-        the hub id; subfolder: in it or in the folder. torch_dtype: `dtype` by the name that diffusers has for it.
-        calibration, bank: limits and shapes in the place of the folder's own. registry: protected works to compare
-        with, or their file. requests: checked before weights are read.
+        configuration takes the place of the model's. embeddings: files of textual inversions, FILE or FILE:TOKEN.
+        variant: of weights ("fp16"), where a part has it. revision: of the hub id; subfolder: in it or in the folder.
+        torch_dtype: `dtype` by the name that diffusers has for it. calibration, bank: limits and shapes in the place of
+        the folder's own. registry: protected works to compare with, or their file. requests: checked before weights are
+        read.
 
         Raises TypeError for an unknown option before anything is loaded, CheckpointError for what cannot be loaded,
         InvalidRequestError for one of `requests` that cannot be served.
@@ -77,6 +80,7 @@ class Engine(Core):
             vae=vae,
             preview_vae=preview_vae,
             scheduler=scheduler,
+            embeddings=embeddings,
             variant=variant,
             revision=revision,
             subfolder=subfolder,

@@ -10,6 +10,7 @@ from .options import (
     BankOption,
     ControlNetOption,
     DeviceOption,
+    EmbeddingOption,
     EngineChoice,
     JsonOption,
     Manner,
@@ -35,6 +36,7 @@ def inspect(
     segmenter: SegmenterOption = None,
     vae: VaeOption = None,
     preview_vae: PreviewVaeOption = None,
+    embedding: EmbeddingOption = None,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -46,6 +48,14 @@ def inspect(
     bank of shapes that is not the model's own, you name.
     """
     choice = EngineChoice(
-        model, controlnet, segmenter, vae, device=device, registry=registry, bank=bank, preview_vae=preview_vae
+        model,
+        controlnet,
+        segmenter,
+        vae,
+        device=device,
+        registry=registry,
+        bank=bank,
+        preview_vae=preview_vae,
+        embeddings=tuple(embedding or ()),
     )
     return actions.inspect(manifest, choice, again=again, source=source, mask=mask, manner=Manner(json))

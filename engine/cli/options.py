@@ -31,6 +31,15 @@ PreviewVaeOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+EmbeddingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding",
+        metavar="FILE[:TOKEN]",
+        help="A textual inversion, safetensors, whose word prompts may use; again for another.",
+        rich_help_panel=MODEL,
+    ),
+]
 VariantOption = Annotated[
     str | None, typer.Option(help="Variant of weights, such as fp16, where a part has it.", rich_help_panel=MODEL)
 ]
@@ -113,6 +122,7 @@ class EngineChoice:
     limit_pixels: int | None = None
     bank: Path | None = None
     preview_vae: str | None = None
+    embeddings: tuple[str, ...] = ()
 
 
 def given(**options: Any) -> dict[str, Any]:

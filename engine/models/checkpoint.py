@@ -23,6 +23,15 @@ from .layout import Source
 from .outline import EMBEDDED, PIPELINES, Outline, outlined
 from .parts import Vae
 from .segmentation import Segmenter
+from .textual_inversion import (
+    Embedding,
+    Inversions,
+    extend_encoder,
+    extended_hashes,
+    extended_tokenizer,
+    read_embeddings,
+    room_for_words,
+)
 
 __all__ = ["EMBEDDED", "PIPELINES", "Components", "filled", "load", "sketched"]
 
@@ -36,7 +45,8 @@ class Components:
     configuration and weights. tokenizer_2, text_encoder_2: the second pair of SDXL, None elsewhere. zero_empty: whether
     zeros stand for an empty negative prompt. upcast_vae: whether the autoencoder overflows in fp16 and stays in fp32
     there. sources: what was named to load it from, as in `Outline`. preview_vae: a small autoencoder whose decoder
-    shows drafts and previews, None where `vae` shows them too.
+    shows drafts and previews, None where `vae` shows them too. embeddings: words that tokenizers and text encoders were
+    taught.
     """
 
     tokenizer: CLIPTokenizer
@@ -56,6 +66,7 @@ class Components:
     sources: Mapping[str, str] = field(default_factory=dict)
     bank: Bank | None = None
     preview_vae: AutoencoderTiny | None = None
+    embeddings: tuple[Embedding, ...] = ()
 
     @property
     def vae_scale_factor(self) -> int:
@@ -94,6 +105,7 @@ def load(
     vae: Source | Vae | None = None,
     preview_vae: Source | AutoencoderTiny | None = None,
     scheduler: SchedulerMixin | None = None,
+    embeddings: Inversions = (),
     variant: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
@@ -104,9 +116,10 @@ def load(
 
     controlnet, segmenter, vae: folders or hub ids that take the place of the folder's own parts; vae may be an
     autoencoder in memory. preview_vae: an AutoencoderTiny, as TAESD is, that shows drafts and previews. scheduler: one
-    whose configuration takes the place of the folder's. variant: of weights ("fp16") that is taken where a part has it.
-    revision: of the hub id. subfolder: of the folder, in which the model lies. Only safetensors are read, and none
-    before it is known that the parts fit together. Raises CheckpointError for what cannot be loaded or does not.
+    whose configuration takes the place of the folder's. embeddings: files of textual inversions, FILE or FILE:TOKEN.
+    variant: of weights ("fp16") that is taken where a part has it. revision: of the hub id. subfolder: of the folder,
+    in which the model lies. Only safetensors are read, and none before it is known that the parts fit together. Raises
+    CheckpointError for what cannot be loaded or does not.
     """
     outline = outlined(
         source,
@@ -115,6 +128,7 @@ def load(
         vae=vae,
         preview_vae=preview_vae,
         scheduler=scheduler,
+        embeddings=embeddings,
         variant=variant,
         revision=revision,
         subfolder=subfolder,
@@ -155,7 +169,17 @@ def sketched(outline: Outline) -> Components:
     )
     components = replace(components, upcast_vae=xl and bool(components.vae.config.get("force_upcast", True)))
     check_fit(components)
-    return components
+    return _with_words(components, outline)
+
+
+def _with_words(components: Components, outline: Outline) -> Components:
+    """A sketch whose tokenizers know the words of the embeddings that were named."""
+    if not outline.embeddings:
+        return components
+    widths, most = [each.config.hidden_size for each in components.text_encoders], room_for_words(components.max_tokens)
+    embeddings = read_embeddings(outline.embeddings, components.tokenizer, widths, most)
+    first, *second = [extended_tokenizer(each, embeddings) for each in components.tokenizers]
+    return replace(components, tokenizer=first, tokenizer_2=second[0] if second else None, embeddings=embeddings)
 
 
 def filled(sketch: Components, outline: Outline, dtype: torch.dtype, device: torch.device | str) -> Components:
@@ -170,7 +194,11 @@ def filled(sketch: Components, outline: Outline, dtype: torch.dtype, device: tor
 
     hashes = {name: layout.digest(part, variant) for name, part in folders.items()}
     hashes |= {name: memory.digest(part) for name, part in given.items()}
-    return replace(sketch, hashes=hashes, **_networks(outline, make))
+    hashes = extended_hashes(hashes, sketch.embeddings)
+    made = replace(sketch, hashes=hashes, **_networks(outline, make))
+    for number, (tokenizer, encoder) in enumerate(zip(made.tokenizers, made.text_encoders, strict=True)):
+        extend_encoder(encoder, tokenizer, made.embeddings, number)
+    return made
 
 
 def _networks(outline: Outline, make: Callable[[type, str], Any]) -> dict[str, Any]:

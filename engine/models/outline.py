@@ -15,6 +15,7 @@ from . import configs, layout
 from .bank import FILE as BANK_FILE
 from .layout import Source
 from .parts import Vae
+from .textual_inversion import Inversions, named_embeddings
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "model"
 """Folder of the model that comes with the package."""
@@ -54,7 +55,8 @@ class Outline:
     pipeline: class of diffusers' pipeline that they make up. folders, given: each part that is read from the disk, and
     each that was handed over in memory, by name. settings: of the pipeline. calibration, bank: files of the model's
     limits and shapes. variant: of weights, taken where a part has it. sources: what was named, by the name of the
-    keyword: a folder by its full path, of what is in memory what it is.
+    keyword: a folder by its full path, of what is in memory what it is. embeddings: files of textual inversions, each
+    with the word it was given, if any.
     """
 
     pipeline: str
@@ -65,6 +67,7 @@ class Outline:
     bank: Path | None = None
     variant: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
+    embeddings: tuple[tuple[Path, str | None], ...] = ()
 
     @property
     def xl(self) -> bool:
@@ -85,6 +88,7 @@ def outlined(
     vae: Source | Vae | None = None,
     preview_vae: Source | AutoencoderTiny | None = None,
     scheduler: SchedulerMixin | None = None,
+    embeddings: Inversions = (),
     variant: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
@@ -112,6 +116,7 @@ def outlined(
         _named(source=source, **elsewhere)
         | {name: _in_memory(part) for name, part in given.items()}
         | _present(variant=variant, revision=revision, subfolder=subfolder),
+        named_embeddings(embeddings),
     )
 
 

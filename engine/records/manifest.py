@@ -1,6 +1,7 @@
 """The manifest of an image: everything that is needed to account for it and to make it again."""
 
 import hashlib
+import operator
 import platform
 import re
 from datetime import UTC, datetime
@@ -66,12 +67,20 @@ class Modelled(Protocol):
     components: Components
 
 
+class EmbeddingRecord(Record):
+    """A textual inversion: its file, that file's SHA-256, and the word that prompts know it by."""
+
+    path: str
+    sha256: str
+    token: str
+
+
 class ModelRecord(Record):
     """The model: what it was loaded from (None for the embedded one), the hash of each part, its device and dtype.
 
     controlnet, segmenter, vae, scheduler: what was named in the place of the model's own; preview_vae: beside it. What
     was handed over in memory is named by its class, and lies nowhere. variant, revision, subfolder: of what was loaded,
-    where they were named.
+    where they were named. embeddings: words that its text encoders were taught.
     """
 
     source: str | None = None
@@ -83,6 +92,7 @@ class ModelRecord(Record):
     variant: str | None = None
     revision: str | None = None
     subfolder: str | None = None
+    embeddings: tuple[EmbeddingRecord, ...] = Field(default=(), exclude_if=operator.not_)
     hashes: dict[str, str]
     device: str
     dtype: Precision
@@ -92,7 +102,16 @@ class ModelRecord(Record):
         """Record loaded components."""
         weight = next(components.unet.parameters())
         dtype = Precision(str(weight.dtype).removeprefix("torch."))
-        return cls(**components.sources, hashes=components.hashes, device=weight.device.type, dtype=dtype)
+        embeddings = tuple(
+            EmbeddingRecord(path=str(each.path), sha256=each.sha256, token=each.token) for each in components.embeddings
+        )
+        return cls(
+            **components.sources,
+            embeddings=embeddings,
+            hashes=components.hashes,
+            device=weight.device.type,
+            dtype=dtype,
+        )
 
     @property
     def sha256(self) -> str:

@@ -13,7 +13,7 @@ from ...api.pixels import load_picture
 from ...api.reading import quoted
 from ...engine import Engine
 from ...records.inspection import Beside, differs, in_log, in_picture, integrity, lines, read_mask, saved_picture
-from ...records.manifest import InputRecord, Manifest, ModelRecord
+from ...records.manifest import EmbeddingRecord, InputRecord, Manifest, ModelRecord
 from ...records.wording import why_text
 from ...replay import replay
 from ..options import EngineChoice, Manner, given
@@ -94,8 +94,24 @@ def _engine_of_then(then: ModelRecord, choice: EngineChoice) -> Engine:
             raise InvalidRequestError(
                 f"the manifest names {quoted(source)}, which is not on this disk; name it with --{option}"
             )
-    chosen = replace(choice, **missing, variant=then.variant, device=choice.device or then.device, dtype=then.dtype)
+    chosen = replace(
+        choice,
+        **missing,
+        embeddings=choice.embeddings or tuple(map(_embedding, then.embeddings)),
+        variant=then.variant,
+        device=choice.device or then.device,
+        dtype=then.dtype,
+    )
     return load_engine(chosen, **given(subfolder=then.subfolder if "model" in missing else None))
+
+
+def _embedding(record: EmbeddingRecord) -> str:
+    """An embedding that a manifest names, as an option names it."""
+    if not Path(record.path).exists():
+        raise InvalidRequestError(
+            f"the manifest names {quoted(record.path)}, which is not on this disk; name it with --embedding"
+        )
+    return f"{record.path}:{record.token}"
 
 
 def _path(record: InputRecord | None) -> Path | None:
