@@ -21,6 +21,7 @@ from .models.controls import Chosen
 from .models.layout import Source
 from .models.outline import outlined
 from .models.parts import Vae
+from .models.textual_inversion import Inversions
 from .records.manifest import Manifest, ModelRecord
 from .routing import Listener
 
@@ -45,6 +46,7 @@ class Engine(Core):
         vae: Source | Vae | None = None,
         preview_vae: Source | AutoencoderTiny | None = None,
         scheduler: SchedulerMixin | None = None,
+        embeddings: Inversions = (),
         variant: str | None = None,
         revision: str | None = None,
         subfolder: str | None = None,
@@ -63,12 +65,13 @@ class Engine(Core):
         controlnet, segmenter, vae: folders or hub ids in the place of the model's own, controlnet and vae single files
         too; vae may be an autoencoder that is loaded already, and controlnet several, the first to follow moved maps
         and further ones as "NAME=PATH", which follow `GenerationRequest.controls`. preview_vae: of TAESD's layout, to
-        show drafts and previews. scheduler: of diffusers, whose configuration takes the place of the model's. variant:
-        of weights ("fp16"), where a part has it; "ema": a single file's averages. revision: of the hub id; subfolder:
-        in it or in the folder. prediction_type: what the UNet predicts, whatever the model's files say of it.
-        torch_dtype: `dtype` by the name that diffusers has for it. calibration, bank: limits and shapes in the place of
-        the folder's own. registry: protected works to compare with, or their file. metrics: further measures, which
-        need weights, by name: "lpips", "lpips=FILE", "clip=FOLDER". requests: checked before weights are read.
+        show drafts and previews. embeddings: files of textual inversions, FILE or FILE:TOKEN. scheduler: of diffusers,
+        whose configuration takes the place of the model's. variant: of weights ("fp16"), where a part has it; "ema": a
+        single file's averages. revision: of the hub id; subfolder: in it or in the folder. prediction_type: what the
+        UNet predicts, whatever the model's files say of it. torch_dtype: `dtype` by the name that diffusers has for it.
+        calibration, bank: limits and shapes in the place of the folder's own. registry: protected works to compare
+        with, or their file. metrics: further measures, which need weights, by name: "lpips", "lpips=FILE",
+        "clip=FOLDER". requests: checked before weights are read.
 
         Raises TypeError for an unknown option before anything is loaded, CheckpointError for what cannot be loaded,
         InvalidRequestError for one of `requests` that cannot be served.
@@ -84,6 +87,7 @@ class Engine(Core):
             vae=vae,
             preview_vae=preview_vae,
             scheduler=scheduler,
+            embeddings=embeddings,
             variant=variant,
             revision=revision,
             subfolder=subfolder,

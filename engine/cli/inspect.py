@@ -11,6 +11,7 @@ from .options import (
     ControlNetOption,
     ControlOption,
     DeviceOption,
+    EmbeddingOption,
     EngineChoice,
     JsonOption,
     Manner,
@@ -39,6 +40,7 @@ def inspect(
     segmenter: SegmenterOption = None,
     vae: VaeOption = None,
     preview_vae: PreviewVaeOption = None,
+    embedding: EmbeddingOption = None,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -59,6 +61,7 @@ def inspect(
         bank=bank,
         metrics=tuple(metric or ()),
         preview_vae=preview_vae,
+        embeddings=tuple(embedding or ()),
     )
     return actions.inspect(
         manifest, choice, again=again, source=source, mask=mask, controls=control or [], manner=Manner(json)

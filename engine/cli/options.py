@@ -50,6 +50,15 @@ PreviewVaeOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+EmbeddingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding",
+        metavar="FILE[:TOKEN]",
+        help="A textual inversion, safetensors, whose word prompts may use; again for another.",
+        rich_help_panel=MODEL,
+    ),
+]
 VariantOption = Annotated[
     str | None,
     typer.Option(
@@ -151,6 +160,7 @@ class EngineChoice:
     metrics: tuple[str, ...] = ()
     preview_vae: str | None = None
     prediction_type: Prediction | None = None
+    embeddings: tuple[str, ...] = ()
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -23,6 +23,15 @@ from .layout import Source
 from .outline import EMBEDDED, PIPELINES, Outline, outlined
 from .parts import Vae
 from .segmentation import Segmenter
+from .textual_inversion import (
+    Embedding,
+    Inversions,
+    extend_encoder,
+    extended_hashes,
+    extended_tokenizer,
+    read_embeddings,
+    room_for_words,
+)
 
 __all__ = ["EMBEDDED", "PIPELINES", "Components", "filled", "load", "sketched"]
 
@@ -37,7 +46,7 @@ class Components:
     zeros stand for an empty negative prompt. upcast_vae: whether the autoencoder overflows in fp16 and stays in fp32
     there. sources: what was named to load it from, as in `Outline`. preview_vae: a small autoencoder whose decoder
     shows drafts and previews, None where `vae` shows them too. controlnets: further ControlNets, by the names that
-    requests know them by.
+    requests know them by. embeddings: words that tokenizers and text encoders were taught.
     """
 
     tokenizer: CLIPTokenizer
@@ -58,6 +67,7 @@ class Components:
     bank: Bank | None = None
     preview_vae: AutoencoderTiny | None = None
     controlnets: Mapping[str, ControlNetModel] = field(default_factory=dict)
+    embeddings: tuple[Embedding, ...] = ()
 
     @property
     def vae_scale_factor(self) -> int:
@@ -96,6 +106,7 @@ def load(
     vae: Source | Vae | None = None,
     preview_vae: Source | AutoencoderTiny | None = None,
     scheduler: SchedulerMixin | None = None,
+    embeddings: Inversions = (),
     variant: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
@@ -108,11 +119,11 @@ def load(
     source: None for the embedded model. controlnet, segmenter, vae: folders or hub ids that take the place of the
     model's own parts; controlnet and vae may be single files, vae an autoencoder in memory, controlnet several, further
     ones as NAME=PATH. preview_vae: an AutoencoderTiny, as TAESD is, that shows drafts and previews. scheduler: one
-    whose configuration takes the place of the model's. variant: of weights ("fp16") that is taken where a part has it;
-    "ema" of a single file that holds averages too. revision: of the hub id. subfolder: of the folder, in which the
-    model lies. prediction_type: what the UNet predicts, in the place of what the model's files say. Only safetensors
-    are read, and none before it is known
-    that the parts fit together. Raises CheckpointError for what cannot be loaded or does not.
+    whose configuration takes the place of the model's. embeddings: files of textual inversions, FILE or FILE:TOKEN.
+    variant: of weights ("fp16") that is taken where a part has it; "ema" of a single file that holds averages too.
+    revision: of the hub id. subfolder: of the folder, in which the model lies. prediction_type: what the UNet predicts,
+    in the place of what the model's files say. Only safetensors are read, and none before it is known that the parts
+    fit together. Raises CheckpointError for what cannot be loaded or does not.
     """
     outline = outlined(
         source,
@@ -121,6 +132,7 @@ def load(
         vae=vae,
         preview_vae=preview_vae,
         scheduler=scheduler,
+        embeddings=embeddings,
         variant=variant,
         revision=revision,
         subfolder=subfolder,
@@ -167,7 +179,17 @@ def sketched(outline: Outline) -> Components:
     )
     components = replace(components, upcast_vae=xl and bool(components.vae.config.get("force_upcast", True)))
     check_fit(components)
-    return components
+    return _with_words(components, outline)
+
+
+def _with_words(components: Components, outline: Outline) -> Components:
+    """A sketch whose tokenizers know the words of the embeddings that were named."""
+    if not outline.embeddings:
+        return components
+    widths, most = [each.config.hidden_size for each in components.text_encoders], room_for_words(components.max_tokens)
+    embeddings = read_embeddings(outline.embeddings, components.tokenizer, widths, most)
+    first, *second = [extended_tokenizer(each, embeddings) for each in components.tokenizers]
+    return replace(components, tokenizer=first, tokenizer_2=second[0] if second else None, embeddings=embeddings)
 
 
 def filled(sketch: Components, outline: Outline, dtype: torch.dtype, device: torch.device | str) -> Components:
@@ -185,7 +207,11 @@ def filled(sketch: Components, outline: Outline, dtype: torch.dtype, device: tor
     hashes = {name: layout.digest(part, variant) for name, part in folders.items()}
     hashes |= {name: memory.digest(part) for name, part in given.items()}
     hashes |= {name: part.digest() for name, part in files.items()}
-    return replace(sketch, hashes=hashes, **_networks(outline, make))
+    hashes = extended_hashes(hashes, sketch.embeddings)
+    made = replace(sketch, hashes=hashes, **_networks(outline, make))
+    for number, (tokenizer, encoder) in enumerate(zip(made.tokenizers, made.text_encoders, strict=True)):
+        extend_encoder(encoder, tokenizer, made.embeddings, number)
+    return made
 
 
 def _part(components: Components, name: str) -> Any:

@@ -18,6 +18,7 @@ from .bank import FILE as BANK_FILE
 from .file_parts import FilePart
 from .layout import Source
 from .parts import Vae
+from .textual_inversion import Inversions, named_embeddings
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "model"
 """Folder of the model that comes with the package."""
@@ -58,7 +59,8 @@ class Outline:
     folder, each that is in memory, and each network that a single file holds, by name. settings: of the pipeline.
     calibration, bank: files of the model's limits and shapes. variant: of weights, taken where a part has it.
     prediction: type that takes the place of the schedule's own. sources: what was named, by the name of the keyword: a
-    folder or file by its full path, of what is in memory what it is.
+    folder or file by its full path, of what is in memory what it is. embeddings: files of textual inversions, each with
+    the word it was given, if any.
     """
 
     pipeline: str
@@ -71,6 +73,7 @@ class Outline:
     sources: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, FilePart] = field(default_factory=dict)
     prediction: str | None = None
+    embeddings: tuple[tuple[Path, str | None], ...] = ()
 
     @property
     def xl(self) -> bool:
@@ -91,6 +94,7 @@ def outlined(
     vae: Source | Vae | None = None,
     preview_vae: Source | AutoencoderTiny | None = None,
     scheduler: SchedulerMixin | None = None,
+    embeddings: Inversions = (),
     variant: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
@@ -112,7 +116,8 @@ def outlined(
     said = _present(variant=variant, revision=revision, subfolder=subfolder, prediction_type=prediction_type)
     in_memory = {name: _in_memory(part) for name, part in given.items()}
     sources = _named(**_present(source=source), **named) | in_memory | said
-    return replace(outline, sources=sources, prediction=prediction_type)
+    inversions = named_embeddings(embeddings)
+    return replace(outline, sources=sources, prediction=prediction_type, embeddings=inversions)
 
 
 def _of_folder(

@@ -27,8 +27,14 @@ def unknown_words(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> l
     known = known_words(tokenizer)
     if known is None:
         return []
-    words = dict.fromkeys(word.lower() for text in texts for word in _WORD.findall(text))
+    words = dict.fromkeys(word.lower() for text in texts for word in _WORD.findall(_without(tokenizer, text)))
     return [word for word in words if word not in known]
+
+
+def _without(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """A text less the words that the tokenizer was taught, `textual_inversion`."""
+    taught = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, taught)), " ", text, flags=re.IGNORECASE) if taught else text
 
 
 def unknown_text(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:

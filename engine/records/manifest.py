@@ -1,6 +1,7 @@
 """The manifest of an image: everything that is needed to account for it and to make it again."""
 
 import hashlib
+import operator
 import platform
 import re
 from datetime import UTC, datetime
@@ -76,12 +77,21 @@ class Modelled(Protocol):
     components: Components
 
 
+class EmbeddingRecord(Record):
+    """A textual inversion: its file, that file's SHA-256, and the word that prompts know it by."""
+
+    path: str
+    sha256: str
+    token: str
+
+
 class ModelRecord(Record):
     """The model: what it was loaded from (None for the embedded one), the hash of each part, its device and dtype.
 
     controlnet, segmenter, vae, scheduler: what was named in the place of the model's own; preview_vae: beside it. What
     was handed over in memory is named by its class, and lies nowhere. controlnets: places of further ControlNets, by
-    name. variant, revision, subfolder, prediction_type: of what was loaded, where they were named.
+    name. variant, revision, subfolder, prediction_type: of what was loaded, where they were named. embeddings: words
+    that its text encoders were taught.
     """
 
     source: str | None = None
@@ -95,6 +105,7 @@ class ModelRecord(Record):
     revision: str | None = None
     subfolder: str | None = None
     prediction_type: Prediction | None = None
+    embeddings: tuple[EmbeddingRecord, ...] = Field(default=(), exclude_if=operator.not_)
     hashes: dict[str, str]
     device: str
     dtype: Precision
@@ -107,6 +118,9 @@ class ModelRecord(Record):
         further = {name: place for name, place in components.sources.items() if name.startswith(PART)}
         named: dict[str, Any] = {name: place for name, place in components.sources.items() if name not in further}
         named["controlnets"] = {name.removeprefix(PART): place for name, place in further.items()}
+        named["embeddings"] = tuple(
+            EmbeddingRecord(path=str(each.path), sha256=each.sha256, token=each.token) for each in components.embeddings
+        )
         return cls(**named, hashes=components.hashes, device=weight.device.type, dtype=dtype)
 
     @property

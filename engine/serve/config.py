@@ -53,6 +53,7 @@ class Model(Settings):
     segmenter: str | None = None
     vae: str | None = None
     preview_vae: str | None = None
+    embeddings: tuple[str, ...] = ()
     variant: str | None = None
     revision: str | None = None
     prediction_type: Prediction | None = None
@@ -195,13 +196,13 @@ class ServeConfig(Settings):
         for section, names in _PATHS.items():
             held = getattr(told, section)
             given = {name: getattr(held, name) for name in names if getattr(held, name) is not None}
-            told = told.with_(section, **{name: _path(folder, value) for name, value in given.items()})
+            told = told.with_(section, **{name: _told(folder, value) for name, value in given.items()})
         controlnets = {name: str(_path(folder, place)) for name, place in told.model.controlnets.items()}
         told = told.with_("model", controlnets=controlnets)
         return told.with_("model", metrics=tuple(_metric(folder, spec) for spec in told.model.metrics))
 
 
-_FILES = ("controlnet", "segmenter", "vae", "preview_vae", "calibration", "bank", "registry")
+_FILES = ("controlnet", "segmenter", "vae", "preview_vae", "embeddings", "calibration", "bank", "registry")
 PARTS = (*_FILES, "variant", "revision", "prediction_type", "metrics")
 """What `Model` says in the words of `Engine.from_pretrained`, besides the model itself."""
 
@@ -211,6 +212,11 @@ _PATHS = {
     "records": ("folder", "log"),
     "page": ("study",),
 }
+
+
+def _told(folder: Path, value: Any) -> Any:
+    """A path, or several, told from `folder`."""
+    return tuple(_path(folder, each) for each in value) if isinstance(value, tuple) else _path(folder, value)
 
 
 def _path(folder: Path, value: Path | str) -> Path | str:

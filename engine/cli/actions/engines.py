@@ -21,6 +21,7 @@ def load_engine(choice: EngineChoice, requests: Requests = (), **more: str | Non
             segmenter=choice.segmenter,
             vae=choice.vae,
             preview_vae=choice.preview_vae,
+            embeddings=choice.embeddings or None,
             variant=choice.variant,
             revision=choice.revision,
             prediction_type=choice.prediction_type,

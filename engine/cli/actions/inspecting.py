@@ -14,7 +14,7 @@ from ...api.reading import quoted
 from ...api.request import Control
 from ...engine import Engine
 from ...records.inspection import Beside, differs, in_log, in_picture, integrity, lines, read_mask, saved_picture
-from ...records.manifest import InputRecord, Manifest, ModelRecord
+from ...records.manifest import EmbeddingRecord, InputRecord, Manifest, ModelRecord
 from ...records.wording import why_text
 from ...replay import replay
 from ..asking import controls_of
@@ -111,12 +111,19 @@ def _engine_of_then(then: ModelRecord, then_metrics: Iterable[str], choice: Engi
         choice,
         **missing,
         metrics=choice.metrics or tuple(then_metrics),
+        embeddings=choice.embeddings or tuple(map(_embedding, then.embeddings)),
         variant=then.variant,
         prediction_type=then.prediction_type,
         device=choice.device or then.device,
         dtype=then.dtype,
     )
     return load_engine(chosen, **given(subfolder=then.subfolder if "model" in missing else None))
+
+
+def _embedding(record: EmbeddingRecord) -> str:
+    """An embedding that a manifest names, as an option names it."""
+    _check_here("embedding", record.path)
+    return f"{record.path}:{record.token}"
 
 
 def _check_here(part: str, source: str) -> None:
