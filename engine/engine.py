@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +18,7 @@ from .door import Admission
 from .judging.registry import Registry
 from .loading import Limited, Shaped, check_options, loaded, of_pipeline, registered, warn_of_slow_dtype
 from .models.layout import Source
+from .models.lora import Fused
 from .models.outline import outlined
 from .models.parts import Vae
 from .records.manifest import Manifest, ModelRecord
@@ -43,6 +44,8 @@ class Engine(Core):
         segmenter: Source | None = None,
         vae: Source | Vae | None = None,
         scheduler: SchedulerMixin | None = None,
+        lora: Fused = (),
+        adapters: Mapping[str, Source] | None = None,
         variant: str | None = None,
         revision: str | None = None,
         subfolder: str | None = None,
@@ -57,8 +60,10 @@ class Engine(Core):
         """Load a diffusers folder or hub id, the embedded model if None; `options` as in the constructor.
 
         controlnet, segmenter, vae: folders or hub ids in the place of the model's own; vae may be an autoencoder that
-        is loaded already. scheduler: of diffusers, whose configuration takes the place of the model's. variant: of
-        weights ("fp16"), where a part has it. revision: of the hub id; subfolder: in it or in the folder. torch_dtype:
+        is loaded already. scheduler: of diffusers, whose configuration takes the place of the model's. lora: files of
+        adapters that become a part of the weights, FILE or FILE:WEIGHT; adapters: files of those that a request's
+        stages may name, `Stage.lora`, rows with different ones sharing every batch. variant: of weights ("fp16"), where
+        a part has it. revision: of the hub id; subfolder: in it or in the folder. torch_dtype:
         `dtype` by the name that diffusers has for it. calibration, bank: limits and shapes in the place of the folder's
         own. registry: protected works to compare with, or their file. requests: checked before weights are read.
 
@@ -74,6 +79,8 @@ class Engine(Core):
             segmenter=segmenter,
             vae=vae,
             scheduler=scheduler,
+            lora=lora,
+            adapters=adapters,
             variant=variant,
             revision=revision,
             subfolder=subfolder,

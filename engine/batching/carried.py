@@ -16,7 +16,8 @@ from .job import Trajectory
 class Shared:
     """What a request's images have in common.
 
-    source: the picture that takes the draft's place, (1, 3, H, W) in [0, 1]. texts by `Branch`. reference: draft or
+    source: the picture that takes the draft's place, (1, 3, H, W) in [0, 1]. texts by `Branch`; final_texts: those of
+    the finals, where they have other adapters than the draft. reference: draft or
     source, (1, 3, H, W), where the networks are; drawn (H, W, 3) uint8: a draft as a picture. labels, mask (H, W): what
     was found in it, None where nothing looks. magnitudes (S,) float64: size of the draft's guidance at each step,
     `guidance_magnitudes`; None without a guided draft. masses: attention of each step of a draft in which spikes are to
@@ -27,6 +28,7 @@ class Shared:
     source: Tensor | None = None
     input_ids: Tensor | None = None
     texts: tuple[EncodedText, ...] = ()
+    final_texts: tuple[EncodedText, ...] | None = None
     reference: Tensor | None = None
     drawn: np.ndarray | None = None
     labels: np.ndarray | None = None

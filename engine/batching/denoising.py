@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from ...kernels import denoise_step, gather_rows
 from ..avoidance.initial_noise import sharpness_move
 from ..avoidance.repulsion import repulsion, step_change
 from ..backends.networks import Networks
+from ..models.adapters import AdapterRows
 from ..models.networks import ControlInputs, DenoiserInputs, MassRecord
 from ..sampling.buckets import bucket_of
 from .buffers import StepBuffers
@@ -86,10 +88,12 @@ class DenoisingLoop:
 
     def _bodies(self) -> Iterator[tuple[int, Hashable, Callable[[], None]]]:
         """Rows, key and body of what a step runs, for each bucket."""
+        controlled = (False, True) if self.arena.hints is not None else (False,)
+        adapted = (False, True) if self.networks.components.adapters else (False,)
         for rows in reversed(self.buckets):
-            yield rows, self._predict_key(rows, False), partial(self._predict, rows, False)
+            for kind in product(controlled, adapted):
+                yield rows, self._predict_key(rows, *kind), partial(self._predict, rows, *kind)
             if self.arena.hints is not None:
-                yield rows, self._predict_key(rows, True), partial(self._predict, rows, True)
                 yield rows, self._control_key(rows), partial(self._control, rows)
 
     @torch.inference_mode()
@@ -106,11 +110,11 @@ class DenoisingLoop:
         self.buffers.load(plan, rows, control_rows)
         if control_rows:
             self.graphs.run(self._control_key(control_rows), partial(self._control, control_rows))
+        kind = bool(control_rows), any(job.trajectory is not None and bool(job.trajectory.adapters) for job in jobs)
         if record is not None:
-            self._predict(rows, bool(control_rows), record)
+            self._predict(rows, *kind, record)
         else:
-            key = self._predict_key(rows, bool(control_rows))
-            self.graphs.run(key, partial(self._predict, rows, bool(control_rows)))
+            self.graphs.run(self._predict_key(rows, *kind), partial(self._predict, rows, *kind))
         for job in jobs:
             assert job.trajectory is not None
             job.trajectory.advance()
@@ -123,8 +127,8 @@ class DenoisingLoop:
         works = ((self._move_noise, probing), (self._repel, repelled))
         return [(partial(work, acted), acted) for work, acted in works if acted]
 
-    def _predict_key(self, rows: int, controlled: bool) -> tuple[object, ...]:
-        return "unet", self.arena.shape, rows, controlled
+    def _predict_key(self, rows: int, controlled: bool, adapted: bool) -> tuple[object, ...]:
+        return "unet", self.arena.shape, rows, controlled, adapted
 
     def _control_key(self, rows: int) -> tuple[object, ...]:
         return "controlnet", self.arena.shape, rows
@@ -152,7 +156,7 @@ class DenoisingLoop:
             target.zero_()
             target.index_copy_(0, c["control_rows"][:rows], source)
 
-    def _predict(self, rows: int, controlled: bool, record: MassRecord | None = None) -> None:
+    def _predict(self, rows: int, controlled: bool, adapted: bool, record: MassRecord | None = None) -> None:
         """UNet on all rows, then guidance and solver in place on the slots."""
         arena, b, c = self.arena, self.buffers, self.buffers.columns
         slots, contexts = c["row_slots"][:rows], c["row_contexts"][:rows]
@@ -173,6 +177,7 @@ class DenoisingLoop:
                 c["scalars"][:rows],
                 tuple(r[:rows] for r in b.residuals) if controlled else None,
                 record,
+                AdapterRows(c["row_adapters"][:rows], c["row_adapter_weights"][:rows]) if adapted else None,
             )
         )
         self._contrast(rows, predicted)

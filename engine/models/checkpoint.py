@@ -6,13 +6,17 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..api.calibration import Calibration
+from ..api.settings import Stage
 from . import layout, memory, parts
+from .adapters import Chosen, fuse, fused_hashes, keep, kept_name
 from .bank import Bank
 from .fitting import check_fit
 from .layout import Source
+from .lora import Adapter, Fused, adaptable, read_adapter
 from .outline import EMBEDDED, PIPELINES, Outline, outlined
 from .parts import Vae
 from .segmentation import Segmenter
@@ -28,7 +32,8 @@ class Components:
     calibration: similarity limits found for this model. bank: shapes gathered for it. hashes: SHA-256 of each part's
     configuration and weights. tokenizer_2, text_encoder_2: the second pair of SDXL, None elsewhere. zero_empty: whether
     zeros stand for an empty negative prompt. upcast_vae: whether the autoencoder overflows in fp16 and stays in fp32
-    there. sources: what was named to load it from, as in `Outline`.
+    there. sources: what was named to load it from, as in `Outline`. fused: adapters that are a part of the weights,
+    each with its own weight; adapters: those that requests may name.
     """
 
     tokenizer: CLIPTokenizer
@@ -47,6 +52,8 @@ class Components:
     upcast_vae: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
     bank: Bank | None = None
+    fused: tuple[tuple[Adapter, float], ...] = ()
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -76,6 +83,15 @@ class Components:
         """One for each tokenizer."""
         return (self.text_encoder,) if self.text_encoder_2 is None else (self.text_encoder, self.text_encoder_2)
 
+    def chosen(self, stage: Stage) -> Chosen:
+        """Adapters of a stage by number, in the model's order."""
+        return tuple((n, stage.lora[name]) for n, name in enumerate(self.adapters) if name in stage.lora)
+
+    @property
+    def adaptable(self) -> dict[str, dict[str, nn.Module]]:
+        """Layers that an adapter may change, by part and name."""
+        return adaptable(self.unet, self.text_encoder, self.text_encoder_2)
+
 
 def load(
     source: Source | None = None,
@@ -84,6 +100,8 @@ def load(
     segmenter: Source | None = None,
     vae: Source | Vae | None = None,
     scheduler: SchedulerMixin | None = None,
+    lora: Fused = (),
+    adapters: Mapping[str, Source] | None = None,
     variant: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
@@ -93,8 +111,9 @@ def load(
     """Load a Stable Diffusion 1.x, 2.x or XL folder, or a hub id `owner/name`; the embedded model if `source` is None.
 
     controlnet, segmenter, vae: folders or hub ids that take the place of the folder's own parts; vae may be an
-    autoencoder in memory. scheduler: one whose configuration takes the place of the folder's. variant: of weights
-    ("fp16") that is taken where a part has it. revision: of the hub id. subfolder: of the folder, in which the model
+    autoencoder in memory. scheduler: one whose configuration takes the place of the folder's. lora: files of adapters
+    to be fused, FILE or FILE:WEIGHT; adapters: files of those that requests may name. variant: of weights ("fp16")
+    that is taken where a part has it. revision: of the hub id. subfolder: of the folder, in which the model
     lies. Only safetensors are read, and none before it is known that the parts fit together. Raises CheckpointError for
     what cannot be loaded or does not.
     """
@@ -104,6 +123,8 @@ def load(
         segmenter=segmenter,
         vae=vae,
         scheduler=scheduler,
+        lora=lora,
+        adapters=adapters,
         variant=variant,
         revision=revision,
         subfolder=subfolder,
@@ -144,7 +165,18 @@ def sketched(outline: Outline) -> Components:
     )
     components = replace(components, upcast_vae=xl and bool(components.vae.config.get("force_upcast", True)))
     check_fit(components)
-    return components
+    return _with_adapters(components, outline)
+
+
+def _with_adapters(components: Components, outline: Outline) -> Components:
+    """A sketch with the adapters that were named, which must fit it."""
+    layers, counted = components.adaptable, components.unet.config.layers_per_block
+    per_block = counted if isinstance(counted, int) else max(counted)
+    return replace(
+        components,
+        fused=tuple((read_adapter(path, layers, per_block), weight) for path, weight in outline.fused),
+        adapters={name: read_adapter(path, layers, per_block) for name, path in outline.adapters.items()},
+    )
 
 
 def filled(sketch: Components, outline: Outline, dtype: torch.dtype, device: torch.device | str) -> Components:
@@ -159,7 +191,11 @@ def filled(sketch: Components, outline: Outline, dtype: torch.dtype, device: tor
 
     hashes = {name: layout.digest(part, variant) for name, part in folders.items()}
     hashes |= {name: memory.digest(part) for name, part in given.items()}
-    return replace(sketch, hashes=hashes, **_networks(outline, make))
+    made = replace(sketch, hashes=fused_hashes(hashes, sketch.fused), **_networks(outline, make))
+    made.hashes.update({kept_name(name): adapter.sha256 for name, adapter in sketch.adapters.items()})
+    fuse(made.adaptable, sketch.fused)
+    keep(made.adaptable, [*sketch.adapters.values()])
+    return made
 
 
 def _networks(outline: Outline, make: Callable[[type, str], Any]) -> dict[str, Any]:

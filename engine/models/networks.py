@@ -9,6 +9,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
+from .adapters import AdapterRows, acting
 from .attention import CrossLayer, MassRecord, RowConditions, install, latent_grids, text_kv
 from .transfers import sent
 
@@ -46,7 +47,7 @@ class DenoiserInputs(NamedTuple):
 
     sample (R, C, h, w); time_proj (R, F) float32: the timestep's sinusoids; text_kv: per layer (R, T, 2 * inner);
     added: `Added`; mask_pyramid (R, P), tokens (R, 5, T) and scalars (R, L, 3) float32 as in `RowConditions`;
-    residuals: None when no row is controlled, else zero in the rows that are not.
+    residuals: None when no row is controlled, else zero in the rows that are not. adapters: None when no row has any.
     """
 
     sample: Tensor
@@ -58,6 +59,7 @@ class DenoiserInputs(NamedTuple):
     scalars: Tensor
     residuals: Residuals | None = None
     record: MassRecord | None = None
+    adapters: AdapterRows | None = None
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,15 @@ class Denoiser:
         return config.projection_class_embeddings_input_dim - sizes, sizes
 
     @torch.inference_mode()
-    def encode(self, text: Tensor, pooled: Sequence[Tensor] = ()) -> list[EncodedText]:
-        """Text states (B, T, D), and pooled text (B, P) where the networks read it -> what each prompt brings."""
-        unet = text_kv(self.unet, self.layers, text)
+    def encode(
+        self, text: Tensor, pooled: Sequence[Tensor] = (), adapters: AdapterRows | None = None
+    ) -> list[EncodedText]:
+        """Text states (B, T, D), and pooled text (B, P) where the networks read it -> what each prompt brings.
+
+        adapters: of the prompts.
+        """
+        with acting(adapters):
+            unet = text_kv(self.unet, self.layers, text)
         control = text_kv(self.controlnet, self.control_layers, text) if self.controlnet is not None else []
 
         def prompt(i: int) -> EncodedText:
@@ -186,17 +194,18 @@ class Denoiser:
         conditions = RowConditions(
             inputs.text_kv, grids, inputs.mask_pyramid, inputs.tokens, inputs.scalars, inputs.record
         )
-        return self.unet(
-            inputs.sample,
-            inputs.time_proj[:, 0],  # a timestep for each row, which nothing reads
-            inputs.text_kv[0],
-            timestep_cond=inputs.time_proj.to(inputs.sample.dtype),
-            cross_attention_kwargs={"conditions": conditions},
-            added_cond_kwargs=dict(zip(_ADDED_NAMES, inputs.added, strict=False)),
-            down_block_additional_residuals=inputs.residuals[:-1] if inputs.residuals else None,
-            mid_block_additional_residual=inputs.residuals[-1] if inputs.residuals else None,
-            return_dict=False,
-        )[0]
+        with acting(inputs.adapters):
+            return self.unet(
+                inputs.sample,
+                inputs.time_proj[:, 0],  # a timestep for each row, which nothing reads
+                inputs.text_kv[0],
+                timestep_cond=inputs.time_proj.to(inputs.sample.dtype),
+                cross_attention_kwargs={"conditions": conditions},
+                added_cond_kwargs=dict(zip(_ADDED_NAMES, inputs.added, strict=False)),
+                down_block_additional_residuals=inputs.residuals[:-1] if inputs.residuals else None,
+                mid_block_additional_residual=inputs.residuals[-1] if inputs.residuals else None,
+                return_dict=False,
+            )[0]
 
     def control(self, inputs: ControlInputs) -> Residuals:
         """ControlNet: residuals of its rows, times their scale."""

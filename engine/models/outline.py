@@ -14,6 +14,7 @@ from ..api.reading import shown
 from . import configs, layout
 from .bank import FILE as BANK_FILE
 from .layout import Source
+from .lora import Fused, named_adapters, named_files
 from .parts import Vae
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "model"
@@ -54,7 +55,8 @@ class Outline:
     pipeline: class of diffusers' pipeline that they make up. folders, given: each part that is read from the disk, and
     each that was handed over in memory, by name. settings: of the pipeline. calibration, bank: files of the model's
     limits and shapes. variant: of weights, taken where a part has it. sources: what was named, by the name of the
-    keyword: a folder by its full path, of what is in memory what it is.
+    keyword: a folder by its full path, of what is in memory what it is. fused: files of adapters that become a part of
+    the weights, each with its own weight; adapters: files of those that requests may name.
     """
 
     pipeline: str
@@ -65,6 +67,8 @@ class Outline:
     bank: Path | None = None
     variant: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
+    fused: tuple[tuple[Path, float], ...] = ()
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def xl(self) -> bool:
@@ -84,6 +88,8 @@ def outlined(
     segmenter: Source | None = None,
     vae: Source | Vae | None = None,
     scheduler: SchedulerMixin | None = None,
+    lora: Fused = (),
+    adapters: Mapping[str, Source] | None = None,
     variant: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
@@ -109,6 +115,8 @@ def outlined(
         _named(source=source, **elsewhere)
         | {name: _in_memory(part) for name, part in given.items()}
         | _present(variant=variant, revision=revision, subfolder=subfolder),
+        named_files(lora),
+        named_adapters(adapters or {}),
     )
 
 

@@ -1,6 +1,7 @@
 """The manifest of an image: everything that is needed to account for it and to make it again."""
 
 import hashlib
+import operator
 import platform
 import re
 from datetime import UTC, datetime
@@ -21,7 +22,9 @@ from ..api.request import GenerationRequest
 from ..api.result import Attempt, GateDecision, GenerationResult, Verdict
 from ..api.rules import Rule
 from ..api.writing import write_new
+from ..models.adapters import kept_name
 from ..models.checkpoint import Components
+from ..models.lora import Adapter
 from .record import Record, canonical, text_hash
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -30,6 +33,10 @@ DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlg
 _NAME = re.compile(r"(?!\.{1,2}$)[^/\0]{1,255}")
 
 LIBRARIES = ("twig-engine", "torch", "diffusers", "transformers", "safetensors", "numpy", "pillow")
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class InputRecord(Record):
@@ -66,12 +73,26 @@ class Modelled(Protocol):
     components: Components
 
 
+class AdapterRecord(Record):
+    """An adapter: its file, and that file's SHA-256. name: by which requests know it; weight: of one that was fused."""
+
+    path: str
+    sha256: str
+    name: str | None = Field(default=None, exclude_if=_is_none)
+    weight: Real | None = Field(default=None, exclude_if=_is_none)
+
+    @classmethod
+    def of(cls, adapter: Adapter, name: str | None = None, weight: float | None = None) -> Self:
+        """Record an adapter."""
+        return cls(path=str(adapter.path), sha256=adapter.sha256, name=name, weight=weight)
+
+
 class ModelRecord(Record):
     """The model: what it was loaded from (None for the embedded one), the hash of each part, its device and dtype.
 
     controlnet, segmenter, vae, scheduler: what was named in the place of the model's own. What was handed over in
     memory is named by its class, and lies nowhere. variant, revision, subfolder: of what was loaded, where they were
-    named.
+    named. lora: adapters that are a part of the weights; adapters: those that requests may name.
     """
 
     source: str | None = None
@@ -82,6 +103,8 @@ class ModelRecord(Record):
     variant: str | None = None
     revision: str | None = None
     subfolder: str | None = None
+    lora: tuple[AdapterRecord, ...] = Field(default=(), exclude_if=operator.not_)
+    adapters: tuple[AdapterRecord, ...] = Field(default=(), exclude_if=operator.not_)
     hashes: dict[str, str]
     device: str
     dtype: Precision
@@ -91,7 +114,20 @@ class ModelRecord(Record):
         """Record loaded components."""
         weight = next(components.unet.parameters())
         dtype = Precision(str(weight.dtype).removeprefix("torch."))
-        return cls(**components.sources, hashes=components.hashes, device=weight.device.type, dtype=dtype)
+        return cls(
+            **components.sources,
+            lora=tuple(AdapterRecord.of(adapter, weight=given) for adapter, given in components.fused),
+            adapters=tuple(AdapterRecord.of(adapter, name=name) for name, adapter in components.adapters.items()),
+            hashes=components.hashes,
+            device=weight.device.type,
+            dtype=dtype,
+        )
+
+    def drawing(self, request: GenerationRequest) -> dict[str, str]:
+        """Hashes of all that a picture of `request` depends on: every part, and the adapters that it names."""
+        used = {*request.draft.lora, *request.final.lora}
+        idle = {kept_name(each.name) for each in self.adapters if each.name is not None and each.name not in used}
+        return {part: found for part, found in self.hashes.items() if part not in idle}
 
     @property
     def sha256(self) -> str:
