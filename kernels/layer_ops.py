@@ -124,8 +124,10 @@ def _(*arguments: torch.Tensor) -> None:
 if AVAILABLE:
 
     @_low_rank_rows.register_kernel("cuda")
-    def _(*arguments: Any) -> None:
-        launch_low_rank_rows(*arguments[:-1], window=Window(*arguments[-1]))
+    def _(y: torch.Tensor, x: torch.Tensor, *arguments: Any) -> None:
+        *factors, most, window = arguments
+        launch: Any = launch_low_rank_rows
+        launch(y, x, *factors, most, Window(*window))
 
     _fp8_rows.register_kernel("cuda")(launch_fp8_rows)
     _geglu.register_kernel("cuda")(launch_geglu)

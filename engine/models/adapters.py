@@ -29,6 +29,8 @@ class AdapterRows(NamedTuple):
     weights: Tensor
 
 
+_ALIGNED = 32
+
 _ROWS: ContextVar[AdapterRows | None] = ContextVar("adapter_rows", default=None)
 
 
@@ -60,15 +62,19 @@ class Factors(nn.Module):
         super().__init__()
         self.window = _window(layer)
         ranks = [0 if factor is None else factor.rank for factor in factors]
-        there, like = [factor for factor in factors if factor is not None], layer.weight
-        self.most = max(ranks)
-        self.register_buffer(
-            "down", torch.cat([factor.down.flatten(1, 2) for factor in there]).to(like), persistent=False
-        )
-        self.register_buffer("up", torch.cat([factor.up.t() for factor in there]).to(like), persistent=False)
-        counts = torch.tensor(ranks, device=like.device)
-        self.register_buffer("ranks", counts, persistent=False)
-        self.register_buffer("starts", counts.cumsum(0) - counts, persistent=False)
+        self.most, like = max(ranks), layer.weight
+        held = [_aligned(rank) for rank in ranks]
+        starts = [sum(held[:number]) for number in range(len(held))]
+        down = torch.zeros(sum(held), self.window.size**2, like.shape[1])
+        up = torch.zeros(sum(held), like.shape[0])
+        for start, factor in zip(starts, factors, strict=True):
+            if factor is not None:
+                down[start : start + factor.rank] = factor.down.flatten(1, 2)
+                up[start : start + factor.rank] = factor.up.t()
+        for name, tensor in (("down", down), ("up", up)):
+            self.register_buffer(name, tensor.to(like), persistent=False)
+        for name, numbers in (("starts", starts), ("ranks", ranks)):
+            self.register_buffer(name, torch.tensor(numbers, device=like.device), persistent=False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Add to `y`, what the layer made of `x`, what the rows' adapters change of it, in place."""
@@ -134,6 +140,14 @@ def kept_name(name: str) -> str:
 
 def _digest(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _aligned(rank: int) -> int:
+    """Ranks that an adapter takes: each begins at a multiple of 64 bytes, whatever lies before it.
+
+    How a product is summed can depend on that, and a picture must not on what other adapters there are.
+    """
+    return -(-rank // _ALIGNED) * _ALIGNED
 
 
 def _window(layer: nn.Linear | nn.Conv2d) -> Window:

@@ -136,9 +136,8 @@ def _placed(
         if place is None:
             raise CheckpointError(_homeless(path, key, tensors, layers))
         if place in named:
-            raise CheckpointError(
-                f"{shown(path)} holds one tensor twice: {shown(named[place], 120)}, {shown(key, 120)}"
-            )
+            twice = f"{shown(named[place], 120)} and {shown(key, 120)}"
+            raise CheckpointError(f"{shown(path)} holds one tensor under two names: {twice}")
         named[place] = key
         found[place.part, place.layer][place.kind] = tensors[key]
     return dict(found)
