@@ -14,6 +14,7 @@ from .options import (
     JUDGING,
     MODEL,
     OUTPUT,
+    AdapterOption,
     BankOption,
     CalibrationOption,
     ControlNetOption,
@@ -21,6 +22,7 @@ from .options import (
     DtypeOption,
     EngineChoice,
     JsonOption,
+    LoraOption,
     Manner,
     MaskOption,
     ModelOption,
@@ -33,6 +35,7 @@ from .options import (
     VaeOption,
     VariantOption,
     given,
+    weighted,
 )
 
 _PRESETS = "; ".join(f"{preset}: {purpose}" for preset, purpose in PURPOSES.items()) + "."
@@ -71,6 +74,16 @@ def generate(
     draft_steps: Annotated[
         int | None, typer.Option(help="Steps of the draft alone; else as preset.", rich_help_panel=DRAWING)
     ] = None,
+    use: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:WEIGHT]", help="Adapter that draft and final are drawn with.", rich_help_panel=DRAWING
+        ),
+    ] = None,
+    draft_use: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:WEIGHT]", help="Adapter of the draft; else as --use.", rich_help_panel=DRAWING),
+    ] = None,
     negative: Annotated[str, typer.Option(help="What not to draw.", rich_help_panel=DRAWING)] = "",
     width: Annotated[
         int | None, typer.Option(help="Pixels; else the model's own size.", rich_help_panel=DRAWING)
@@ -108,6 +121,8 @@ def generate(
     controlnet: ControlNetOption = None,
     segmenter: SegmenterOption = None,
     vae: VaeOption = None,
+    lora: LoraOption = None,
+    adapter: AdapterOption = None,
     variant: VariantOption = None,
     revision: RevisionOption = None,
     device: DeviceOption = None,
@@ -166,6 +181,8 @@ def generate(
             registry,
             limit_pixels,
             bank,
+            tuple(lora or ()),
+            tuple(adapter or ()),
         ),
         preset=preset,
         gate=gate,
@@ -173,7 +190,8 @@ def generate(
         source=source,
         mask=mask,
         settings=given(negative_prompt=negative, width=width, height=height, num_images=num_images, explain=explain),
-        stage=given(steps=steps, guidance_scale=guidance, solver=solver),
+        stage=given(steps=steps, guidance_scale=guidance, solver=solver, lora=weighted(use)),
+        draft_lora=weighted(draft_use),
         draft_steps=draft_steps,
         judged=given(retries=retries, rule=rule),
         log=log,

@@ -7,11 +7,13 @@ import typer
 
 from . import actions
 from .options import (
+    AdapterOption,
     BankOption,
     ControlNetOption,
     DeviceOption,
     EngineChoice,
     JsonOption,
+    LoraOption,
     Manner,
     MaskOption,
     ModelOption,
@@ -33,6 +35,8 @@ def inspect(
     controlnet: ControlNetOption = None,
     segmenter: SegmenterOption = None,
     vae: VaeOption = None,
+    lora: LoraOption = None,
+    adapter: AdapterOption = None,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -40,8 +44,11 @@ def inspect(
 
     Exits with status 1 where anything is missing from a replay, was altered, or is different.
 
-    A replay takes model, source and mask from where the manifest says, unless you name them here; a registry, and a
-    bank of shapes that is not the model's own, you name.
+    A replay takes model, adapters, source and mask from where the manifest says, unless you name them here; a registry,
+    and a bank of shapes that is not the model's own, you name.
     """
-    choice = EngineChoice(model, controlnet, segmenter, vae, device=device, registry=registry, bank=bank)
+    choice = EngineChoice(
+        model, controlnet, segmenter, vae, device=device, registry=registry, bank=bank,
+        lora=tuple(lora or ()), adapters=tuple(adapter or ()),
+    )  # fmt: skip
     return actions.inspect(manifest, choice, again=again, source=source, mask=mask, manner=Manner(json))

@@ -28,6 +28,8 @@ class Listen(Settings):
 class Model(Settings):
     """What is served, as `Engine.from_pretrained` takes it, under `name`; `aliases` are other names for it.
 
+    lora: FILE or FILE:WEIGHT of adapters to be fused. adapters: files of those that clients may choose, by name.
+
     slots, rows, waiting: see `Limits` of the engine; slots and rows by the device's memory where they are left out.
     """
 
@@ -37,6 +39,8 @@ class Model(Settings):
     controlnet: str | None = None
     segmenter: str | None = None
     vae: str | None = None
+    lora: tuple[str, ...] = ()
+    adapters: dict[str, str] = Field(default={})
     variant: str | None = None
     revision: str | None = None
     device: str | None = None
@@ -179,7 +183,7 @@ class ServeConfig(Settings):
         return told
 
 
-_FILES = ("controlnet", "segmenter", "vae", "calibration", "bank", "registry")
+_FILES = ("controlnet", "segmenter", "vae", "lora", "adapters", "calibration", "bank", "registry")
 PARTS = (*_FILES, "variant", "revision")
 """What `Model` says in the words of `Engine.from_pretrained`, besides the model itself."""
 
@@ -191,7 +195,12 @@ _PATHS = {
 }
 
 
-def _path(folder: Path, value: Path | str) -> Path | str:
+def _path(folder: Path, value: Any) -> Any:
+    """A path, or several, in a sequence or by name."""
+    if isinstance(value, tuple):
+        return tuple(_path(folder, each) for each in value)
+    if isinstance(value, dict):
+        return {name: _path(folder, each) for name, each in value.items()}
     if isinstance(value, Path):
         return folder / value
     return str(folder / value) if "://" not in value and (folder / value).parent.is_dir() else value

@@ -81,14 +81,30 @@ def _engine_of_then(then: ModelRecord, choice: EngineChoice) -> Engine:
     A replay must not fetch what a manifest, which may come from anyone, names: such a part must lie on this disk.
     """
     recorded = given(model=then.source, controlnet=then.controlnet, segmenter=then.segmenter, vae=then.vae)
-    missing = {part: source for part, source in recorded.items() if getattr(choice, part) is None}
+    missing: dict[str, Any] = {part: source for part, source in recorded.items() if getattr(choice, part) is None}
     for part, source in missing.items():
-        if not Path(source).exists():
-            raise InvalidRequestError(
-                f"the manifest names {quoted(source)}, which is not on this disk; name it with --{part}"
-            )
-    chosen = replace(choice, **missing, variant=then.variant, device=choice.device or then.device, dtype=then.dtype)
+        _here(source, f"--{part}")
+    chosen = _with_adapters(
+        replace(choice, **missing, variant=then.variant, device=choice.device or then.device, dtype=then.dtype), then
+    )
     return load_engine(chosen, **given(subfolder=then.subfolder if "model" in missing else None))
+
+
+def _with_adapters(choice: EngineChoice, then: ModelRecord) -> EngineChoice:
+    """The choice with the adapters of then, where none are named in their place."""
+    lora = choice.lora or tuple(f"{_here(each.path, '--lora')}:{each.weight}" for each in then.lora)
+    adapters = choice.adapters or tuple(
+        f"{each.name}={each.path}" for each in then.adapters if Path(each.path).exists()
+    )
+    return replace(choice, lora=lora, adapters=adapters)
+
+
+def _here(path: str, option: str) -> str:
+    if not Path(path).exists():
+        raise InvalidRequestError(
+            f"the manifest names {quoted(path)}, which is not on this disk; name it with {option}"
+        )
+    return path
 
 
 def _path(record: InputRecord | None) -> Path | None:
