@@ -78,6 +78,7 @@ class Door:
                     f"{stage} steps {settings.steps} exceed this engine's {self.max_steps}, its max_steps"
                 )
             _check_steps(stage, settings, self.components.scheduler)
+            check_adapters(stage, settings, self.components)
         self._check_redraft(request)
         self._check_prompt("prompt", request.prompt)
         self._check_prompt("negative prompt", request.negative_prompt)
@@ -217,6 +218,16 @@ class Door:
                 f"avoidance.repulsion: the works were registered at {width} x {height} pixels, the picture is "
                 f"{shape[1] * factor} x {shape[0] * factor}; ask for their size, or set repulsion to null"
             )
+
+
+def check_adapters(stage: str, settings: Stage, components: Components) -> None:
+    """Every adapter that a stage names must be kept here. Raises InvalidRequestError."""
+    known = components.adapters
+    if strange := sorted(settings.lora.keys() - known.keys()):
+        there = f"the adapters are {', '.join(sorted(known))}" if known else "no adapters were loaded"
+        raise InvalidRequestError(
+            f"{stage}.lora: there is no adapter {shown(repr(strange[0]), 80)}; {there}; load others with adapters=..."
+        )
 
 
 def _check_steps(stage: str, settings: Stage, scheduler: DDIMScheduler) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +19,7 @@ from .judging.registry import Registry
 from .loading import Limited, Shaped, check_options, loaded, measures, of_pipeline, registered, warn_of_slow_dtype
 from .models.controls import Chosen
 from .models.layout import Source
+from .models.lora import Fused
 from .models.outline import outlined
 from .models.parts import Vae
 from .models.textual_inversion import Inversions
@@ -47,6 +48,8 @@ class Engine(Core):
         preview_vae: Source | AutoencoderTiny | None = None,
         scheduler: SchedulerMixin | None = None,
         embeddings: Inversions = (),
+        lora: Fused = (),
+        adapters: Mapping[str, Source] | None = None,
         variant: str | None = None,
         revision: str | None = None,
         subfolder: str | None = None,
@@ -65,13 +68,15 @@ class Engine(Core):
         controlnet, segmenter, vae: folders or hub ids in the place of the model's own, controlnet and vae single files
         too; vae may be an autoencoder that is loaded already, and controlnet several, the first to follow moved maps
         and further ones as "NAME=PATH", which follow `GenerationRequest.controls`. preview_vae: of TAESD's layout, to
-        show drafts and previews. embeddings: files of textual inversions, FILE or FILE:TOKEN. scheduler: of diffusers,
-        whose configuration takes the place of the model's. variant: of weights ("fp16"), where a part has it; "ema": a
-        single file's averages. revision: of the hub id; subfolder: in it or in the folder. prediction_type: what the
-        UNet predicts, whatever the model's files say of it. torch_dtype: `dtype` by the name that diffusers has for it.
-        calibration, bank: limits and shapes in the place of the folder's own. registry: protected works to compare
-        with, or their file. metrics: further measures, which need weights, by name: "lpips", "lpips=FILE",
-        "clip=FOLDER". requests: checked before weights are read.
+        show drafts and previews. embeddings: files of textual inversions, FILE or FILE:TOKEN. lora: files of adapters
+        that become a part of the weights, FILE or FILE:WEIGHT; adapters: files of those that a request's stages may
+        name, `Stage.lora`, rows with different ones sharing every batch. scheduler: of diffusers, whose configuration
+        takes the place of the model's. variant: of weights ("fp16"), where a part has it; "ema": a single file's
+        averages. revision: of the hub id; subfolder: in it or in the folder. prediction_type: what the UNet predicts,
+        whatever the model's files say of it. torch_dtype: `dtype` by the name that diffusers has for it. calibration,
+        bank: limits and shapes in the place of the folder's own. registry: protected works to compare with, or their
+        file. metrics: further measures, which need weights, by name: "lpips", "lpips=FILE", "clip=FOLDER". requests:
+        checked before weights are read.
 
         Raises TypeError for an unknown option before anything is loaded, CheckpointError for what cannot be loaded,
         InvalidRequestError for one of `requests` that cannot be served.
@@ -88,6 +93,8 @@ class Engine(Core):
             preview_vae=preview_vae,
             scheduler=scheduler,
             embeddings=embeddings,
+            lora=lora,
+            adapters=adapters,
             variant=variant,
             revision=revision,
             subfolder=subfolder,

@@ -172,7 +172,7 @@ def _same_gate(first: GateDecision | None, second: GateDecision | None, exact: b
 
 
 def _check_model(manifest: Manifest, engine: Engine) -> None:
-    recorded, loaded = manifest.model.hashes, engine.components.hashes
+    recorded, loaded = (each.drawing(manifest.request) for each in (manifest.model, ModelRecord.of(engine.components)))
     for part in sorted(recorded.keys() | loaded.keys()):
         if recorded.get(part) != loaded.get(part):
             raise CheckpointError(

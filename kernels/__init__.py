@@ -8,16 +8,20 @@ without Triton imports this package and computes by the references alone.
 from ._triton import AVAILABLE
 from .conditioning import ScalarColumn, TokenRow, neutral_scalars, neutral_tokens, sample_mask
 from .denoise_step import StepColumns
-from .layer_ops import add_bias, add_layer_norm, fp8_rows, geglu, group_norm
+from .layer_ops import add_bias, add_layer_norm, fp8_rows, geglu, group_norm, low_rank_rows
+from .low_rank_rows import NONE as NO_ADAPTER
+from .low_rank_rows import Window
 from .ops import denoise_step, gather_rows, masked_attention, masked_attention_with_mass
 from .philox import NoiseStream, philox_normal
 
 __all__ = [
     "AVAILABLE",
+    "NO_ADAPTER",
     "NoiseStream",
     "ScalarColumn",
     "StepColumns",
     "TokenRow",
+    "Window",
     "add_bias",
     "add_layer_norm",
     "denoise_step",
@@ -25,6 +29,7 @@ __all__ = [
     "gather_rows",
     "geglu",
     "group_norm",
+    "low_rank_rows",
     "masked_attention",
     "masked_attention_with_mass",
     "neutral_scalars",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from .fp8_rows import fp8_constants, fp8_rows_kernel, fp8_warps
 from .geglu import WARPS as GATING_WARPS
 from .geglu import geglu_constants, geglu_kernel
 from .group_norm import group_constants, group_moments_kernel, group_norm_kernel, group_tile, group_warps
+from .low_rank_rows import WARPS as LOW_RANK_WARPS
+from .low_rank_rows import Window, low_rank_constants, low_rank_rows_kernel
 
 
 def layer_cases(thorough: bool) -> Iterator[KernelCase]:
@@ -28,6 +30,8 @@ def layer_cases(thorough: bool) -> Iterator[KernelCase]:
             yield from token_cases(width, dtype)
         for width in (320, 5120):
             yield from fp8_cases(width, dtype)
+        for most in (8, 32, 128) if thorough else (128,):
+            yield from low_rank_cases(most, dtype, (Window(), Window(3, 1, 1)) if thorough else (Window(3, 1, 1),))
 
 
 def group_norm_cases(channels: int, groups: int, pixels: int, dtype: torch.dtype) -> Iterator[KernelCase]:
@@ -75,3 +79,13 @@ def _case(
 ) -> KernelCase:
     arguments = complete(function, pointers, constants)
     return KernelCase(name, shape, function, arguments, constants, {"num_warps": warps})
+
+
+def low_rank_cases(most: int, dtype: torch.dtype, windows: Sequence[Window]) -> Iterator[KernelCase]:
+    """Four adapters a row, under each of `windows`."""
+    pointers = _of(dtype, "y", "x", "down", "up") | {"weights": "*fp32"}
+    pointers |= dict.fromkeys(("starts", "ranks", "adapters"), "*i64")
+    for window in windows:
+        constants = low_rank_constants(4, 320, 1280, most, window, dtype) | {"x_channel": 1, "y_channel": 1}
+        shape = f"{window.size}x{window.size} r={most} {TRITON_NAMES[dtype]}"
+        yield _case("low_rank_rows", shape, low_rank_rows_kernel, pointers, constants, LOW_RANK_WARPS)

@@ -5,6 +5,9 @@ As in `ops.py`: CUDA tensors run Triton where it is installed, everything else t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from ._triton import AVAILABLE
@@ -13,6 +16,8 @@ from .add_layer_norm import add_layer_norm_reference, check_add_layer_norm, laun
 from .fp8_rows import check_fp8_rows, fp8_rows_reference, launch_fp8_rows
 from .geglu import check_geglu, geglu_reference, launch_geglu
 from .group_norm import check_group_norm, group_norm_reference, launch_group_norm
+from .low_rank_rows import Window, check_low_rank_rows, launch_low_rank_rows, low_rank_rows_reference
+from .low_rank_rows_cpu import low_rank_rows_cpu
 
 
 @torch.library.custom_op("twig::group_norm", mutates_args=())
@@ -90,7 +95,40 @@ def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty((len(x), 1), dtype=torch.float32)
 
 
+@torch.library.custom_op("twig::low_rank_rows", mutates_args=("y",))
+def _low_rank_rows(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    starts: torch.Tensor,
+    ranks: torch.Tensor,
+    adapters: torch.Tensor,
+    weights: torch.Tensor,
+    most: int,
+    window: Sequence[int],
+) -> None:
+    arguments = (y, x, down, up, starts, ranks, adapters, weights)
+    check_low_rank_rows(*arguments, Window(*window))
+    if x.is_cpu:
+        low_rank_rows_cpu(*arguments, Window(*window))
+    else:
+        low_rank_rows_reference(*arguments, most, Window(*window))
+
+
+@_low_rank_rows.register_fake
+def _(*arguments: torch.Tensor) -> None:
+    return None
+
+
 if AVAILABLE:
+
+    @_low_rank_rows.register_kernel("cuda")
+    def _(y: torch.Tensor, x: torch.Tensor, *arguments: Any) -> None:
+        *factors, most, window = arguments
+        launch: Any = launch_low_rank_rows
+        launch(y, x, *factors, most, Window(*window))
+
     _fp8_rows.register_kernel("cuda")(launch_fp8_rows)
     _geglu.register_kernel("cuda")(launch_geglu)
     _add_layer_norm.register_kernel("cuda")(launch_add_layer_norm)
@@ -135,3 +173,24 @@ def add_bias(x: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor) -> tor
 def fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`x` (M, K) in e4m3 and a scale (M, 1) float32 for each row; `kernels.fp8_rows`."""
     return torch.ops.twig.fp8_rows(x)
+
+
+def low_rank_rows(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    starts: torch.Tensor,
+    ranks: torch.Tensor,
+    adapters: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    most: int,
+    window: Window = Window(),  # noqa: B008 - it is a constant
+) -> torch.Tensor:
+    """Add to `y`, what a layer made of `x`, each row's own low-rank changes in place; returns it.
+
+    Shapes, dtypes and equations stand in `kernels.low_rank_rows`.
+    """
+    torch.ops.twig.low_rank_rows(y, x, down, up, starts, ranks, adapters, weights, most, list(window))
+    return y

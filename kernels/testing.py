@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .conditioning import ScalarColumn, TokenRow, neutral_scalars, neutral_tokens
+from .low_rank_rows import NONE, Window
 
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 """Greatest error allowed of an attention output, relative to max(1, |expected|)."""
@@ -146,6 +147,54 @@ def group_norm_inputs(
         "shift": normal(batch, channels).to(device, dtype) if shifted else None,
         "groups": groups,
         "eps": 1e-5,
+    }
+
+
+def low_rank_inputs(
+    rows: int,
+    grid: tuple[int, int] | int | None,
+    inputs: int,
+    outputs: int,
+    window: Window = Window(),  # noqa: B008 - it is a constant
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    ranks: tuple[int, ...] = (4, 17, 32),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Arguments of `low_rank_rows`: the first row without an adapter, the last with two, each other with one.
+
+    grid: of pictures, which then lie channels last; how many tokens; or None for vectors.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    if isinstance(grid, tuple):
+        sides = [(side + 2 * window.padding - window.size) // window.stride + 1 for side in grid]
+        shapes = (rows, inputs, *grid), (rows, outputs, *sides)
+    else:
+        middle = () if grid is None else (grid,)
+        shapes = (rows, *middle, inputs), (rows, *middle, outputs)
+    x, y = (normal(*shape) for shape in shapes)
+    if x.ndim == 4:
+        x, y = (each.contiguous(memory_format=torch.channels_last) for each in (x, y))
+    adapters = torch.full((rows, 3), NONE)
+    adapters[1:, 1] = torch.arange(rows - 1) % len(ranks)
+    adapters[-1, 2] = len(ranks) - 1
+    total = max(sum(ranks), 128)
+    starts = torch.tensor([0, *ranks[:-1]]).cumsum(0)
+    return {
+        "y": y,
+        "x": x,
+        "down": normal(total, window.size**2, inputs) / (inputs**0.5 * window.size),
+        "up": normal(total, outputs) / 4,
+        "starts": starts.to(device),
+        "ranks": torch.tensor(ranks, device=device),
+        "adapters": adapters.to(device),
+        "weights": torch.rand(rows, 3, generator=generator).to(device),
+        "most": max(ranks),
+        "window": window,
     }
 
 

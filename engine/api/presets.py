@@ -25,11 +25,15 @@ class Bundle:
     draft_steps: int | None = None
     redraft: bool = False
 
-    def stages(self, final: Stage) -> dict[str, Any]:
-        """Fields of a request whose final runs as `final`: draft, final and redraft."""
+    def stages(self, final: Stage, draft_lora: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """Fields of a request whose final runs as `final`: draft, final and redraft.
+
+        draft_lora: adapters of the draft; None for those of the final.
+        """
         steps = min(self.draft_steps or final.steps, final.steps)
+        lora = final.lora if draft_lora is None else dict(draft_lora)
         again = final.steps if self.redraft and steps < final.steps else None
-        return {"draft": final.model_copy(update={"steps": steps}), "final": final, "redraft": again}
+        return {"draft": final.model_copy(update={"steps": steps, "lora": lora}), "final": final, "redraft": again}
 
     @property
     def settings(self) -> dict[str, Any]:

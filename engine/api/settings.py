@@ -1,5 +1,6 @@
 """Settings of a denoising stage, and what all settings have in common."""
 
+import operator
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import UnionType
@@ -81,12 +82,19 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str | bytes | bytearray)
 
 
+MAX_ADAPTERS = 4
+"""Most adapters that one stage can have at once."""
+
+AdapterWeight = Annotated[float, Field(ge=-10, le=10)]
+
+
 class Stage(Settings):
-    """How one of the two denoising stages runs."""
+    """How one of the two denoising stages runs. lora: adapters that the engine keeps, by name, each with its weight."""
 
     steps: int = Field(default=20, ge=1, le=1000)
     guidance_scale: float = Field(default=5.0, ge=1, le=50)
     solver: Solver = Solver.DDIM
+    lora: dict[str, AdapterWeight] = Field(default={}, max_length=MAX_ADAPTERS, exclude_if=operator.not_)
 
 
 class Windowed(Settings):

@@ -13,6 +13,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from ...kernels import fp8_rows
+from ..models.adapters import adapted
 from .fused_tokens import PackedAttention
 
 STEP = 16
@@ -25,7 +26,8 @@ CAPABILITY = (8, 9)
 class Fp8Linear(nn.Module):
     """A linear layer or 1x1 convolution on tokens, (..., C) -> (..., C'), in eight bits.
 
-    weight (C', C) float8_e4m3fn; scale (C', 1) float32, by channel; bias (C',) or None.
+    weight (C', C) float8_e4m3fn; scale (C', 1) float32, by channel; bias (C',) or None. What adapters change of it
+    they change in full precision.
     """
 
     weight: Tensor
@@ -37,12 +39,13 @@ class Fp8Linear(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.bias = layer.bias
+        self.lora = getattr(layer, "lora", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantise, multiply, and scale back into x's dtype."""
         rows, scales = fp8_rows(x.flatten(0, -2).contiguous())
         product = self._device_product if rows.is_cuda else self._emulated_product
-        return product(rows, scales).to(x.dtype).unflatten(0, x.shape[:-1])
+        return adapted(self, x, product(rows, scales).to(x.dtype).unflatten(0, x.shape[:-1]))
 
     def _device_product(self, rows: Tensor, scales: Tensor) -> Tensor:
         """PyTorch's product with scales by row takes and gives bfloat16."""

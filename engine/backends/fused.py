@@ -18,6 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ...kernels import add_bias, group_norm
+from ..models.adapters import adapted
 from .attention_choice import attend
 from .fused_tokens import fuse_tokens
 
@@ -133,14 +134,15 @@ def _normed(norm: nn.GroupNorm, x: Tensor, *, shift: Tensor | None = None, silu:
 
 def _convolved(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     """Without its bias, which who reads the result adds."""
-    return F.conv2d(x, convolution.weight, None, convolution.stride, convolution.padding)
+    y = F.conv2d(x, convolution.weight, None, convolution.stride, convolution.padding)
+    return adapted(convolution, x, y)
 
 
 def _linear(projection: nn.Module, tokens: Tensor) -> Tensor:
     """A linear layer or a 1x1 convolution on (B, N, C): one product that adds the bias itself."""
     if not isinstance(projection, nn.Linear | nn.Conv2d):
         return projection(tokens)
-    return F.linear(tokens, projection.weight.flatten(1), projection.bias)
+    return adapted(projection, tokens, F.linear(tokens, projection.weight.flatten(1), projection.bias))
 
 
 def _project(convolution: nn.Module, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ...kernels import add_layer_norm, geglu
+from ..models.adapters import adapted
 from ..models.attention import RowConditions
 from .attention_choice import attend
 
@@ -83,7 +84,10 @@ class PackedAttention:
         conditions: RowConditions | None = None,
     ) -> Tensor:
         """(R, N, C) -> (R, N, C)."""
-        packed = self.project(hidden_states).unflatten(-1, (3, attn.heads, -1))
+        projected = self.project(hidden_states)
+        for layer, part in zip((attn.to_q, attn.to_k, attn.to_v), projected.chunk(3, dim=-1), strict=True):
+            adapted(layer, hidden_states, part)
+        packed = projected.unflatten(-1, (3, attn.heads, -1))
         query, key, value = (packed[:, :, i].transpose(1, 2) for i in range(3))
         return attn.to_out[0](attend(query, key, value).transpose(1, 2).flatten(2))
 

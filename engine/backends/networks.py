@@ -88,6 +88,7 @@ class Networks:
         self._zeros: dict[Sizes, Residuals] = {}
         options = settings.torch.on(device)
         options.check(device)
+        self._check_adapters()
         self.memory_format = options.memory_format
         self._served, self._vae = options.denoiser(denoiser), options.autoencoder(components.vae)
         preview = components.preview_vae
@@ -146,6 +147,25 @@ class Networks:
             if not _installed(backend):
                 raise BackendError(f"backend {backend.value} needs the package {backend.value}, which is not installed")
         return dict.fromkeys(SERVED, Backend.TORCH) | named
+
+    def _check_adapters(self) -> None:
+        """Adapters of requests must be able to act on the networks that they change.
+
+        Raises BackendError: a compiled network has its weights in it, and they are another row's too.
+        """
+        changed = {part for adapter in self.components.adapters.values() for part in adapter.parts}
+        compiled = sorted(n.value for n, b in self.wanted.items() if b is not Backend.TORCH and part_of(n) in changed)
+        if compiled:
+            everywhere = ", ".join(f"{name!r}: 'torch'" for name in compiled)
+            raise BackendError(
+                f"adapters=... change {', '.join(compiled)} row by row, which a compiled network cannot: let PyTorch "
+                f"run them, backend={{{everywhere}}}, or make one adapter a part of the weights with lora=..."
+            )
+        if changed and self.settings.torch.compile is not None:
+            raise BackendError(
+                "compile takes a network's layers for granted, and adapters=... change them row by row: leave one of "
+                "them out, or make an adapter a part of the weights with lora=..."
+            )
 
     def _make(self, network: Network, inputs: Sequence[Tensor]) -> Runnable:
         backend, reason, seconds = self.wanted[network], "asked for", dict[str, float]()

@@ -17,10 +17,11 @@ from .job import Trajectory
 class Shared:
     """What a request's images have in common.
 
-    source: the picture that takes the draft's place, (1, 3, H, W) in [0, 1]. texts by `Branch`. pictures: control
-    images of further ControlNets by name, (1, 3, H, W) in [0, 1]; hints (width, h, w): these embedded. reference: draft
-    or source, (1, 3, H, W), where the networks are; drawn (H, W, 3) uint8: a draft as a picture; previewed: latent
-    (C, h, w) of a draft of which both are a preview, until something is measured by it. labels, mask (H, W): what
+    source: the picture that takes the draft's place, (1, 3, H, W) in [0, 1]. texts by `Branch`; final_texts: those of
+    the finals, where they have other adapters than the draft. pictures: control images of further ControlNets by name,
+    (1, 3, H, W) in [0, 1]; hints (width, h, w): these embedded. reference: draft or source, (1, 3, H, W), where the
+    networks are; drawn (H, W, 3) uint8: a draft as a picture; previewed: latent (C, h, w) of a draft of which both are
+    a preview, until something is measured by it. labels, mask (H, W): what
     was found in it, None where nothing looks. magnitudes (S,) float64: size of the draft's guidance at each step,
     `guidance_magnitudes`; None without a guided draft. masses: attention of each step of a draft in which spikes are to
     be found. gate: what was made of it. drafted: latent (C, h, w) and run of a draft that witnesses are heard on,
@@ -32,6 +33,7 @@ class Shared:
     texts: tuple[EncodedText, ...] = ()
     pictures: Mapping[str, Tensor] = field(default_factory=dict)
     hints: Mapping[str, Tensor] = field(default_factory=dict)
+    final_texts: tuple[EncodedText, ...] | None = None
     reference: Tensor | None = None
     drawn: np.ndarray | None = None
     previewed: Tensor | None = None

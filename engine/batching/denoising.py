@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from ...kernels import denoise_step, gather_rows
 from ..avoidance.initial_noise import sharpness_move
 from ..avoidance.repulsion import repulsion, step_change
 from ..backends.networks import Networks
+from ..models.adapters import AdapterRows
 from ..models.networks import ControlInputs, DenoiserInputs, MassRecord
 from ..sampling.buckets import bucket_of
 from .buffers import StepBuffers
@@ -88,10 +90,12 @@ class DenoisingLoop:
 
     def _bodies(self) -> Iterator[tuple[int, Hashable, Callable[[], None]]]:
         """Rows, key and body of what a step runs, for each bucket."""
+        controlled = (False, True) if self.arena.hints is not None else (False,)
+        adapted = (False, True) if self.networks.components.adapters else (False,)
         for rows in reversed(self.buckets):
-            yield rows, self._predict_key(rows, False), partial(self._predict, rows, False)
+            for kind in product(controlled, adapted):
+                yield rows, self._predict_key(rows, *kind), partial(self._predict, rows, *kind)
             if self.arena.hints is not None:
-                yield rows, self._predict_key(rows, True), partial(self._predict, rows, True)
                 for name in (None, *self.arena.controls):
                     yield rows, self._control_key(rows, name), partial(self._control, rows, name)
 
@@ -109,10 +113,11 @@ class DenoisingLoop:
         after = self._after(jobs)
         self.buffers.load(plan, rows, control_rows, further)
         controlled = self._run_controls([(None, control_rows), *further.items()])
+        kind = controlled, any(job.trajectory is not None and bool(job.trajectory.adapters) for job in jobs)
         if record is not None:
-            self._predict(rows, controlled, record)
+            self._predict(rows, *kind, record)
         else:
-            self.graphs.run(self._predict_key(rows, controlled), partial(self._predict, rows, controlled))
+            self.graphs.run(self._predict_key(rows, *kind), partial(self._predict, rows, *kind))
         for job in jobs:
             assert job.trajectory is not None
             job.trajectory.advance()
@@ -139,8 +144,8 @@ class DenoisingLoop:
         works = ((self._move_noise, probing), (self._repel, repelled))
         return [(partial(work, acted), acted) for work, acted in works if acted]
 
-    def _predict_key(self, rows: int, controlled: bool) -> tuple[object, ...]:
-        return "unet", self.arena.shape, rows, controlled
+    def _predict_key(self, rows: int, controlled: bool, adapted: bool) -> tuple[object, ...]:
+        return "unet", self.arena.shape, rows, controlled, adapted
 
     def _control_key(self, rows: int, name: str | None) -> tuple[object, ...]:
         return "controlnet", self.arena.shape, rows, *([] if name is None else [name])
@@ -182,7 +187,7 @@ class DenoisingLoop:
         assert arena.hints is not None
         return ControlPlaces(arena.control_kv, arena.hints, b.control_sample, b.control_kv, b.control_added, b.hints)
 
-    def _predict(self, rows: int, controlled: bool, record: MassRecord | None = None) -> None:
+    def _predict(self, rows: int, controlled: bool, adapted: bool, record: MassRecord | None = None) -> None:
         """UNet on all rows, then guidance and solver in place on the slots."""
         arena, b, c = self.arena, self.buffers, self.buffers.columns
         slots, contexts = c["row_slots"][:rows], c["row_contexts"][:rows]
@@ -203,6 +208,7 @@ class DenoisingLoop:
                 c["scalars"][:rows],
                 tuple(r[:rows] for r in b.residuals) if controlled else None,
                 record,
+                AdapterRows(c["row_adapters"][:rows], c["row_adapter_weights"][:rows]) if adapted else None,
             )
         )
         self._contrast(rows, predicted)

@@ -43,7 +43,7 @@ class Trajectory:
     """One denoising run in a slot: the rows and the timestep of each step, and the step it is at.
 
     probes: predictions of both branches at the first timestep that are still due before the first step; they move the
-    initial noise.
+    initial noise. adapters: numbers and weights of those that all its rows have.
     """
 
     plan: tuple[tuple[Row, ...], ...]
@@ -51,6 +51,7 @@ class Trajectory:
     probes: int = 0
     step: int = 0
     rows_spent: int = 0
+    adapters: tuple[tuple[int, float], ...] = ()
 
     @property
     def done(self) -> bool:

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...kernels import ScalarColumn
+from ...kernels import NO_ADAPTER, ScalarColumn
 from ..api.event import State
 from ..api.mechanisms import Repulsion
+from ..api.settings import MAX_ADAPTERS
 from ..avoidance.conditioning import attention_scalars
 from ..avoidance.initial_noise import PROBES_PER_STEP
+from ..models.adapters import padded
 from ..sampling.rows import MAX_ROWS, Branch, guidance_pair
 from .columns import Column
 from .controls import KINDS, column_of
@@ -36,6 +38,8 @@ COLUMNS = {
     "row_steps": _integers("rows"),
     "timesteps": _floats("rows"),
     "scalars": _floats("rows", "layers", len(ScalarColumn)),
+    "row_adapters": _integers("rows", MAX_ADAPTERS, padding=NO_ADAPTER),
+    "row_adapter_weights": _floats("rows", MAX_ADAPTERS),
     "job_slots": _integers("rows", padding=UNUSED),
     "job_steps": _integers("rows"),
     "job_rows": _integers("rows", MAX_ROWS),
@@ -58,7 +62,8 @@ COLUMNS = {
 }
 """What a step reads of its plan, with a value for each row, controlled row, job or slot.
 
-Rows have a slot, a context of their texts (`slot * 2 + branch`), a step and timestep, and the scalars of attention.
+Rows have a slot, a context of their texts (`slot * 2 + branch`), a step and timestep, the scalars of attention, and
+adapters with their weights.
 Jobs have a slot (`UNUSED` while they probe their noise), a step, and rows that are combined by weights; pair_slots and
 job_pairs: their rows of the unconditional and the conditional prediction, where both ran.
 Controlled rows are indices into the rows, with a scale and a hint (`slot * 2 + hint`), and again what those rows have;
@@ -104,6 +109,7 @@ def _add(plan: StepPlan, job: Job, groups: Sequence[str]) -> None:
     rule = job.avoidance.masked_attention if acting else None
     scalars = attention_scalars(rule, trajectory.step, len(trajectory.plan), groups)
     first = len(plan["row_slots"])
+    adapters, weights = padded(trajectory.adapters)
     for row in trajectory.rows:
         context, timestep = slot * NUM_BRANCHES + row.branch, trajectory.timesteps[trajectory.step]
         place, at = len(plan["row_slots"]), (slot, context, trajectory.step, timestep)
@@ -115,6 +121,8 @@ def _add(plan: StepPlan, job: Job, groups: Sequence[str]) -> None:
         plan["row_contexts"].append(context)
         plan["row_steps"].append(trajectory.step)
         plan["timesteps"].append(timestep)
+        plan["row_adapters"].append(adapters)
+        plan["row_adapter_weights"].append(weights)
         # The rule speaks of the prompt's tokens, so the unconditional row never obeys it.
         plan["scalars"].append(scalars if row.branch is Branch.CONDITIONAL else np.zeros_like(scalars))
     padding = MAX_ROWS - len(trajectory.rows)

@@ -14,6 +14,7 @@ from .options import (
     JUDGING,
     MODEL,
     OUTPUT,
+    AdapterOption,
     BankOption,
     CalibrationOption,
     ControlNetOption,
@@ -23,6 +24,7 @@ from .options import (
     EmbeddingOption,
     EngineChoice,
     JsonOption,
+    LoraOption,
     Manner,
     MaskOption,
     MetricOption,
@@ -38,6 +40,7 @@ from .options import (
     VaeOption,
     VariantOption,
     given,
+    weighted,
 )
 
 _PRESETS = "; ".join(f"{preset}: {purpose}" for preset, purpose in PURPOSES.items()) + "."
@@ -75,6 +78,16 @@ def generate(
     solver: Annotated[Solver | None, typer.Option(help="Solver of both.", rich_help_panel=DRAWING)] = None,
     draft_steps: Annotated[
         int | None, typer.Option(help="Steps of the draft alone; else as preset.", rich_help_panel=DRAWING)
+    ] = None,
+    use: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:WEIGHT]", help="Adapter that draft and final are drawn with.", rich_help_panel=DRAWING
+        ),
+    ] = None,
+    draft_use: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:WEIGHT]", help="Adapter of the draft; else as --use.", rich_help_panel=DRAWING),
     ] = None,
     negative: Annotated[str, typer.Option(help="What not to draw.", rich_help_panel=DRAWING)] = "",
     width: Annotated[
@@ -117,6 +130,8 @@ def generate(
     vae: VaeOption = None,
     preview_vae: PreviewVaeOption = None,
     embedding: EmbeddingOption = None,
+    lora: LoraOption = None,
+    adapter: AdapterOption = None,
     variant: VariantOption = None,
     revision: RevisionOption = None,
     prediction_type: PredictionOption = None,
@@ -180,6 +195,8 @@ def generate(
             preview_vae=preview_vae,
             prediction_type=prediction_type,
             embeddings=tuple(embedding or ()),
+            lora=tuple(lora or ()),
+            adapters=tuple(adapter or ()),
         ),
         preset=preset,
         gate=gate,
@@ -194,7 +211,8 @@ def generate(
             explain=explain,
             controls=controls_of(control or []) or None,
         ),
-        stage=given(steps=steps, guidance_scale=guidance, solver=solver),
+        stage=given(steps=steps, guidance_scale=guidance, solver=solver, lora=weighted(use)),
+        draft_lora=weighted(draft_use),
         draft_steps=draft_steps,
         judged=given(retries=retries, rule=rule),
         log=log,

@@ -7,6 +7,7 @@ import typer
 
 from . import actions
 from .options import (
+    AdapterOption,
     BankOption,
     ControlNetOption,
     ControlOption,
@@ -14,6 +15,7 @@ from .options import (
     EmbeddingOption,
     EngineChoice,
     JsonOption,
+    LoraOption,
     Manner,
     MaskOption,
     MetricOption,
@@ -41,6 +43,8 @@ def inspect(
     vae: VaeOption = None,
     preview_vae: PreviewVaeOption = None,
     embedding: EmbeddingOption = None,
+    lora: LoraOption = None,
+    adapter: AdapterOption = None,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -48,8 +52,8 @@ def inspect(
 
     Exits with status 1 where anything is missing from a replay, was altered, or is different.
 
-    A replay takes model, source, mask and further measures from where the manifest says, unless you name them here; a
-    registry, and a bank of shapes that is not the model's own, you name.
+    A replay takes model, adapters, source, mask and further measures from where the manifest says, unless you name them
+    here; a registry, and a bank of shapes that is not the model's own, you name.
     """
     choice = EngineChoice(
         model=model,
@@ -62,6 +66,8 @@ def inspect(
         metrics=tuple(metric or ()),
         preview_vae=preview_vae,
         embeddings=tuple(embedding or ()),
+        lora=tuple(lora or ()),
+        adapters=tuple(adapter or ()),
     )
     return actions.inspect(
         manifest, choice, again=again, source=source, mask=mask, controls=control or [], manner=Manner(json)

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ..api.choices import Precision, Prediction
+from ..api.errors import InvalidRequestError
+from ..api.reading import shown
 
 DRAWING, AVOIDING, JUDGING, MODEL, OUTPUT = "Drawing", "Avoiding", "Judging", "Model", "Output"
 """What options are grouped under in a command's help."""
@@ -71,6 +73,22 @@ RevisionOption = Annotated[
 PredictionOption = Annotated[
     Prediction | None,
     typer.Option(help="What the UNet predicts; else as the model's files say.", rich_help_panel=MODEL),
+]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE[:WEIGHT]",
+        help="LoRA that becomes a part of the weights; several add up.",
+        rich_help_panel=MODEL,
+    ),
+]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=FILE",
+        help="LoRA that is kept beside the weights, for --use and --draft-use; several share a batch.",
+        rich_help_panel=MODEL,
+    ),
 ]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; else a GPU if there is one.", rich_help_panel=MODEL)
@@ -141,6 +159,8 @@ class EngineChoice:
     """The engine that a user asks for: parts of the model, machine, limits, works, largest picture, bank of shapes,
     further measures.
 
+    lora: FILE or FILE:WEIGHT of each adapter to be fused; adapters: NAME=FILE of each that is kept.
+
     What is None is left to the package: its own model, that model's parts, limits and shapes, a GPU if there is one,
     float32, no protected works, and the engine's own limit of pixels.
     """
@@ -161,8 +181,24 @@ class EngineChoice:
     preview_vae: str | None = None
     prediction_type: Prediction | None = None
     embeddings: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
 
 
 def given(**options: Any) -> dict[str, Any]:
     """Only the options that were given: what was not keeps the default of the class it goes to."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def weighted(adapters: Sequence[str] | None) -> dict[str, float] | None:
+    """Weights by name, of NAME or NAME:WEIGHT each; None where none was given. Raises InvalidRequestError."""
+    if not adapters:
+        return None
+    found: dict[str, float] = {}
+    for given in adapters:
+        name, _, weight = given.partition(":")
+        try:
+            found[name] = float(weight or 1)
+        except ValueError as error:
+            raise InvalidRequestError(f"{shown(given, 200)}: an adapter's weight is a number, NAME:0.8") from error
+    return found

@@ -13,13 +13,17 @@ from diffusers import (
     SchedulerMixin,
     UNet2DConditionModel,
 )
+from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..api.calibration import Calibration
+from ..api.settings import Stage
 from . import controls, layout, memory, parts
+from .adapters import Chosen, fuse, fused_hashes, keep, kept_name
 from .bank import Bank
 from .fitting import check_fit
 from .layout import Source
+from .lora import Adapter, Fused, adaptable, read_adapter
 from .outline import EMBEDDED, PIPELINES, Outline, outlined
 from .parts import Vae
 from .segmentation import Segmenter
@@ -46,7 +50,8 @@ class Components:
     zeros stand for an empty negative prompt. upcast_vae: whether the autoencoder overflows in fp16 and stays in fp32
     there. sources: what was named to load it from, as in `Outline`. preview_vae: a small autoencoder whose decoder
     shows drafts and previews, None where `vae` shows them too. controlnets: further ControlNets, by the names that
-    requests know them by. embeddings: words that tokenizers and text encoders were taught.
+    requests know them by. embeddings: words that tokenizers and text encoders were taught. fused: adapters that are a
+    part of the weights, each with its own weight; adapters: those that requests may name.
     """
 
     tokenizer: CLIPTokenizer
@@ -68,6 +73,8 @@ class Components:
     preview_vae: AutoencoderTiny | None = None
     controlnets: Mapping[str, ControlNetModel] = field(default_factory=dict)
     embeddings: tuple[Embedding, ...] = ()
+    fused: tuple[tuple[Adapter, float], ...] = ()
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -97,6 +104,15 @@ class Components:
         """One for each tokenizer."""
         return (self.text_encoder,) if self.text_encoder_2 is None else (self.text_encoder, self.text_encoder_2)
 
+    def chosen(self, stage: Stage) -> Chosen:
+        """Adapters of a stage by number, in the model's order."""
+        return tuple((n, stage.lora[name]) for n, name in enumerate(self.adapters) if name in stage.lora)
+
+    @property
+    def adaptable(self) -> dict[str, dict[str, nn.Module]]:
+        """Layers that an adapter may change, by part and name."""
+        return adaptable(self.unet, self.text_encoder, self.text_encoder_2)
+
 
 def load(
     source: Source | None = None,
@@ -107,6 +123,8 @@ def load(
     preview_vae: Source | AutoencoderTiny | None = None,
     scheduler: SchedulerMixin | None = None,
     embeddings: Inversions = (),
+    lora: Fused = (),
+    adapters: Mapping[str, Source] | None = None,
     variant: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
@@ -120,10 +138,11 @@ def load(
     model's own parts; controlnet and vae may be single files, vae an autoencoder in memory, controlnet several, further
     ones as NAME=PATH. preview_vae: an AutoencoderTiny, as TAESD is, that shows drafts and previews. scheduler: one
     whose configuration takes the place of the model's. embeddings: files of textual inversions, FILE or FILE:TOKEN.
-    variant: of weights ("fp16") that is taken where a part has it; "ema" of a single file that holds averages too.
-    revision: of the hub id. subfolder: of the folder, in which the model lies. prediction_type: what the UNet predicts,
-    in the place of what the model's files say. Only safetensors are read, and none before it is known that the parts
-    fit together. Raises CheckpointError for what cannot be loaded or does not.
+    lora: files of adapters to be fused, FILE or FILE:WEIGHT; adapters: files of those that requests may name. variant:
+    of weights ("fp16") that is taken where a part has it; "ema" of a single file that holds averages too. revision: of
+    the hub id. subfolder: of the folder, in which the model lies. prediction_type: what the UNet predicts, in the place
+    of what the model's files say. Only safetensors are read, and none before it is known that the parts fit together.
+    Raises CheckpointError for what cannot be loaded or does not.
     """
     outline = outlined(
         source,
@@ -133,6 +152,8 @@ def load(
         preview_vae=preview_vae,
         scheduler=scheduler,
         embeddings=embeddings,
+        lora=lora,
+        adapters=adapters,
         variant=variant,
         revision=revision,
         subfolder=subfolder,
@@ -179,7 +200,7 @@ def sketched(outline: Outline) -> Components:
     )
     components = replace(components, upcast_vae=xl and bool(components.vae.config.get("force_upcast", True)))
     check_fit(components)
-    return _with_words(components, outline)
+    return _with_adapters(_with_words(components, outline), outline)
 
 
 def _with_words(components: Components, outline: Outline) -> Components:
@@ -190,6 +211,17 @@ def _with_words(components: Components, outline: Outline) -> Components:
     embeddings = read_embeddings(outline.embeddings, components.tokenizer, widths, most)
     first, *second = [extended_tokenizer(each, embeddings) for each in components.tokenizers]
     return replace(components, tokenizer=first, tokenizer_2=second[0] if second else None, embeddings=embeddings)
+
+
+def _with_adapters(components: Components, outline: Outline) -> Components:
+    """A sketch with the adapters that were named, which must fit it."""
+    layers, counted = components.adaptable, components.unet.config.layers_per_block
+    per_block = counted if isinstance(counted, int) else max(counted)
+    return replace(
+        components,
+        fused=tuple((read_adapter(path, layers, per_block), weight) for path, weight in outline.fused),
+        adapters={name: read_adapter(path, layers, per_block) for name, path in outline.adapters.items()},
+    )
 
 
 def filled(sketch: Components, outline: Outline, dtype: torch.dtype, device: torch.device | str) -> Components:
@@ -207,10 +239,13 @@ def filled(sketch: Components, outline: Outline, dtype: torch.dtype, device: tor
     hashes = {name: layout.digest(part, variant) for name, part in folders.items()}
     hashes |= {name: memory.digest(part) for name, part in given.items()}
     hashes |= {name: part.digest() for name, part in files.items()}
-    hashes = extended_hashes(hashes, sketch.embeddings)
+    hashes = fused_hashes(extended_hashes(hashes, sketch.embeddings), sketch.fused)
+    hashes |= {kept_name(name): adapter.sha256 for name, adapter in sketch.adapters.items()}
     made = replace(sketch, hashes=hashes, **_networks(outline, make))
     for number, (tokenizer, encoder) in enumerate(zip(made.tokenizers, made.text_encoders, strict=True)):
         extend_encoder(encoder, tokenizer, made.embeddings, number)
+    fuse(made.adaptable, sketch.fused)
+    keep(made.adaptable, [*sketch.adapters.values()])
     return made
 
 

@@ -10,6 +10,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
+from .adapters import AdapterRows, acting
 from .attention import CrossLayer, MassRecord, RowConditions, install, latent_grids, text_kv
 from .transfers import sent
 
@@ -47,7 +48,7 @@ class DenoiserInputs(NamedTuple):
 
     sample (R, C, h, w); time_proj (R, F) float32: the timestep's sinusoids; text_kv: per layer (R, T, 2 * inner);
     added: `Added`; mask_pyramid (R, P), tokens (R, 5, T) and scalars (R, L, 3) float32 as in `RowConditions`;
-    residuals: None when no row is controlled, else zero in the rows that are not.
+    residuals: None when no row is controlled, else zero in the rows that are not. adapters: None when no row has any.
     """
 
     sample: Tensor
@@ -59,6 +60,7 @@ class DenoiserInputs(NamedTuple):
     scalars: Tensor
     residuals: Residuals | None = None
     record: MassRecord | None = None
+    adapters: AdapterRows | None = None
 
 
 @dataclass(frozen=True)
@@ -195,9 +197,15 @@ class Denoiser:
         return config.projection_class_embeddings_input_dim - sizes, sizes
 
     @torch.inference_mode()
-    def encode(self, text: Tensor, pooled: Sequence[Tensor] = ()) -> list[EncodedText]:
-        """Text states (B, T, D), and pooled text (B, P) where the networks read it -> what each prompt brings."""
-        unet = text_kv(self.unet, self.layers, text)
+    def encode(
+        self, text: Tensor, pooled: Sequence[Tensor] = (), adapters: AdapterRows | None = None
+    ) -> list[EncodedText]:
+        """Text states (B, T, D), and pooled text (B, P) where the networks read it -> what each prompt brings.
+
+        adapters: of the prompts.
+        """
+        with acting(adapters):
+            unet = text_kv(self.unet, self.layers, text)
         control = text_kv(self.controlnet, self.control_layers, text) if self.controlnet is not None else []
         further = {name: text_kv(each.controlnet, each.layers, text) for name, each in self.further.items()}
 
@@ -226,17 +234,18 @@ class Denoiser:
         conditions = RowConditions(
             inputs.text_kv, grids, inputs.mask_pyramid, inputs.tokens, inputs.scalars, inputs.record
         )
-        return self.unet(
-            inputs.sample,
-            inputs.time_proj[:, 0],  # a timestep for each row, which nothing reads
-            inputs.text_kv[0],
-            timestep_cond=inputs.time_proj.to(inputs.sample.dtype),
-            cross_attention_kwargs={"conditions": conditions},
-            added_cond_kwargs=dict(zip(_ADDED_NAMES, inputs.added, strict=False)),
-            down_block_additional_residuals=inputs.residuals[:-1] if inputs.residuals else None,
-            mid_block_additional_residual=inputs.residuals[-1] if inputs.residuals else None,
-            return_dict=False,
-        )[0]
+        with acting(inputs.adapters):
+            return self.unet(
+                inputs.sample,
+                inputs.time_proj[:, 0],  # a timestep for each row, which nothing reads
+                inputs.text_kv[0],
+                timestep_cond=inputs.time_proj.to(inputs.sample.dtype),
+                cross_attention_kwargs={"conditions": conditions},
+                added_cond_kwargs=dict(zip(_ADDED_NAMES, inputs.added, strict=False)),
+                down_block_additional_residuals=inputs.residuals[:-1] if inputs.residuals else None,
+                mid_block_additional_residual=inputs.residuals[-1] if inputs.residuals else None,
+                return_dict=False,
+            )[0]
 
     def control(self, inputs: ControlInputs, name: str | None = None) -> Residuals:
         """ControlNet, or the further one called `name`: residuals of its rows, times their scale."""

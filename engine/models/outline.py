@@ -17,6 +17,7 @@ from . import configs, controls, layout, single_file
 from .bank import FILE as BANK_FILE
 from .file_parts import FilePart
 from .layout import Source
+from .lora import Fused, named_adapters, named_files
 from .parts import Vae
 from .textual_inversion import Inversions, named_embeddings
 
@@ -60,7 +61,8 @@ class Outline:
     calibration, bank: files of the model's limits and shapes. variant: of weights, taken where a part has it.
     prediction: type that takes the place of the schedule's own. sources: what was named, by the name of the keyword: a
     folder or file by its full path, of what is in memory what it is. embeddings: files of textual inversions, each with
-    the word it was given, if any.
+    the word it was given, if any. fused: files of adapters that become a part of the weights, each with its own weight;
+    adapters: files of those that requests may name.
     """
 
     pipeline: str
@@ -74,6 +76,8 @@ class Outline:
     files: Mapping[str, FilePart] = field(default_factory=dict)
     prediction: str | None = None
     embeddings: tuple[tuple[Path, str | None], ...] = ()
+    fused: tuple[tuple[Path, float], ...] = ()
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def xl(self) -> bool:
@@ -95,6 +99,8 @@ def outlined(
     preview_vae: Source | AutoencoderTiny | None = None,
     scheduler: SchedulerMixin | None = None,
     embeddings: Inversions = (),
+    lora: Fused = (),
+    adapters: Mapping[str, Source] | None = None,
     variant: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
@@ -117,7 +123,14 @@ def outlined(
     in_memory = {name: _in_memory(part) for name, part in given.items()}
     sources = _named(**_present(source=source), **named) | in_memory | said
     inversions = named_embeddings(embeddings)
-    return replace(outline, sources=sources, prediction=prediction_type, embeddings=inversions)
+    return replace(
+        outline,
+        sources=sources,
+        prediction=prediction_type,
+        embeddings=inversions,
+        fused=named_files(lora),
+        adapters=named_adapters(adapters or {}),
+    )
 
 
 def _of_folder(

@@ -30,6 +30,7 @@ class Asking:
         What the model cannot serve of it, the engine's own door says.
         """
         self._check_model(body)
+        self._check_adapters(body.twig)
         _check_bounds(body, self.config.bounds, key)
         _check_shown(body, self.config.bounds, drafted=brought is None)
         options, (width, height) = body.twig, body.sides
@@ -65,6 +66,7 @@ class Asking:
             steps=options.steps or min(drawing.steps, self.config.bounds.steps),
             guidance_scale=options.guidance or drawing.guidance,
             solver=options.solver or drawing.solver,
+            lora=options.lora,
         )
 
     def _tightened(self, options: TwigOptions, stage: Stage) -> dict[str, Any]:
@@ -73,7 +75,7 @@ class Asking:
         preset = preset_for(options.preset, drawing.preset)
         bundle, calibrated = BUNDLES[preset], self.calibrated
         return {
-            **bundle.stages(stage),
+            **bundle.stages(stage, options.draft_lora),
             "avoidance": bundle.avoidance,
             "gate": None if options.always else bundle.gate,
             "similarity": policy_for(options.rule, options.retries, drawing.rule, preset, calibrated=calibrated),
@@ -84,6 +86,14 @@ class Asking:
         if body.model is not None and body.model not in (served.name, *served.aliases):
             message = f"the model {shown(repr(body.model))} does not exist here; there is {served.name!r}"
             raise ApiError(404, "model_not_found", message, param="model")
+
+    def _check_adapters(self, options: TwigOptions) -> None:
+        served = sorted(self.config.model.adapters)
+        for field, chosen in (("twig.lora", options.lora), ("twig.draft_lora", options.draft_lora or {})):
+            if strange := sorted(chosen.keys() - set(served)):
+                there = f"there is {', '.join(served)}" if served else "there are none"
+                message = f"{field}: the adapter {shown(repr(strange[0]))} does not exist here; {there}"
+                raise ApiError(400, "adapter_not_found", message, param=field)
 
     def _mask(self, mask: np.ndarray, width: int | None, height: int | None) -> np.ndarray:
         own_height, own_width = self.size

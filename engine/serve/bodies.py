@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from ..api.choices import Preset, Solver
 from ..api.errors import ForeignFileError
 from ..api.reading import parse_json, shown
-from ..api.settings import Settings, Windowed
+from ..api.settings import MAX_ADAPTERS, AdapterWeight, Settings, Windowed
 from .errors import ApiError, wrong_field
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -52,10 +52,11 @@ class ControlBody(Windowed):
 class TwigOptions(Settings):
     """What a client may ask of Twig beyond the API, `extra_body={"twig": {...}}`.
 
-    seed: drawn by lot unless given, and told in the answer. preset, rule, retries: only tighter than the operator's.
-    controls: where the operator allows them. always: avoid also where the gate would stay shut. draft, mask, explain,
-    sheet, manifest: have them in the answer. priority: up to the key's. deadline: seconds after which the answer is
-    504. background: a job that outlives the connection, answered by 202.
+    seed: drawn by lot unless given, and told in the answer. lora: weights of the operator's adapters that draft and
+    final are drawn with; draft_lora: of those that the draft has instead. preset, rule, retries: only tighter than the
+    operator's. controls: where the operator allows them. always: avoid also where the gate would stay shut. draft,
+    mask, explain, sheet, manifest: have them in the answer. priority: up to the key's. deadline: seconds after which
+    the answer is 504. background: a job that outlives the connection, answered by 202.
     """
 
     seed: int | None = Field(default=None, ge=0, lt=2**63)
@@ -63,6 +64,8 @@ class TwigOptions(Settings):
     steps: int | None = Field(default=None, ge=1, le=1000)
     guidance: float | None = Field(default=None, ge=1, le=50)
     solver: Solver | None = None
+    lora: dict[str, AdapterWeight] = Field(default={}, max_length=MAX_ADAPTERS)
+    draft_lora: dict[str, AdapterWeight] | None = Field(default=None, max_length=MAX_ADAPTERS)
     negative_prompt: str = ""
     rule: str | None = Field(default=None, max_length=2**14)
     retries: int | None = Field(default=None, ge=0, le=16)

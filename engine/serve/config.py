@@ -40,9 +40,10 @@ class Listen(Settings):
 class Model(Settings):
     """What is served, as `Engine.from_pretrained` takes it, under `name`; `aliases` are other names for it.
 
-    controlnets: further ControlNets, by the names that clients know them by. metrics: further measures, as `twig
-    generate --metric` names them. slots, rows, waiting: see `Limits` of the engine; slots and rows by the device's
-    memory where they are left out.
+    controlnets: further ControlNets, by the names that clients know them by. lora: FILE or FILE:WEIGHT of adapters that
+    are fused. adapters: files of those that clients may choose, by name. metrics: further measures, as `twig generate
+    --metric` names them. slots, rows, waiting: see `Limits` of the engine; slots and rows by the device's memory where
+    they are left out.
     """
 
     name: str = "twig"
@@ -54,6 +55,8 @@ class Model(Settings):
     vae: str | None = None
     preview_vae: str | None = None
     embeddings: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
+    adapters: dict[str, str] = Field(default={})
     variant: str | None = None
     revision: str | None = None
     prediction_type: Prediction | None = None
@@ -196,30 +199,31 @@ class ServeConfig(Settings):
         for section, names in _PATHS.items():
             held = getattr(told, section)
             given = {name: getattr(held, name) for name in names if getattr(held, name) is not None}
-            told = told.with_(section, **{name: _told(folder, value) for name, value in given.items()})
-        controlnets = {name: str(_path(folder, place)) for name, place in told.model.controlnets.items()}
-        told = told.with_("model", controlnets=controlnets)
+            told = told.with_(section, **{name: _path(folder, value) for name, value in given.items()})
         return told.with_("model", metrics=tuple(_metric(folder, spec) for spec in told.model.metrics))
 
 
-_FILES = ("controlnet", "segmenter", "vae", "preview_vae", "embeddings", "calibration", "bank", "registry")
+_FILES = (
+    "controlnet", "segmenter", "vae", "preview_vae", "embeddings", "lora", "adapters", "calibration", "bank",
+    "registry",
+)  # fmt: skip
 PARTS = (*_FILES, "variant", "revision", "prediction_type", "metrics")
 """What `Model` says in the words of `Engine.from_pretrained`, besides the model itself."""
 
 _PATHS = {
     "listen": ("keys",),
-    "model": ("path", *_FILES),
+    "model": ("path", "controlnets", *_FILES),
     "records": ("folder", "log"),
     "page": ("study",),
 }
 
 
-def _told(folder: Path, value: Any) -> Any:
-    """A path, or several, told from `folder`."""
-    return tuple(_path(folder, each) for each in value) if isinstance(value, tuple) else _path(folder, value)
-
-
-def _path(folder: Path, value: Path | str) -> Path | str:
+def _path(folder: Path, value: Any) -> Any:
+    """A path, or several, in a sequence or by name."""
+    if isinstance(value, tuple):
+        return tuple(_path(folder, each) for each in value)
+    if isinstance(value, dict):
+        return {name: _path(folder, each) for name, each in value.items()}
     if isinstance(value, Path):
         return folder / value
     return str(folder / value) if "://" not in value and (folder / value).parent.is_dir() else value

@@ -51,6 +51,7 @@ def _settings(service: Service) -> dict[str, Any]:
         "model": config.model.name,
         "calibrated": service.asking.calibrated,
         "size": {"width": width, "height": height},
+        "adapters": sorted(config.model.adapters),
         "preset": drawing.preset,
         "presets": presets_from(drawing.preset),
         "rule": drawing.rule,

@@ -42,7 +42,7 @@ class Starting:
         latent = self._noise(job, job.request.seed) * table.init_noise_sigma
         state = SlotState(latent, table.columns, job.request.seed, job.shared.texts, further=job.shared.hints)
         plan = plan_rows(stage, further=job.request.controls)
-        self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist())))
+        self._start(job, state, stage, Trajectory(plan, tuple(table.timesteps.tolist())))
 
     def start_redraft(self, job: Job) -> None:
         """Start the job's second draft, which other images of its request know nothing of."""
@@ -60,7 +60,7 @@ class Starting:
         latent = self._noise(job, seed) * table.init_noise_sigma
         state = SlotState(latent, table.columns, seed, shared.texts, further=shared.hints)
         plan = witness_plan(stage, job.request.controls)
-        self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist())))
+        self._start(job, state, stage, Trajectory(plan, tuple(table.timesteps.tolist())))
 
     @torch.inference_mode()
     def start_final(self, job: Job) -> None:
@@ -80,7 +80,7 @@ class Starting:
             latent=own.noise,
             columns=masked_noise_columns(table, policy.masked_noise),
             seed=own.seed,
-            texts=shared.texts,
+            texts=shared.texts if shared.final_texts is None else shared.final_texts,
             mask=latent_mask,
             pyramid=mask_pyramid(mask, latent_grids(job.shape, self.arenas.networks.denoiser.num_levels)),
             tokens=token_vectors(policy.masked_attention, shared.input_ids, self.components.tokenizer, drawn),
@@ -90,7 +90,7 @@ class Starting:
         )
         plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control, request.controls)
         probes = sharpness_probes(policy.initial_noise)
-        self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist()), probes))
+        self._start(job, state, request.final, Trajectory(plan, tuple(table.timesteps.tolist()), probes))
 
     @torch.inference_mode()
     def deliver_draft(self, job: Job) -> None:
@@ -101,8 +101,9 @@ class Starting:
             latent, job.trajectory = job.shared.drafted
             self.arenas.arena(job).latents[job.slot] = latent
 
-    def _start(self, job: Job, state: SlotState, trajectory: Trajectory) -> None:
+    def _start(self, job: Job, state: SlotState, stage: Stage, trajectory: Trajectory) -> None:
         assert job.slot is not None
+        trajectory.adapters = self.components.chosen(stage)
         self.arenas.arena(job).write(job.slot, state)
         job.trajectory = trajectory
 

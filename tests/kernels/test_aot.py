@@ -20,7 +20,7 @@ def test_kernels_build_for(architecture):
         "group_moments",
         "group_norm",
     }
-    assert {row.kernel for row in rows} >= {"geglu", "add_layer_norm", "add_bias"}
+    assert {row.kernel for row in rows} >= {"geglu", "add_layer_norm", "add_bias", "low_rank_rows"}
     for row in rows:
         assert row.spill_bytes == 0, row
         assert row.lost_carries == 0, row

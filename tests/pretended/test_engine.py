@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from small_adapters import save_adapter
 from small_requests import pixels, request
 
 from pretend import Kind
@@ -23,6 +24,7 @@ from twig.engine.api.settings import Stage
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
 from twig.engine.judging.registry import Registry, index_works
+from twig.engine.models.checkpoint import load
 
 
 class Traffic(NamedTuple):
@@ -89,14 +91,27 @@ COMPANY = {
     ),
     "recited": request(seed=8, gate=Gate(limits={"agreement": -2.0}, witnesses=2), **HEARD),
     "delivered": request(seed=9, gate=Gate(limits={"agreement": 2.0}, witnesses=2), explain=True, **HEARD),
+    "adapted": request(
+        seed=10, draft=Stage(steps=2, lora={"all": 0.5, "some": 1.0}), final=Stage(steps=2, lora={"some": 1.0})
+    ),
 }
 """A request a way through the engine."""
 
 
-def engine_on(folder, device, registry=None):
+def engine_on(folder, device, registry, adapters):
     return Engine.from_pretrained(
-        folder, device=device, bank=small_bank(), registry=registry, limits=Limits(slots=6, rows=4)
+        folder, device=device, bank=small_bank(), registry=registry, adapters=adapters, limits=Limits(slots=6, rows=4)
     )
+
+
+@pytest.fixture(scope="module")
+def adapters(guard, tiny_checkpoint, tmp_path_factory):
+    """Files of two adapters, one of every layer."""
+    folder, components = tmp_path_factory.mktemp("adapters"), load(tiny_checkpoint)
+    return {
+        "all": save_adapter(folder / "all.safetensors", components, 1),
+        "some": save_adapter(folder / "some.safetensors", components, 2, 7, lambda name: "attn" in name),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -111,15 +126,15 @@ def works(guard, tiny_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_checkpoint, works):
+def expected(tiny_checkpoint, works, adapters):
     """What a processor draws, asked before there is a device."""
-    return engine_on(tiny_checkpoint, "cpu", Registry.load(works)).generate([*COMPANY.values()])
+    return engine_on(tiny_checkpoint, "cpu", Registry.load(works), adapters).generate([*COMPANY.values()])
 
 
 @pytest.fixture(scope="module")
-def drawn(expected, tiny_checkpoint, works, divided_arenas, device):
+def drawn(expected, tiny_checkpoint, works, adapters, divided_arenas, device):
     """The engine of a device, what it drew, and what was counted in each call of a stage."""
-    engine = engine_on(tiny_checkpoint, "cuda", Registry.load(works))
+    engine = engine_on(tiny_checkpoint, "cuda", Registry.load(works), adapters)
     warmed = engine.warmup()
     calls = defaultdict(list)
     for owner, name in staged(engine):
@@ -155,7 +170,7 @@ def count_in(device, owner, name, calls):
 
 def test_every_bucket_is_captured(drawn):
     engine, warmed, _, _ = drawn
-    assert (warmed["captured"], warmed["dropped"]) == (3 * len(engine.arenas.buckets), [])
+    assert (warmed["captured"], warmed["dropped"]) == (5 * len(engine.arenas.buckets), [])
     assert engine.graphs.stats.hits > 0
 
 

@@ -14,7 +14,7 @@ from ...api.reading import quoted
 from ...api.request import Control
 from ...engine import Engine
 from ...records.inspection import Beside, differs, in_log, in_picture, integrity, lines, read_mask, saved_picture
-from ...records.manifest import EmbeddingRecord, InputRecord, Manifest, ModelRecord
+from ...records.manifest import InputRecord, Manifest, ModelRecord
 from ...records.wording import why_text
 from ...replay import replay
 from ..asking import controls_of
@@ -101,17 +101,17 @@ def _engine_of_then(then: ModelRecord, then_metrics: Iterable[str], choice: Engi
     recorded = given(model=then.source, segmenter=then.segmenter, vae=then.vae, preview_vae=then.preview_vae)
     missing: dict[str, Any] = {part: source for part, source in recorded.items() if getattr(choice, part) is None}
     for part, source in missing.items():
-        _check_here(part.replace("_", "-"), source)
+        _here(source, f"--{part.replace('_', '-')}")
     if choice.controlnet is None:
-        for source in (*given(first=then.controlnet).values(), *then.controlnets.values()):
-            _check_here("controlnet", source)
-        named = [f"{name}={source}" for name, source in then.controlnets.items()]
-        missing["controlnet"] = [*given(first=then.controlnet).values(), *named] or None
+        first = [_here(source, "--controlnet") for source in given(first=then.controlnet).values()]
+        named = [f"{name}={_here(source, '--controlnet')}" for name, source in then.controlnets.items()]
+        missing["controlnet"] = [*first, *named] or None
     chosen = replace(
-        choice,
+        _with_adapters(choice, then),
         **missing,
         metrics=choice.metrics or tuple(then_metrics),
-        embeddings=choice.embeddings or tuple(map(_embedding, then.embeddings)),
+        embeddings=choice.embeddings
+        or tuple(f"{_here(each.path, '--embedding')}:{each.token}" for each in then.embeddings),
         variant=then.variant,
         prediction_type=then.prediction_type,
         device=choice.device or then.device,
@@ -120,17 +120,21 @@ def _engine_of_then(then: ModelRecord, then_metrics: Iterable[str], choice: Engi
     return load_engine(chosen, **given(subfolder=then.subfolder if "model" in missing else None))
 
 
-def _embedding(record: EmbeddingRecord) -> str:
-    """An embedding that a manifest names, as an option names it."""
-    _check_here("embedding", record.path)
-    return f"{record.path}:{record.token}"
+def _with_adapters(choice: EngineChoice, then: ModelRecord) -> EngineChoice:
+    """The choice with the adapters of then, where none are named in their place."""
+    lora = choice.lora or tuple(f"{_here(each.path, '--lora')}:{each.weight}" for each in then.lora)
+    adapters = choice.adapters or tuple(
+        f"{each.name}={each.path}" for each in then.adapters if Path(each.path).exists()
+    )
+    return replace(choice, lora=lora, adapters=adapters)
 
 
-def _check_here(part: str, source: str) -> None:
-    if not Path(source).exists():
+def _here(path: str, option: str) -> str:
+    if not Path(path).exists():
         raise InvalidRequestError(
-            f"the manifest names {quoted(source)}, which is not on this disk; name it with --{part}"
+            f"the manifest names {quoted(path)}, which is not on this disk; name it with {option}"
         )
+    return path
 
 
 def _path(record: InputRecord | None) -> Path | None:
