@@ -43,6 +43,7 @@ class Results:
             registry=registry.version if registry is not None else None,
             timings={state.value: seconds for state, seconds in job.timings.items()},
             draft_rows=shared.draft_rows,
+            chunks=job.chunks,
             explanation=self.judging.explanation(job) if drawn and job.request.explain else None,
             error=job.error,
         )
@@ -57,6 +58,7 @@ class Results:
             attempts=tuple(job.own.attempts) if job.own is not None else (),
             timings={state.value: seconds for state, seconds in job.timings.items()},
             draft_rows=job.shared.draft_rows,
+            chunks=job.chunks,
             error=error,
         )
 

@@ -173,7 +173,7 @@ class GenerationResult(Value):
     what the draft looked like and whether avoidance was switched on, None before a draft. rule: what it was judged by,
     in numbers. calibration, bank, registry: versions of the model's limits, of its shapes and of the registered works.
     timings: seconds by stage. rows: UNet rows spent, with the draft's own in `draft_rows` (shared by the request's
-    images). error: why it failed.
+    images). chunks: of the prompts, as they were encoded. error: why it failed.
     """
 
     request: GenerationRequest
@@ -192,6 +192,7 @@ class GenerationResult(Value):
     registry: str | None = None
     timings: dict[str, Real] = field(default_factory=dict)
     draft_rows: int = 0
+    chunks: int = 1
     explanation: Explanation | None = None
     error: str | None = None
 

@@ -17,7 +17,7 @@ from ..models.tensors import Network, Sizes, flatten, network_specs, zero_residu
 from .measuring import machine, remember, remembered, seconds_of
 from .options import TorchOptions
 from .protocol import Artifact, ArtifactSource, Backend, Precision, Runnable, Wanted
-from .torch import TorchNetwork, flat_network
+from .torch import FlatSkippingEncoder, TorchNetwork, flat_network
 
 BackendChoice = str | Mapping[str, str]
 
@@ -33,6 +33,9 @@ SERVED = (
     Network.SEGMENTER,
 )
 """Networks that the runtime calls."""
+
+USUAL_CHUNKS = 3
+"""Chunks of a prompt that are taken unless an engine is told otherwise, and PyTorch denoises."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Chosen:
 class Networks:
     """Runs networks by name. A backend is made ready when its network is first called.
 
+    max_chunks: of a prompt, `usual_chunks` unless given.
+
     Raises BackendError for a backend or network that does not exist or cannot run here.
     """
 
@@ -73,12 +78,16 @@ class Networks:
         buckets: Sequence[int],
         device: torch.device,
         dtype: torch.dtype,
+        max_chunks: int | None = None,
     ) -> None:
         self.components, self.denoiser, self.settings = components, denoiser, settings
         self.buckets, self.device, self.dtype = tuple(buckets), device, dtype
-        self.specs = network_specs(components, denoiser)
         self.precision = _named(Precision, settings.precision, "precision")
         self.wanted = self._choices(settings.backend)
+        self.max_chunks = usual_chunks(settings.backend) if max_chunks is None else max_chunks
+        if self.max_chunks < 1:
+            raise InvalidRequestError(f"max_prompt_chunks {self.max_chunks}: a prompt takes at least 1")
+        self.specs = network_specs(components, denoiser, self.max_chunks)
         self.chosen: dict[Network, Chosen] = {}
         self._ready: dict[Network, Runnable] = {}
         self._uneven: dict[Network, Runnable] = {}
@@ -88,6 +97,12 @@ class Networks:
         options.check(device)
         self.memory_format = options.memory_format
         self._served, self._vae = options.denoiser(denoiser), options.autoencoder(components.vae)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the shortest call of UNet and ControlNet: one chunk, or all where one of them is compiled."""
+        length = self.components.max_tokens
+        return length if _denoises_in_torch(self.wanted) else length * self.max_chunks
 
     @property
     def all_torch(self) -> bool:
@@ -108,6 +123,18 @@ class Networks:
                 self._uneven[network] = self._runnable(Backend.TORCH, network)
             runnable = self._uneven[network]
         return tuple(output.to(self.dtype) for output in runnable(inputs))
+
+    def text_states(self, network: Network, ids: Tensor, skip: int | None) -> tuple[Tensor, ...]:
+        """A text encoder, in calls of at most the largest bucket; PyTorch takes those that skip its last layers."""
+        calls = ids.split(self.buckets[-1])
+        if skip is None:
+            outputs = [self(network, [call]) for call in calls]
+        else:
+            components = self.components
+            encoder = components.text_encoders[network is Network.TEXT_ENCODER_2]
+            flat = FlatSkippingEncoder(encoder, skip, single=components.text_encoder_2 is None)
+            outputs = [tuple(each.to(self.dtype) for each in flat(call)) for call in calls]
+        return tuple(torch.cat(each) for each in zip(*outputs, strict=True)) if len(outputs) > 1 else outputs[0]
 
     def _fits(self, network: Network, first: Tensor) -> bool:
         """Whether a graph takes pictures or latents of this size; anything else fits."""
@@ -248,6 +275,16 @@ class Networks:
     def report(self) -> dict[str, dict[str, Any]]:
         """What runs each network that was called so far, and why."""
         return {network.value: asdict(chosen) for network, chosen in self.chosen.items()}
+
+
+def usual_chunks(backend: BackendChoice) -> int:
+    """Most chunks of a prompt unless told: compiled networks read as many tokens in every call, and so but one."""
+    chosen = dict.fromkeys(SERVED, backend) if isinstance(backend, str) else backend
+    return USUAL_CHUNKS if _denoises_in_torch(chosen) else 1
+
+
+def _denoises_in_torch(chosen: Mapping[Any, str]) -> bool:
+    return all(chosen.get(network, Backend.TORCH) == Backend.TORCH for network in (Network.UNET, Network.CONTROLNET))
 
 
 def part_of(network: Network) -> str:

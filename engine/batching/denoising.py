@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -23,10 +24,11 @@ from .streams import Mark
 
 @dataclass(frozen=True)
 class Bucket:
-    """Padded sizes of a step: rows of the UNet call, and rows of the ControlNet call (0 for none)."""
+    """Padded sizes of a step: rows of the UNet call and of the ControlNet call (0 for none), and tokens of a row."""
 
     rows: int
     control_rows: int
+    tokens: int
 
 
 After = tuple[Callable[[Sequence[Job]], None], list[Job]]
@@ -57,6 +59,21 @@ class DenoisingLoop:
         self.latest: Mark = None
         self._marks: dict[int, Mark] = {}
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that a step can be padded to, ascending."""
+        return sorted(self.buffers.texts)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether there is room for the longest prompts."""
+        return self.arena.longest in self.buffers.texts
+
+    def lengthen(self) -> None:
+        """Make room for the longest prompts, where there is none yet."""
+        self.arena.lengthen()
+        self.buffers.lengthen(self.arena.longest)
+
     def stepping(self, jobs: Sequence[Job], mark: Mark) -> None:
         """Remember when the step of `jobs` will be done, if it is the last one that was asked for."""
         self.latest = mark
@@ -85,12 +102,13 @@ class DenoisingLoop:
             self.graphs.forget(key)
 
     def _bodies(self) -> Iterator[tuple[int, Hashable, Callable[[], None]]]:
-        """Rows, key and body of what a step runs, for each bucket."""
-        for rows in reversed(self.buckets):
-            yield rows, self._predict_key(rows, False), partial(self._predict, rows, False)
-            if self.arena.hints is not None:
-                yield rows, self._predict_key(rows, True), partial(self._predict, rows, True)
-                yield rows, self._control_key(rows), partial(self._control, rows)
+        """Rows, key and body of what a step runs, for each length and bucket."""
+        for length, rows in product(self.lengths, reversed(self.buckets)):
+            for controlled in (False, True) if self.arena.hints is not None else (False,):
+                sizes = Bucket(rows, rows if controlled else 0, length)
+                yield rows, self._predict_key(sizes), partial(self._predict, sizes)
+                if controlled:
+                    yield rows, self._control_key(sizes), partial(self._control, sizes)
 
     @torch.inference_mode()
     def step(self, jobs: Sequence[Job], record: MassRecord | None = None) -> tuple[Bucket, list[After]]:
@@ -102,19 +120,23 @@ class DenoisingLoop:
         plan = planned(jobs, self._groups, len(self.arena.latents))
         rows = bucket_of(len(plan["row_slots"]), self.buckets)
         control_rows = bucket_of(len(plan["control_rows"]), self.buckets) if plan["control_rows"] else 0
+        sizes = Bucket(rows, control_rows, bucket_of(self._longest(jobs), self.lengths))
         after = self._after(jobs)
         self.buffers.load(plan, rows, control_rows)
         if control_rows:
-            self.graphs.run(self._control_key(control_rows), partial(self._control, control_rows))
+            self.graphs.run(self._control_key(sizes), partial(self._control, sizes))
         if record is not None:
-            self._predict(rows, bool(control_rows), record)
+            self._predict(sizes, record)
         else:
-            key = self._predict_key(rows, bool(control_rows))
-            self.graphs.run(key, partial(self._predict, rows, bool(control_rows)))
+            self.graphs.run(self._predict_key(sizes), partial(self._predict, sizes))
         for job in jobs:
             assert job.trajectory is not None
             job.trajectory.advance()
-        return Bucket(rows, control_rows), after
+        return sizes, after
+
+    def _longest(self, jobs: Sequence[Job]) -> int:
+        """Tokens of the longest text of `jobs`."""
+        return max(self.arena.lengths[job.slot] for job in jobs if job.slot is not None)
 
     def _after(self, jobs: Sequence[Job]) -> list[After]:
         """Mechanisms on what the solver leaves, with the jobs that they act on in the coming step."""
@@ -123,55 +145,79 @@ class DenoisingLoop:
         works = ((self._move_noise, probing), (self._repel, repelled))
         return [(partial(work, acted), acted) for work, acted in works if acted]
 
-    def _predict_key(self, rows: int, controlled: bool) -> tuple[object, ...]:
-        return "unet", self.arena.shape, rows, controlled
+    def _predict_key(self, sizes: Bucket) -> tuple[object, ...]:
+        return "unet", self.arena.shape, sizes.rows, bool(sizes.control_rows), sizes.tokens
 
-    def _control_key(self, rows: int) -> tuple[object, ...]:
-        return "controlnet", self.arena.shape, rows
+    def _control_key(self, sizes: Bucket) -> tuple[object, ...]:
+        return "controlnet", self.arena.shape, sizes.control_rows, sizes.tokens
 
-    def _control(self, rows: int) -> None:
+    def _gather(self, kv: Sequence[Tensor], more: Sequence[Tensor], contexts: Tensor, into: Sequence[Tensor]) -> None:
+        """Keys and values of `contexts`, with those behind the first tokens where `into` has room for them."""
+        first = self.arena.num_tokens
+        for source, target in zip(kv, into, strict=True):
+            torch.index_select(source, 0, contexts, out=target[:, :first])
+        if into[0].shape[1] > first:
+            for source, target in zip(more, into, strict=True):
+                torch.index_select(source, 0, contexts, out=target[:, first:])
+
+    def _control(self, sizes: Bucket) -> None:
         """ControlNet on its rows; its residuals are scattered into zeroed buffers."""
-        arena, b, c = self.arena, self.buffers, self.buffers.columns
+        arena, b, c, rows = self.arena, self.buffers, self.buffers.columns, sizes.control_rows
         assert arena.hints is not None
         slots, contexts = c["control_slots"][:rows], c["control_contexts"][:rows]
         gather_rows(arena.latents, arena.columns, slots, c["control_steps"][:rows], b.control_sample[:rows])
-        for source, target in zip((*arena.control_kv, *arena.added), (*b.control_kv, *b.control_added), strict=True):
+        texts = b.texts[sizes.tokens]
+        kv = [each[:rows] for each in texts.control_kv]
+        self._gather(arena.control_kv, arena.more_control_kv, contexts, kv)
+        for source, target in zip(arena.added, b.control_added, strict=True):
             torch.index_select(source, 0, contexts, out=target[:rows])
         torch.index_select(arena.hints, 0, c["control_hints"][:rows], out=b.hints[:rows])
+        tokens = None
+        if self._hides(sizes):
+            tokens = texts.control_tokens[:rows]
+            torch.index_select(arena.tokens[..., : sizes.tokens], 0, slots.clamp(min=0), out=tokens)
         residuals = self.networks.control(
             ControlInputs(
                 b.control_sample[:rows],
                 self.networks.denoiser.control_time_proj(c["control_timesteps"][:rows]),
-                tuple(kv[:rows] for kv in b.control_kv),
+                tuple(kv),
                 tuple(condition[:rows] for condition in b.control_added),
                 b.hints[:rows],
                 c["control_scales"][:rows],
+                tokens,
             )
         )
         for source, target in zip(residuals, b.residuals, strict=True):
             target.zero_()
             target.index_copy_(0, c["control_rows"][:rows], source)
 
-    def _predict(self, rows: int, controlled: bool, record: MassRecord | None = None) -> None:
+    def _hides(self, sizes: Bucket) -> bool:
+        """Whether rows may hide tokens: where they have more than one chunk."""
+        return sizes.tokens > self.networks.components.max_tokens
+
+    def _predict(self, sizes: Bucket, record: MassRecord | None = None) -> None:
         """UNet on all rows, then guidance and solver in place on the slots."""
-        arena, b, c = self.arena, self.buffers, self.buffers.columns
+        arena, b, c, rows = self.arena, self.buffers, self.buffers.columns, sizes.rows
         slots, contexts = c["row_slots"][:rows], c["row_contexts"][:rows]
         gather_rows(arena.latents, arena.columns, slots, c["row_steps"][:rows], b.sample[:rows])
-        for source, target in zip((*arena.text_kv, *arena.added), (*b.text_kv, *b.added), strict=True):
+        texts = b.texts[sizes.tokens]
+        kv, tokens = [each[:rows] for each in texts.text_kv], texts.tokens[:rows]
+        self._gather(arena.text_kv, arena.more_text_kv, contexts, kv)
+        for source, target in zip(arena.added, b.added, strict=True):
             torch.index_select(source, 0, contexts, out=target[:rows])
         used = slots.clamp(min=0)
         torch.index_select(arena.pyramid, 0, used, out=b.pyramid[:rows])
-        torch.index_select(arena.tokens, 0, used, out=b.tokens[:rows])
+        torch.index_select(arena.tokens[..., : sizes.tokens], 0, used, out=tokens)
         predicted = self.networks.predict(
             DenoiserInputs(
                 b.sample[:rows],
                 self.networks.denoiser.time_proj(c["timesteps"][:rows]),
-                tuple(kv[:rows] for kv in b.text_kv),
+                tuple(kv),
                 tuple(condition[:rows] for condition in b.added),
                 b.pyramid[:rows],
-                b.tokens[:rows],
+                tokens,
                 c["scalars"][:rows],
-                tuple(r[:rows] for r in b.residuals) if controlled else None,
+                tuple(r[:rows] for r in b.residuals) if sizes.control_rows else None,
                 record,
             )
         )

@@ -12,8 +12,9 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..api.choices import Preset, Solver
+from ..api.choices import Preset, PromptSyntax, Solver
 from ..api.errors import ForeignFileError
+from ..api.prompts import MAX_PROMPT
 from ..api.reading import parse_json, shown
 from ..api.settings import Settings
 from .errors import ApiError, wrong_field
@@ -44,10 +45,10 @@ _SERVED: dict[str, tuple[tuple[str, ...], str]] = {
 class TwigOptions(Settings):
     """What a client may ask of Twig beyond the API, `extra_body={"twig": {...}}`.
 
-    seed: drawn by lot unless given, and told in the answer. preset, rule, retries: only tighter than the operator's.
-    always: avoid also where the gate would stay shut. draft, mask, explain, sheet, manifest: have them in the answer.
-    priority: up to the key's. deadline: seconds after which the answer is 504. background: a job that outlives the
-    connection, answered by 202.
+    seed: drawn by lot unless given, and told in the answer. prompt_syntax, clip_skip: as of a request. preset, rule,
+    retries: only tighter than the operator's. always: avoid also where the gate would stay shut. draft, mask, explain,
+    sheet, manifest: have them in the answer. priority: up to the key's. deadline: seconds after which the answer is
+    504. background: a job that outlives the connection, answered by 202.
     """
 
     seed: int | None = Field(default=None, ge=0, lt=2**63)
@@ -56,6 +57,8 @@ class TwigOptions(Settings):
     guidance: float | None = Field(default=None, ge=1, le=50)
     solver: Solver | None = None
     negative_prompt: str = ""
+    prompt_syntax: PromptSyntax = PromptSyntax.WEIGHTED
+    clip_skip: int | None = Field(default=None, ge=0, le=64)
     rule: str | None = Field(default=None, max_length=2**14)
     retries: int | None = Field(default=None, ge=0, le=16)
     always: bool = False
@@ -72,7 +75,7 @@ class TwigOptions(Settings):
 class ImageBody(Settings):
     """The body of a generation, and the fields of an edit. `user` and `safety_identifier` are neither used nor kept."""
 
-    prompt: str = Field(max_length=32_000)
+    prompt: str = Field(max_length=MAX_PROMPT)
     model: str | None = None
     n: int | None = Field(default=None, ge=1, le=10)
     size: str | None = None

@@ -29,6 +29,7 @@ class Model(Settings):
     """What is served, as `Engine.from_pretrained` takes it, under `name`; `aliases` are other names for it.
 
     slots, rows, waiting: see `Limits` of the engine; slots and rows by the device's memory where they are left out.
+    prompt_chunks: the engine's `max_prompt_chunks`; where it is named, long prompts are prepared for at the start.
     """
 
     name: str = "twig"
@@ -47,6 +48,7 @@ class Model(Settings):
     slots: int | None = Field(default=None, ge=1)
     rows: int | None = Field(default=None, ge=1)
     waiting: int = Field(default=256, ge=1)
+    prompt_chunks: int | None = Field(default=None, ge=1, le=8)
 
 
 class Drawing(Settings):

@@ -3,20 +3,34 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from ..api.choices import PromptSyntax
 from ..api.request import GenerationRequest
 from ..backends.networks import Networks
 from ..batching.job import Job
 from ..models.checkpoint import Components
 from ..models.networks import EncodedText
+from ..models.prompts import Chunk, chunked, weighted
 from ..models.tensors import Network
 from ..models.transfers import sent
+from ..sampling.rows import Branch
 
 _CACHE_BYTES = 2 * 2**30  # most memory of the prompts that are kept, however many may be
+
+
+class Wanted(NamedTuple):
+    """A text to encode: a prompt, None where zeros stand for it, as so many chunks, without the last `skip` layers."""
+
+    prompt: str | None
+    syntax: PromptSyntax
+    skip: int | None
+    chunks: int
 
 
 class Encoding:
@@ -28,50 +42,84 @@ class Encoding:
         self.kept = kept
         # Of its own: a fast tokenizer keeps its padding as state, and the door asks for none in other threads.
         self._tokenizers = copy.deepcopy(components.tokenizers)
-        self._texts: OrderedDict[str | None, EncodedText] = OrderedDict()
+        self._texts: OrderedDict[Wanted, EncodedText] = OrderedDict()
 
     @torch.inference_mode()
     def encode(self, jobs: Sequence[Job]) -> None:
         """Encode the prompts of `jobs`."""
-        wanted = {p for job in jobs for p in self._prompts(job.request)}
-        new = sorted(wanted - self._texts.keys(), key=str)
-        if new:
-            self._texts |= zip(new, self._encoded(new), strict=True)
-        for job in jobs:
+        asked = [self._asked(job.request) for job in jobs]
+        wanted = {text for pair in asked for text in pair}
+        new = sorted(wanted - self._texts.keys(), key=lambda text: (*_kind(text), str(text.prompt)))
+        for _, alike in groupby(new, _kind):
+            group = list(alike)
+            self._texts |= zip(group, self._encoded(group), strict=True)
+        for job, pair in zip(jobs, asked, strict=True):
             sizes = job.request.framing.sizes(*(side * self.components.vae_scale_factor for side in job.shape))
-            texts = (self._texts[p] for p in self._prompts(job.request))
-            job.shared.texts = tuple(self.networks.denoiser.sized(text, sizes) for text in texts)
-            job.shared.input_ids = self.tokenize([job.request.prompt])[0]
-        for prompt in wanted:
-            self._texts.move_to_end(prompt)
-        room = _CACHE_BYTES // jobs[0].shared.texts[0].nbytes
-        while len(self._texts) > min(self.kept, room):
-            self._texts.popitem(last=False)
+            job.shared.texts = tuple(self.networks.denoiser.sized(self._texts[text], sizes) for text in pair)
+            job.shared.input_ids = self._ids(pair[Branch.CONDITIONAL]).flatten()
+            job.chunks = pair[Branch.CONDITIONAL].chunks
+        for text in wanted:
+            self._texts.move_to_end(text)
+        self._forget()
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> token ids (B, T) int64, padded; longer prompts were refused before."""
-        return self._padded(self._tokenizers[0], prompts)
+        """Plain prompts of one chunk each -> token ids (B, T) int64, padded."""
+        texts = [Wanted(prompt, PromptSyntax.PLAIN, None, 1) for prompt in prompts]
+        return torch.cat([self._ids(text) for text in texts])
 
-    def _padded(self, tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
-        length = self.components.max_tokens
-        encoded = tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )
-        return encoded.input_ids
+    def _forget(self) -> None:
+        """Let those go that were asked for least lately, where they are too many or take too much."""
+        taken = sum(text.nbytes for text in self._texts.values())
+        while len(self._texts) > 1 and (len(self._texts) > self.kept or taken > _CACHE_BYTES):
+            taken -= self._texts.popitem(last=False)[1].nbytes
 
-    def _prompts(self, request: GenerationRequest) -> tuple[str | None, str]:
-        """Prompts by `Branch`; None where zeros stand for an empty one."""
-        negative = request.negative_prompt
-        return (None if self.components.zero_empty and not negative else negative), request.prompt
+    def _asked(self, request: GenerationRequest) -> tuple[Wanted, Wanted]:
+        """Texts by `Branch`, of as many chunks each; None where zeros stand for an empty one.
 
-    def _encoded(self, prompts: Sequence[str | None]) -> list[EncodedText]:
-        """Encode prompts by every text encoder, their states side by side; pooled text comes from the last."""
-        words = [prompt or "" for prompt in prompts]
-        tokens = sent([self._padded(tokenizer, words) for tokenizer in self._tokenizers], self.networks.device)
-        encoders = zip((Network.TEXT_ENCODER, Network.TEXT_ENCODER_2), tokens, strict=False)
-        outputs = [self.networks(name, [ids]) for name, ids in encoders]
-        states, pooled = torch.cat([output[0] for output in outputs], dim=-1), outputs[-1][1:]
+        As in diffusers' pipelines, no layer is skipped for a negative prompt.
+        """
+        negative, syntax = request.negative_prompt, request.prompt_syntax
+        count = max(len(self._chunks(prompt, syntax)) for prompt in (negative, request.prompt))
+        unsaid = None if self.components.zero_empty and not negative else negative
+        return Wanted(unsaid, syntax, None, count), Wanted(request.prompt, syntax, request.clip_skip, count)
+
+    def _chunks(self, prompt: str | None, syntax: PromptSyntax) -> list[Chunk]:
+        return chunked(self._tokenizers[0], prompt or "", syntax, self.components.max_tokens)
+
+    def _padded(self, text: Wanted) -> list[Chunk]:
+        """The chunks of a text, and empty ones up to their number, as the web interfaces pad."""
+        chunks = self._chunks(text.prompt, text.syntax)
+        return chunks + [Chunk()] * (text.chunks - len(chunks))
+
+    def _ids(self, text: Wanted) -> Tensor:
+        """Token ids (chunks, T) int64 for the first encoder."""
+        return torch.tensor(self._token_ids(self._tokenizers[0], self._padded(text)))
+
+    def _token_ids(self, tokenizer: CLIPTokenizer, chunks: Sequence[Chunk]) -> list[list[int]]:
+        return [chunk.padded(tokenizer, self.components.max_tokens) for chunk in chunks]
+
+    def _encoded(self, texts: Sequence[Wanted]) -> list[EncodedText]:
+        """Encode texts of one number of chunks that skip as many layers.
+
+        The states of all text encoders lie side by side, those of chunks one after the other; pooled text is the last
+        encoder's of the first chunk.
+        """
+        chunks = [chunk for text in texts for chunk in self._padded(text)]
+        ids = [torch.tensor(self._token_ids(tokenizer, chunks)) for tokenizer in self._tokenizers]
+        if any(chunk.is_weighted for chunk in chunks):
+            ids.append(torch.tensor([chunk.all_weights(self.components.max_tokens) for chunk in chunks]))
+        tokens = sent(ids, self.networks.device)
+        encoders = zip((Network.TEXT_ENCODER, Network.TEXT_ENCODER_2), tokens[: len(self._tokenizers)], strict=False)
+        outputs = [self.networks.text_states(name, each, texts[0].skip) for name, each in encoders]
+        parts = [weighted(output[0], *tokens[len(outputs) :]) for output in outputs]
+        states = torch.cat(parts, dim=-1).unflatten(0, (len(texts), -1)).flatten(1, 2)
+        pooled = [each.unflatten(0, (len(texts), -1))[:, 0] for each in outputs[-1][1:]]
         for tensor in (states, *pooled):
-            for place in (i for i, prompt in enumerate(prompts) if prompt is None):
+            for place in (i for i, text in enumerate(texts) if text.prompt is None):
                 tensor[place] = 0
         return self.networks.denoiser.encode(states, pooled)
+
+
+def _kind(text: Wanted) -> tuple[int, int]:
+    """What texts that are encoded together have in common, in numbers."""
+    return text.chunks, -1 if text.skip is None else text.skip
