@@ -46,8 +46,10 @@ class Core:
     dtype: those that its weights are on and in, if None. backend: what runs the networks: `torch`, `onnxruntime`,
     `openvino`, `tensorrt` or `auto`, for all or by network name. precision: what compiled networks compute in.
     artifacts: where their artifacts come from, the package's own store and builder if None. torch_options: how PyTorch
-    runs the networks it runs. limits: by the device's memory if None; `usual_limits`. arena_budget: bytes that what is
-    kept on the device for each size of picture may take together; `Arenas`, by the device's memory if None.
+    runs the networks it runs. limits: by the device's memory if None; `usual_limits`. max_prompt_chunks: a prompt takes
+    at most so many times the tokens that the text encoder reads; 3 if None, 1 where UNet or ControlNet are compiled,
+    for such a network reads as many tokens in every call. arena_budget: bytes that what is kept on the device for each
+    size of picture may take together; `Arenas`, by the device's memory if None.
     graph_reserve: bytes of a GPU that graphs leave free; if None, what decoding and segmenting the largest batch is
     measured to need. registry: protected works that drafts and finals are compared with. placers: threads that look for
     where finals' objects go while the device steps; `Placing`.
@@ -67,6 +69,7 @@ class Core:
         policy: Policy | None = None,
         max_steps: int = MAX_STEPS,
         max_pixels: int = MAX_PIXELS,
+        max_prompt_chunks: int | None = None,
         arena_budget: int | None = None,
         graph_reserve: int | None = None,
         extra_metrics: Mapping[str, ExtraMetric] | None = None,
@@ -95,6 +98,7 @@ class Core:
             buckets=buckets_up_to(self.limits.rows, prepared),
             device=device,
             dtype=dtype,
+            max_chunks=max_prompt_chunks,
         )
         self.streams = Streams(device)
         self.arenas = Arenas(
@@ -103,14 +107,16 @@ class Core:
             self.streams,
             num_slots=self.limits.slots,
             max_steps=max_steps,
-            num_tokens=components.max_tokens,
+            num_tokens=self.networks.num_tokens,
+            max_tokens=self.networks.max_chunks * components.max_tokens,
             budget=usual_budget(device) if arena_budget is None else arena_budget,
             protected=registry.latents if registry is not None else None,
         )
         self._decoder = decoder = Decoder(components, self.networks)
         self.judge = Judge(components, extra_metrics or {}, registry, decoder.decode, decoder.labels)
         self.stages = assembled(components, self.arenas, decoder, self.judge, placers)
-        self._door = Door(components, max_steps, max_pixels, self.limits.rows, self.judge, self.networks.check_size)
+        sizes, chunks = self.networks.check_size, self.networks.max_chunks
+        self._door = Door(components, max_steps, max_pixels, self.limits.rows, self.judge, sizes, chunks)
         self._recorder = StatsRecorder(clock)
         self._turns, self._outbox = Turns(), Outbox()
         results = Results(components, registry, self.judge, self.stages.judging)
@@ -133,6 +139,10 @@ class Core:
         self._door.admit(wanted)
         return rows_of(wanted, self.judge.most_witnesses(wanted))
 
+    def prompt_tokens(self, request: GenerationRequest) -> int:
+        """Tokens that a request's prompt has, start and end of each chunk included."""
+        return self._door.prompt_tokens(request.prompt, request.prompt_syntax)
+
     @property
     def queued_rows(self) -> int:
         """Rows of the UNet that everything unfinished will spend at least, what is cancelled left out."""
@@ -149,11 +159,14 @@ class Core:
         """Images that are not finished, a request that has not drafted yet counting as one."""
         return len(self.scheduler.jobs)
 
-    def warmup(self, sizes: Sequence[tuple[int, int]] | None = None) -> dict[str, object]:
+    def warmup(
+        self, sizes: Sequence[tuple[int, int]] | None = None, *, long_prompts: bool = False
+    ) -> dict[str, object]:
         """Allocate arenas, capture graphs and compile networks for pictures of `sizes` (height, width).
 
-        The model's own size if None. Return the latent shapes that are ready, those of `sizes` that fit the arena
-        budget together, what was captured and how long it took.
+        The model's own size if None. long_prompts: also for prompts of more than one chunk, which otherwise take their
+        memory when the first of them comes, and run without graphs. Return the latent shapes that are ready, those of
+        `sizes` that fit the arena budget together, what was captured and how long it took.
         """
         began = time.perf_counter()
         factor = self.components.vae_scale_factor
@@ -162,7 +175,7 @@ class Core:
             if self._measure_reserve:
                 self.graphs.reserve = max(self.graphs.reserve, *map(self._need, shapes))
             for shape in shapes:
-                self.arenas.loop(shape).capture()
+                self.arenas.prepare(shape, long=long_prompts).capture()
         stats = self.graphs.stats
         return {
             "shapes": self.arenas.shapes,

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from .api.choices import Warp
+from .api.choices import PromptSyntax, Warp
 from .api.errors import CheckpointError, InvalidRequestError, TwigWarning
 from .api.mechanisms import Avoidance
 from .api.pixels import Picture, load_picture
@@ -19,7 +19,8 @@ from .estimates import draft_run, final_run
 from .judging.judge import Judge
 from .models.checkpoint import Components
 from .models.pictures import to_pixels
-from .models.weighting import weighting_text
+from .models.prompts import Chunk, chunked
+from .models.weighting import unserved_text
 from .sampling.solver import solver_table
 
 MAX_STEPS = 150
@@ -46,7 +47,7 @@ class Door:
 
     max_pixels bounds width x height, max_steps the steps of a stage, max_rows the rows of the UNet that a step needs: a
     run that needs more than a call has would never be scheduled. judging: checks rules and the metrics they name.
-    check_size: refuses (height, width) in pixels that a network cannot run at.
+    check_size: refuses (height, width) in pixels that a network cannot run at. max_chunks: of a prompt.
     """
 
     components: Components
@@ -55,11 +56,12 @@ class Door:
     max_rows: int
     judging: Judge
     check_size: Callable[[int, int], None]
+    max_chunks: int = 1
 
     def admit(self, request: GenerationRequest) -> Admission:
         """Return the request's latent shape and source, or raise InvalidRequestError naming the offending value."""
         height, width = self.check(request)
-        _warn_of_weights(request)
+        _warn_of_marks(request)
         _check_mask(request)
         factor = self.components.vae_scale_factor
         shape, source = (height // factor, width // factor), _source(request, height, width)
@@ -80,13 +82,13 @@ class Door:
             _check_steps(stage, settings, self.components.scheduler)
             check_adapters(stage, settings, self.components)
         self._check_redraft(request)
-        self._check_prompt("prompt", request.prompt)
-        self._check_prompt("negative prompt", request.negative_prompt)
+        chunks = max(self._check_prompt(*each, request.prompt_syntax) for each in _prompts(request))
+        self._check_skip(request)
         self._check_parts(request)
         self._check_controls(request)
         self._check_rows(request)
         self._check_framing(request)
-        self._check_tokens(request)
+        self._check_tokens(request, chunks)
         self.judging.rule(request)
         self.judging.gate_limits(request)
         if request.mask is not None and request.mask.shape != (height, width):
@@ -122,15 +124,32 @@ class Door:
         self.check_size(height, width)
         return height, width
 
-    def _check_prompt(self, name: str, prompt: str) -> None:
-        tokenizer, limit = self.components.tokenizer, self.components.max_tokens
-        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-        if len(ids) > limit:
-            cut = tokenizer.decode(ids[limit - 1 : -1])
+    def prompt_tokens(self, prompt: str, syntax: PromptSyntax) -> int:
+        """Tokens of a prompt, start and end of each chunk included."""
+        return sum(len(chunk.ids) + 2 for chunk in self._chunks(prompt, syntax))
+
+    def _chunks(self, prompt: str, syntax: PromptSyntax) -> list[Chunk]:
+        return chunked(self.components.tokenizer, prompt, syntax, self.components.max_tokens)
+
+    def _check_prompt(self, name: str, prompt: str, syntax: PromptSyntax) -> int:
+        """How many chunks a prompt takes, if they are as few as are served."""
+        length, chunks = self.components.max_tokens, self._chunks(prompt, syntax)
+        if len(chunks) > self.max_chunks:
+            ids = next(chunk.ids for chunk in chunks[self.max_chunks :] if chunk.ids)
+            cut = shown(self.components.tokenizer.decode(ids))
             raise InvalidRequestError(
-                f"{name} has {len(ids)} tokens, this model takes {limit} with start and end; "
-                f"it would be cut before: {cut!r}"
+                f"{name} has {self.prompt_tokens(prompt, syntax)} tokens in {len(chunks)} chunks of {length}, "
+                f"start and end included, and this engine takes {self.max_chunks}, its max_prompt_chunks; it would be "
+                f"cut before: {cut!r}"
             )
+        return len(chunks)
+
+    def _check_skip(self, request: GenerationRequest) -> None:
+        """The text encoders must have the layers that are skipped; of two, as in SDXL, one is left out as it is."""
+        encoders, skip = self.components.text_encoders, request.clip_skip
+        most = min(encoder.config.num_hidden_layers for encoder in encoders) - (len(encoders) - 1)
+        if skip is not None and skip > most:
+            raise InvalidRequestError(f"clip_skip {skip}: this model's text encoder has {most} layers to leave out")
 
     def _check_parts(self, request: GenerationRequest) -> None:
         """Whatever the request switches on must be there."""
@@ -185,14 +204,15 @@ class Door:
                 "framing is what SDXL is told of a picture's size and this checkpoint reads nothing of it: leave it out"
             )
 
-    def _check_tokens(self, request: GenerationRequest) -> None:
+    def _check_tokens(self, request: GenerationRequest, chunks: int) -> None:
         rule = request.avoidance.masked_attention
         positions = rule.tokens if rule is not None and isinstance(rule.tokens, tuple) else ()
-        last = self.components.max_tokens - 1
-        if strange := [position for position in positions if not 0 < position <= last]:
+        length = self.components.max_tokens
+        last = chunks * length - 1
+        if strange := [each for each in positions if not (0 < each <= last and each % length)]:
             raise InvalidRequestError(
-                f"avoidance.masked_attention.tokens: position {strange[0]} is no word's or padding's; the first is the "
-                f"start token, and they are 1 to {last}"
+                f"avoidance.masked_attention.tokens: position {strange[0]} is no word's or padding's; the first of "
+                f"each {length} is a start token, and the others are 1 to {last}"
             )
         if request.source is not None and rule is not None and rule.listens:
             raise InvalidRequestError(
@@ -260,8 +280,15 @@ def check_dtypes(components: Components, dtype: torch.dtype) -> None:
             )
 
 
-def _warn_of_weights(request: GenerationRequest) -> None:
-    if (said := weighting_text((request.prompt, request.negative_prompt))) is not None:
+def _prompts(request: GenerationRequest) -> tuple[tuple[str, str], ...]:
+    """Both prompts, by what they are called."""
+    return ("prompt", request.prompt), ("negative prompt", request.negative_prompt)
+
+
+def _warn_of_marks(request: GenerationRequest) -> None:
+    if request.prompt_syntax is PromptSyntax.PLAIN:
+        return
+    if (said := unserved_text(prompt for _, prompt in _prompts(request))) is not None:
         warnings.warn(said, TwigWarning, stacklevel=2)
 
 

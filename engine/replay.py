@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .api.choices import Warp
+from .api.choices import PromptSyntax, Warp
 from .api.errors import CheckpointError, InvalidRequestError
 from .api.request import SimilarityPolicy
 from .api.result import Attempt, GateDecision, GenerationResult, Score
@@ -20,6 +20,7 @@ from .records.manifest import (
     Machine,
     Manifest,
     ModelRecord,
+    PromptRecord,
     libraries,
     pixel_hash,
     request_hash,
@@ -95,9 +96,10 @@ def replay(
     calibration = engine.components.calibration
     judged_as_then = manifest.calibration != (None if calibration is None else calibration.version)
     asked = tuple(each.model_copy(update={"image": controls.get(each.name)}) for each in manifest.request.controls)
-    changes = {"source": source, "mask": mask, "controls": asked} | (
-        _judged_as_then(manifest) if judged_as_then else {}
-    )
+    changes: dict[str, Any] = {"source": source, "mask": mask, "controls": asked}
+    changes |= _judged_as_then(manifest) if judged_as_then else {}
+    if manifest.parsed is None:
+        changes["prompt_syntax"] = PromptSyntax.PLAIN  # as every prompt was read when it was written
     result = engine.generate(manifest.request.model_copy(update=changes))[manifest.index]
     machine = Machine.here(ModelRecord.of(engine.components).device)
     return replace(compare(manifest, result, machine, saved), judged_as_then=judged_as_then)
@@ -128,6 +130,8 @@ def compare(manifest: Manifest, result: GenerationResult, machine: Machine, save
         same["saved picture"] = saved is not None and pixel_hash(saved) == manifest.hashes.image
     if manifest.libraries.get("twig-engine") == here["twig-engine"]:  # another version's requests have other settings
         same["request"] = manifest.request_sha256 == request_hash(manifest.request)
+    if manifest.parsed is not None:
+        same["reading of the prompts"] = manifest.parsed == PromptRecord.of(result)
     same |= {name: getattr(manifest, name) == getattr(result, name) for name in ("verdict", "error", "rule")}
     same["scores"] = _same_scores(manifest, result, exact)
     same["attempts"] = _without_scores(manifest.attempts, exact) == _without_scores(result.attempts, exact)

@@ -44,6 +44,7 @@ class Results:
             metrics=self.judge.weights,
             timings={state.value: seconds for state, seconds in job.timings.items()},
             draft_rows=shared.draft_rows,
+            chunks=job.chunks,
             explanation=self.judging.explanation(job) if drawn and job.request.explain else None,
             error=job.error,
         )
@@ -58,6 +59,7 @@ class Results:
             attempts=tuple(job.own.attempts) if job.own is not None else (),
             timings={state.value: seconds for state, seconds in job.timings.items()},
             draft_rows=job.shared.draft_rows,
+            chunks=job.chunks,
             error=error,
         )
 

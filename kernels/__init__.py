@@ -6,7 +6,7 @@ without Triton imports this package and computes by the references alone.
 """
 
 from ._triton import AVAILABLE
-from .conditioning import ScalarColumn, TokenRow, neutral_scalars, neutral_tokens, sample_mask
+from .conditioning import HIDDEN, ScalarColumn, TokenRow, neutral_scalars, neutral_tokens, sample_mask
 from .denoise_step import StepColumns
 from .layer_ops import add_bias, add_layer_norm, fp8_rows, geglu, group_norm, low_rank_rows
 from .low_rank_rows import NONE as NO_ADAPTER
@@ -16,6 +16,7 @@ from .philox import NoiseStream, philox_normal
 
 __all__ = [
     "AVAILABLE",
+    "HIDDEN",
     "NO_ADAPTER",
     "NoiseStream",
     "ScalarColumn",

@@ -6,6 +6,9 @@ from enum import IntEnum
 
 import torch
 
+HIDDEN = -1e4
+"""A pad that hides a token: its probability is 0 in every precision that has this number, whatever the scores."""
+
 
 class TokenRow(IntEnum):
     """Order of dimension 1 of `tokens` (B, 5, T)."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .conditioning import ScalarColumn, TokenRow, sample_mask
+from .conditioning import HIDDEN, ScalarColumn, TokenRow, sample_mask
 from .masked_attention import split_heads
 
 _SMALLEST_SUM = 1e-6
@@ -32,8 +32,48 @@ def masked_attention_cpu(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Output as `masked_attention_reference`, and with `with_mass` the masses inside and outside (else None).
 
-    Each sample takes the form that its own settings ask for, so that company in a batch never changes its rounding.
+    Each sample takes the form that its own settings ask for, and reads its own tokens, without those that are hidden at
+    its end, so that company in a batch never changes its rounding.
     """
+    lengths = _lengths(tokens)
+    if lengths is None:
+        return _in_forms(q, k, v, mask, tokens, scalars, heads, grid, with_mass=with_mass)
+    out = torch.empty_like(q)
+    masses = [torch.zeros(len(q), heads, k.shape[1], device=q.device) for _ in range(2 if with_mass else 0)]
+    for length in lengths.unique().tolist():
+        some = lengths == length
+        read = (k[some, :length], v[some, :length], mask[some], tokens[some, :, :length], scalars[some])
+        found = _in_forms(q[some], *read, heads, grid, with_mass=with_mass)
+        out[some] = found[0]
+        for mass, own in zip(masses, found[1:], strict=False):
+            assert own is not None
+            mass[some, :, :length] = own
+    return (out, masses[0], masses[1]) if with_mass else (out, None, None)
+
+
+def _lengths(tokens: torch.Tensor) -> torch.Tensor | None:
+    """How many tokens each sample reads (B,), up to the last that is not hidden; None where all read all."""
+    hidden = tokens[:, TokenRow.PAD] <= HIDDEN
+    if not bool(hidden[:, -1].any()):
+        return None
+    places = torch.arange(1, tokens.shape[-1] + 1, device=tokens.device)
+    last = torch.where(hidden, 0, places).amax(1)
+    return torch.where(last == 0, tokens.shape[-1], last)  # where all are hidden, all are as likely
+
+
+def _in_forms(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor,
+    tokens: torch.Tensor,
+    scalars: torch.Tensor,
+    heads: int,
+    grid: tuple[int, int],
+    *,
+    with_mass: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """As `masked_attention_cpu`, of samples that read every token."""
     query, key, value = (split_heads(tensor, heads) for tensor in (q, k, v))
     weight = sample_mask(mask, grid)[:, :, None]
     if with_mass:

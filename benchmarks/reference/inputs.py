@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from ...engine.api.request import GenerationRequest
 from ...engine.models.checkpoint import Components
+from ...engine.models.prompts import Chunk, chunked, weighted
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,36 @@ def initial_noise(components: Components, request: GenerationRequest, seed: int)
 
 def encode(components: Components, request: GenerationRequest, branch: str) -> Text:
     """What the networks read of a branch's prompt."""
-    prompt = request.prompt if branch == "conditional" else request.negative_prompt
-    ids = [token_ids(components, prompt, tokenizer).to(components.unet.device) for tokenizer in components.tokenizers]
+    chunks = chunks_of(components, request, branch)
+    weights = torch.tensor(
+        [chunk.all_weights(components.max_tokens) for chunk in chunks], device=components.unet.device
+    )
+    skip = request.clip_skip if branch == "conditional" else None
+    outputs = [
+        encoder(token_ids(components, chunks, tokenizer).to(encoder.device), output_hidden_states=True)
+        for encoder, tokenizer in zip(components.text_encoders, components.tokenizers, strict=True)
+    ]
     if components.text_encoder_2 is None:
-        return Text(components.text_encoder(ids[0])[0])
-    encoders = zip(components.text_encoders, ids, strict=True)
-    outputs = [encoder(its_ids, output_hidden_states=True) for encoder, its_ids in encoders]
-    states, pooled = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[1].text_embeds
-    if components.zero_empty and branch == "unconditional" and not prompt:
+        own = outputs[0].last_hidden_state
+        if skip is not None:
+            own = _last_norm(components.text_encoder)(outputs[0].hidden_states[-(skip + 1)])
+        return Text(_strung(weighted(own, weights)))
+    last = -2 if skip is None else -(skip + 2)
+    states = torch.cat([_strung(weighted(output.hidden_states[last], weights)) for output in outputs], dim=-1)
+    pooled = outputs[1].text_embeds[:1]
+    if components.zero_empty and branch == "unconditional" and not request.negative_prompt:
         states, pooled = torch.zeros_like(states), torch.zeros_like(pooled)
     sizes = torch.tensor([request.framing.sizes(*image_size(components, request))], device=states.device)
     return Text(states, {"text_embeds": pooled, "time_ids": sizes})
+
+
+def _last_norm(encoder: nn.Module) -> nn.Module:
+    return next(module for name, module in encoder.named_modules() if name.endswith("final_layer_norm"))
+
+
+def _strung(states: Tensor) -> Tensor:
+    """States of chunks (chunks, T, D) one after the other, (1, chunks * T, D)."""
+    return states.flatten(0, 1)[None]
 
 
 def conditions(texts: Sequence[Text]) -> dict[str, Any]:
@@ -55,11 +75,24 @@ def conditions(texts: Sequence[Text]) -> dict[str, Any]:
     return {"encoder_hidden_states": torch.cat([text.states for text in texts]), "added_cond_kwargs": added}
 
 
-def token_ids(components: Components, prompt: str, tokenizer: CLIPTokenizer) -> Tensor:
-    """Prompt -> token ids (1, T), padded."""
-    return tokenizer(
-        prompt, padding="max_length", max_length=components.max_tokens, truncation=True, return_tensors="pt"
-    ).input_ids
+def chunks_of(components: Components, request: GenerationRequest, branch: str) -> list[Chunk]:
+    """Chunks of a branch's prompt, as many as the other's has."""
+    own, other = (
+        chunked(components.tokenizer, prompt, request.prompt_syntax, components.max_tokens)
+        for prompt in (request.prompt, request.negative_prompt)
+    )
+    own, other = (own, other) if branch == "conditional" else (other, own)
+    return own + [Chunk()] * (len(other) - len(own))
+
+
+def conditional_ids(components: Components, request: GenerationRequest) -> Tensor:
+    """Token ids (T,) of all chunks of the prompt."""
+    return token_ids(components, chunks_of(components, request, "conditional"), components.tokenizer).flatten()
+
+
+def token_ids(components: Components, chunks: Sequence[Chunk], tokenizer: CLIPTokenizer) -> Tensor:
+    """Chunks -> token ids (chunks, T), padded."""
+    return torch.tensor([chunk.padded(tokenizer, components.max_tokens) for chunk in chunks])
 
 
 def decode(components: Components, latent: Tensor) -> Tensor:

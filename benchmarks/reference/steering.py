@@ -13,7 +13,7 @@ from ...engine.api.settings import Stage
 from ...engine.avoidance.conditioning import token_vectors
 from ...engine.models.checkpoint import Components
 from .attention import AttentionRule
-from .inputs import image_size, token_ids
+from .inputs import conditional_ids, image_size
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def attention_rule(
     components: Components, request: GenerationRequest, stage: Stage, steering: Steering
 ) -> AttentionRule | None:
     """The masked attention of this run, or None where the policy has none."""
-    policy, ids = steering.policy.masked_attention, token_ids(components, request.prompt, components.tokenizer)[0]
+    policy, ids = steering.policy.masked_attention, conditional_ids(components, request)
     if steering.listens:
         nowhere = torch.zeros(image_size(components, request), device=components.unet.device)
         silent = MaskedAttention(tokens=())

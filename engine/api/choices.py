@@ -29,6 +29,13 @@ class Warp(StrEnum):
     NONE = "none"
 
 
+class PromptSyntax(StrEnum):
+    """How prompts are read: with weights and breaks, `prompts`; or every character as itself."""
+
+    WEIGHTED = "weighted"
+    PLAIN = "plain"
+
+
 class Precision(StrEnum):
     """Number type of the networks, by its name in torch."""
 

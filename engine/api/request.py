@@ -1,14 +1,16 @@
 """What a user asks for. Unknown keys are refused, values are checked once, here."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
+from .choices import PromptSyntax
 from .json_fields import Brought, Mask
 from .mechanisms import Avoidance
 from .portable import Portable
+from .prompts import parsed, words_of
 from .reading import shown
 from .rules import MAX_RETRIES, Rule
 from .settings import Settings, Stage, Windowed
@@ -117,7 +119,9 @@ class GenerationRequest(Portable, Settings):
     """One two-step generation.
 
     prompt: what to draw. redraft: steps of another draft, from which a final is drawn again that was refused and had
-    lost an object of its map, where that showed the draft's; None keeps the first. seed: everything random derives from
+    lost an object of its map, where that showed the draft's; None keeps the first. prompt_syntax: how both prompts are
+    read, `prompts`. clip_skip: how many of the text encoder's last layers the prompt leaves out, as diffusers counts
+    them and without the negative prompt; None as the model was trained. seed: everything random derives from
     it. width, height: pixels, the model's own size if None. num_images: finals that share one draft. source: a picture,
     or the Path where one lies, that takes the draft's place (only its mask goes on); a text is a picture's own data in
     base64, never a path. controls: images that further ControlNets follow, at most one for each. mask: the user's own
@@ -131,6 +135,8 @@ class GenerationRequest(Portable, Settings):
 
     prompt: str
     negative_prompt: str = ""
+    prompt_syntax: PromptSyntax = PromptSyntax.WEIGHTED
+    clip_skip: int | None = Field(default=None, ge=0, le=64, exclude_if=_is_none)
     seed: int = Field(default=0, ge=0, lt=2**63)
     width: int | None = Field(default=None, ge=8, le=8192)
     height: int | None = Field(default=None, ge=8, le=8192)
@@ -166,6 +172,22 @@ class GenerationRequest(Portable, Settings):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"the ControlNet {shown(repr(twice), 80)} is given two images; one picture follows one")
         return value
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        for prompt in (self.prompt, self.negative_prompt):
+            parsed(prompt, self.prompt_syntax)
+        return self
+
+    @property
+    def words(self) -> str:
+        """What the prompt says, without its marks."""
+        return words_of(self.prompt, self.prompt_syntax)
+
+    @property
+    def negative_words(self) -> str:
+        """What the negative prompt says, without its marks."""
+        return words_of(self.negative_prompt, self.prompt_syntax)
 
     @field_validator("mask")
     @classmethod

@@ -174,7 +174,7 @@ class GenerationResult(Value):
     in numbers. calibration, bank, registry: versions of the model's limits, of its shapes and of the registered works.
     metrics: SHA-256 of the weights of further measures that were named, by what named them.
     timings: seconds by stage. rows: UNet rows spent, with the draft's own in `draft_rows` (shared by the request's
-    images). error: why it failed.
+    images). chunks: of the prompts, as they were encoded. error: why it failed.
     """
 
     request: GenerationRequest
@@ -194,6 +194,7 @@ class GenerationResult(Value):
     metrics: Mapping[str, str] = field(default_factory=dict)
     timings: dict[str, Real] = field(default_factory=dict)
     draft_rows: int = 0
+    chunks: int = 1
     explanation: Explanation | None = None
     error: str | None = None
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..api.errors import BackendError, InvalidRequestError
+from ..models.adapters import AdapterRows, acting
 from ..models.checkpoint import Components
 from ..models.controls import PART
 from ..models.networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
@@ -18,7 +19,7 @@ from ..models.tensors import Network, Sizes, flatten, network_specs, zero_residu
 from .measuring import machine, remember, remembered, seconds_of
 from .options import TorchOptions
 from .protocol import Artifact, ArtifactSource, Backend, Precision, Runnable, Wanted
-from .torch import TorchNetwork, flat_network
+from .torch import FlatSkippingEncoder, TorchNetwork, flat_network
 
 BackendChoice = str | Mapping[str, str]
 
@@ -35,6 +36,9 @@ SERVED = (
     Network.SEGMENTER,
 )
 """Networks that the runtime calls."""
+
+USUAL_CHUNKS = 3
+"""Chunks of a prompt that are taken unless an engine is told otherwise, and PyTorch denoises."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Chosen:
 class Networks:
     """Runs networks by name. A backend is made ready when its network is first called.
 
+    max_chunks: of a prompt, `usual_chunks` unless given.
+
     Raises BackendError for a backend or network that does not exist or cannot run here.
     """
 
@@ -75,12 +81,16 @@ class Networks:
         buckets: Sequence[int],
         device: torch.device,
         dtype: torch.dtype,
+        max_chunks: int | None = None,
     ) -> None:
         self.components, self.denoiser, self.settings = components, denoiser, settings
         self.buckets, self.device, self.dtype = tuple(buckets), device, dtype
-        self.specs = network_specs(components, denoiser)
         self.precision = _named(Precision, settings.precision, "precision")
         self.wanted = self._choices(settings.backend)
+        self.max_chunks = usual_chunks(settings.backend) if max_chunks is None else max_chunks
+        if self.max_chunks < 1:
+            raise InvalidRequestError(f"max_prompt_chunks {self.max_chunks}: a prompt takes at least 1")
+        self.specs = network_specs(components, denoiser, self.max_chunks)
         self.chosen: dict[Network, Chosen] = {}
         self._ready: dict[Network, Runnable] = {}
         self._uneven: dict[Network, Runnable] = {}
@@ -93,6 +103,12 @@ class Networks:
         self._served, self._vae = options.denoiser(denoiser), options.autoencoder(components.vae)
         preview = components.preview_vae
         self._preview = None if preview is None else options.autoencoder(preview)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the shortest call of UNet and ControlNet: one chunk, or all where one of them is compiled."""
+        length = self.components.max_tokens
+        return length if _denoises_in_torch(self.wanted) else length * self.max_chunks
 
     @property
     def all_torch(self) -> bool:
@@ -113,6 +129,28 @@ class Networks:
                 self._uneven[network] = self._runnable(Backend.TORCH, network)
             runnable = self._uneven[network]
         return tuple(output.to(self.dtype) for output in runnable(inputs))
+
+    def text_states(
+        self, network: Network, ids: Tensor, skip: int | None, adapters: AdapterRows | None = None
+    ) -> tuple[Tensor, ...]:
+        """A text encoder, in calls of at most the largest bucket; PyTorch takes those that skip its last layers.
+
+        adapters: of the rows of `ids`.
+        """
+        most = self.buckets[-1]
+        calls = ids.split(most)
+        outputs = []
+        for call, rows in zip(calls, [None] * len(calls) if adapters is None else adapters.split(most), strict=True):
+            with acting(rows):
+                outputs.append(self._text_states(network, call, skip))
+        return tuple(torch.cat(each) for each in zip(*outputs, strict=True)) if len(outputs) > 1 else outputs[0]
+
+    def _text_states(self, network: Network, ids: Tensor, skip: int | None) -> tuple[Tensor, ...]:
+        if skip is None:
+            return self(network, [ids])
+        encoder = self.components.text_encoders[network is Network.TEXT_ENCODER_2]
+        flat = FlatSkippingEncoder(encoder, skip, single=self.components.text_encoder_2 is None)
+        return tuple(each.to(self.dtype) for each in flat(ids))
 
     def _fits(self, network: Network, first: Tensor) -> bool:
         """Whether a graph takes pictures or latents of this size; anything else fits."""
@@ -275,6 +313,16 @@ class Networks:
         further = Chosen(Backend.TORCH.value, "further ControlNets are run by PyTorch", {})
         told = {network.value: asdict(chosen) for network, chosen in self.chosen.items()}
         return told | {PART + name: asdict(further) for name in self.denoiser.further}
+
+
+def usual_chunks(backend: BackendChoice) -> int:
+    """Most chunks of a prompt unless told: compiled networks read as many tokens in every call, and so but one."""
+    chosen = dict.fromkeys(SERVED, backend) if isinstance(backend, str) else backend
+    return USUAL_CHUNKS if _denoises_in_torch(chosen) else 1
+
+
+def _denoises_in_torch(chosen: Mapping[Any, str]) -> bool:
+    return all(chosen.get(network, Backend.TORCH) == Backend.TORCH for network in (Network.UNET, Network.CONTROLNET))
 
 
 def part_of(network: Network) -> str:

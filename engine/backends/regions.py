@@ -49,7 +49,8 @@ class Regions:
             if own.record is not None:
                 return eager(hidden_states, **arguments)
             by_row = own.text_kv[0], own.mask_pyramid, own.tokens, own.scalars
-            run = self._compiled(block, (*kind, own.tokens is None, *_layout(hidden_states)), (hidden_states, *by_row))
+            read = own.text_kv[0].shape[1], own.tokens is None, own.scalars is None
+            run = self._compiled(block, (*kind, *read, *_layout(hidden_states)), (hidden_states, *by_row))
             return run(block, hidden_states, **arguments)
 
         return forward

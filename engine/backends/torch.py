@@ -92,6 +92,29 @@ class FlatPenultimateEncoder(nn.Module):
         return (states, output.text_embeds) if isinstance(self.text_encoder, CLIPTextModelWithProjection) else (states,)
 
 
+class FlatSkippingEncoder(nn.Module):
+    """As the usual encoder's without its last `skip` layers, as the pipelines of diffusers leave them out.
+
+    Of a single encoder the last norm follows whatever layer is the last; of two, as in SDXL, one more is left out.
+    """
+
+    def __init__(self, text_encoder: CLIPTextModel | CLIPTextModelWithProjection, skip: int, *, single: bool) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self._last = -(skip + 1) if single else -(skip + 2)
+        self._single = single
+        # Where it lies depends on the version of transformers.
+        self._norm = next(m for name, m in text_encoder.named_modules() if name.endswith("final_layer_norm"))
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """Encode."""
+        output = self.text_encoder(input_ids, output_hidden_states=True)
+        states = output.hidden_states[self._last]
+        if self._single:
+            return (self._norm(states),)
+        return (states, output.text_embeds) if isinstance(self.text_encoder, CLIPTextModelWithProjection) else (states,)
+
+
 class FlatSegmenter(nn.Module):
     """Normalised pixels (B, 3, H, W) -> a score of each label (B, L, h, w)."""
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ class Arenas:
     budget: bytes that all of them together may take. Where a further shape would not fit, those without a job go, least
     recently used first; one with a job never does. A single loop is made whatever it takes.
     buckets: row counts that a step is padded to. streams: where steps run, and what comes between them. protected
-    (K, C, h, w): latents of works to be repelled from.
+    (K, C, h, w): latents of works to be repelled from. num_tokens: that every loop has room for; max_tokens: of the
+    longest prompt, which a loop makes room for when the first such job claims it.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Arenas:
         num_slots: int,
         max_steps: int,
         num_tokens: int,
+        max_tokens: int,
         budget: int,
         protected: Tensor | None = None,
     ) -> None:
@@ -44,11 +46,13 @@ class Arenas:
         self.num_slots = num_slots
         self.max_steps = max_steps
         self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
         self.budget = budget
         self.buckets: Sequence[int] = networks.buckets
         self._protected = None if protected is None else protected.to(networks.device)
         self._loops: OrderedDict[Shape, DenoisingLoop] = OrderedDict()
-        self._claims: dict[int, Shape] = {}
+        self._claims: dict[int, tuple[Shape, bool]] = {}
+        self._chunk = networks.components.max_tokens
         self._nbytes = functools.cache(self._measured)
 
     @property
@@ -59,15 +63,33 @@ class Arenas:
     @property
     def nbytes(self) -> int:
         """Bytes that arenas and buffers take."""
-        return sum(map(self._nbytes, self._loops))
+        return sum(self._nbytes(shape, self._is_long(shape)) for shape in self._loops)
 
     def claim(self, job: Job) -> bool:
-        """Keep the arena of the job's shape for it until `release`; False, and nothing is kept, if it does not fit."""
-        claimed = {*self._claims.values()}
-        if claimed and sum(map(self._nbytes, claimed | {job.shape})) > self.budget and job.shape not in claimed:
+        """Keep the arena of the job's shape for it until `release`; False, and nothing is kept, if it does not fit.
+
+        A prompt of several chunks needs one with room for it.
+        """
+        long = job.chunks * self._chunk > self.num_tokens
+        claimed, wanted = self._claimed(), self._claimed((job.shape, long))
+        if claimed and wanted != claimed and self._total(wanted) > self.budget:
             return False
-        self._claims[job.id] = job.shape
+        self._claims[job.id] = job.shape, long
         return True
+
+    def _claimed(self, *more: tuple[Shape, bool]) -> dict[Shape, bool]:
+        """Shapes that have a job, and whether they are to have room for the longest prompts."""
+        claimed: dict[Shape, bool] = {}
+        for shape, long in (*self._claims.values(), *more):
+            claimed[shape] = claimed.get(shape, self._is_long(shape)) or long
+        return claimed
+
+    def _total(self, claimed: Mapping[Shape, bool]) -> int:
+        return sum(self._nbytes(shape, long) for shape, long in claimed.items())
+
+    def _is_long(self, shape: Shape) -> bool:
+        """Whether a shape has a loop with room for the longest prompts."""
+        return shape in self._loops and self._loops[shape].is_long
 
     def release(self, job: Job) -> None:
         """Let go what `claim` kept for the job, if anything."""
@@ -80,12 +102,25 @@ class Arenas:
         return loop
 
     def _loop(self, shape: Shape) -> DenoisingLoop:
-        """The loop of a shape, made when first needed."""
+        """The loop of a shape, made when first needed, and lengthened when first claimed for a longer prompt."""
         if shape not in self._loops:
-            self._make_room(self._nbytes(shape))
+            self._make_room(self._nbytes(shape, False))
             self._loops[shape] = self._made(shape, self.networks.device)
         self._loops.move_to_end(shape)
+        if not self._is_long(shape) and self._claimed().get(shape, False):
+            self._lengthen(shape)
         return self._loops[shape]
+
+    def prepare(self, shape: Shape, *, long: bool) -> DenoisingLoop:
+        """The loop of a shape, with room for the longest prompts where that is asked for before any comes."""
+        loop = self.loop(shape)
+        if long and not loop.is_long:
+            self._lengthen(shape)
+        return loop
+
+    def _lengthen(self, shape: Shape) -> None:
+        self._make_room(self._nbytes(shape, True) - self._nbytes(shape, False), besides=shape)
+        self._loops[shape].lengthen()
 
     def arena(self, job: Job) -> Arena:
         """The arena that the job's slot lies in, for what is asked for from now on: after the slot's last step."""
@@ -100,9 +135,9 @@ class Arenas:
         arena = self.arena(job)
         return (arena.latents if job.trajectory.done else arena.history)[job.slot]
 
-    def _make_room(self, wanted: int) -> None:
+    def _make_room(self, wanted: int, besides: Shape | None = None) -> None:
         """Drop loops without a job, least recently used first, until `wanted` bytes fit or none is left to drop."""
-        claimed = {*self._claims.values()}
+        claimed = {*self._claimed(), besides}
         for shape in [shape for shape in self._loops if shape not in claimed]:
             if self.nbytes + wanted <= self.budget:
                 return
@@ -117,12 +152,16 @@ class Arenas:
             max_steps=self.max_steps,
             shape=shape,
             num_tokens=self.num_tokens,
+            max_tokens=self.max_tokens,
             device=device,
             dtype=self.networks.dtype,
             order=self.networks.memory_format,
         )
         return DenoisingLoop(self.networks, arena, self.buckets, self.networks.dtype, self.graphs, self._protected)
 
-    def _measured(self, shape: Shape) -> int:
-        """Bytes of a shape's loop, counted on one that has no memory."""
-        return self._made(shape, torch.device("meta")).nbytes
+    def _measured(self, shape: Shape, long: bool) -> int:
+        """Bytes of a shape's loop, with room for the longest prompts or without, counted on one that has no memory."""
+        loop = self._made(shape, torch.device("meta"))
+        if long:
+            loop.lengthen()
+        return loop.nbytes

@@ -7,10 +7,13 @@ on a GPU.
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...kernels import TokenRow
+from ..models.attention import CrossLayer
 from ..models.networks import Denoiser
 from ..models.tensors import NetworkSpec, Sizes, controlnet_spec, unet_spec
 from .columns import Columns
@@ -19,11 +22,20 @@ from .planning import StepPlan, columns_with
 from .slots import Arena, nested_tensors
 
 
+class TextBuffers(NamedTuple):
+    """What rows read of texts of one length: keys and values, and token vectors; of controlled rows the same."""
+
+    text_kv: tuple[Tensor, ...]
+    control_kv: tuple[Tensor, ...]
+    tokens: Tensor
+    control_tokens: Tensor
+
+
 class StepBuffers:
     """Buffers of one arena for up to `rows` rows. Padding rows have slot `UNUSED` and context 0.
 
     columns: `columns_with`, by name. controls: what further ControlNets read, by name. The rest is named as in the I/O
-    table. order: the memory order of latents, hints and residuals.
+    table. order: the memory order of latents, hints and residuals. texts: by number of tokens.
     """
 
     def __init__(
@@ -35,7 +47,8 @@ class StepBuffers:
         order: torch.memory_format = torch.contiguous_format,
     ) -> None:
         device = arena.latents.device
-        unet = unet_spec(denoiser, arena.tokens.shape[-1])
+        self._denoiser, self._rows, self._dtype = denoiser, rows, dtype
+        unet = unet_spec(denoiser, arena.num_tokens)
         sizes = Sizes(rows, *arena.shape)
         most = {"rows": rows, "control_rows": rows, "slots": len(arena.latents), "layers": len(denoiser.layers)}
         most |= {column_of("control_rows", name): rows for name in arena.controls}
@@ -49,18 +62,35 @@ class StepBuffers:
             return tuple(one.contiguous(memory_format=order) if one.ndim == 4 else one for one in made)
 
         (self.sample,), (self.pyramid,) = static(unet, "sample"), static(unet, "mask_pyramid")
-        (self.tokens,) = static(unet, "tokens")
-        self.text_kv, self.added = static(unet, "text_kv"), static(unet, "added")
+        self.added = static(unet, "added")
+        self.texts = {arena.num_tokens: self._texts(arena.num_tokens, device)}
         if denoiser.controlnet is not None:
-            control = controlnet_spec(denoiser, arena.tokens.shape[-1])
+            control = controlnet_spec(denoiser, arena.num_tokens)
             (self.control_sample,), (self.hints,) = static(control, "sample"), static(control, "hint")
-            self.control_kv, self.control_added = static(control, "text_kv"), static(control, "added")
+            self.control_added = static(control, "added")
             # One row more than can be used: padding rows of the ControlNet scatter there.
             self.residuals = static(control, "residual", Sizes(rows + 1, *arena.shape))
         self.controls = {
             name: ControlBuffers(each, self.control_sample, self.control_added, order)
             for name, each in arena.controls.items()
         }
+
+    def lengthen(self, arena: Arena, num_tokens: int) -> None:
+        """Make buffers for texts of so many tokens too."""
+        if num_tokens not in self.texts:
+            self.texts[num_tokens] = self._texts(num_tokens, self.sample.device)
+            for name, control in self.controls.items():
+                control.lengthen(arena.controls[name], num_tokens)
+
+    def _texts(self, num_tokens: int, device: torch.device) -> "TextBuffers":
+        """Buffers of what rows read of texts."""
+
+        def kv(layer: CrossLayer) -> Tensor:
+            return torch.zeros(self._rows, num_tokens, 2 * layer.inner, dtype=self._dtype, device=device)
+
+        tokens = torch.zeros(self._rows, len(TokenRow), num_tokens, device=device)
+        layers, control = self._denoiser.layers, self._denoiser.control_layers
+        return TextBuffers(tuple(map(kv, layers)), tuple(map(kv, control)), tokens, tokens.clone())
 
     def load(
         self, plan: StepPlan, rows: int, control_rows: int, further: Mapping[str, int] = MappingProxyType({})
@@ -74,15 +104,16 @@ class StepBuffers:
 
     def tensors(self) -> list[Tensor]:
         """Every buffer."""
-        return [*self.columns.values(), *self._static()]
+        return [*self.columns.values(), *self._own()]
 
-    def _static(self) -> list[Tensor]:
+    def _own(self) -> list[Tensor]:
+        texts = (tensor for buffers in self.texts.values() for tensor in buffers)
         further = (tensor for each in self.controls.values() for tensor in each.tensors())
-        return [*nested_tensors(vars(self).values()), *further]
+        return [*nested_tensors([*vars(self).values(), *texts]), *further]
 
     @torch.inference_mode()
     def poison(self) -> None:
         """Fill every buffer with values that cannot go unnoticed: what a step reads it must have written."""
         self._block.poison()
-        for tensor in self._static():
+        for tensor in self._own():
             tensor.fill_(float("nan"))

@@ -26,10 +26,11 @@ from .streams import Mark
 
 @dataclass(frozen=True)
 class Bucket:
-    """Padded sizes of a step: rows of the UNet call, and rows of the ControlNets' calls together (0 for none)."""
+    """Padded sizes of a step: rows of the UNet call and of the ControlNets' calls together, and tokens of a row."""
 
     rows: int
     control_rows: int
+    tokens: int
 
 
 After = tuple[Callable[[Sequence[Job]], None], list[Job]]
@@ -60,6 +61,21 @@ class DenoisingLoop:
         self.latest: Mark = None
         self._marks: dict[int, Mark] = {}
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that a step can be padded to, ascending."""
+        return sorted(self.buffers.texts)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether there is room for the longest prompts."""
+        return self.arena.longest in self.buffers.texts
+
+    def lengthen(self) -> None:
+        """Make room for the longest prompts, where there is none yet."""
+        self.arena.lengthen()
+        self.buffers.lengthen(self.arena, self.arena.longest)
+
     def stepping(self, jobs: Sequence[Job], mark: Mark) -> None:
         """Remember when the step of `jobs` will be done, if it is the last one that was asked for."""
         self.latest = mark
@@ -89,15 +105,15 @@ class DenoisingLoop:
             self.graphs.forget(key)
 
     def _bodies(self) -> Iterator[tuple[int, Hashable, Callable[[], None]]]:
-        """Rows, key and body of what a step runs, for each bucket."""
+        """Rows, key and body of what a step runs, for each length and bucket."""
         controlled = (False, True) if self.arena.hints is not None else (False,)
         adapted = (False, True) if self.networks.components.adapters else (False,)
-        for rows in reversed(self.buckets):
+        for tokens, rows in product(self.lengths, reversed(self.buckets)):
             for kind in product(controlled, adapted):
-                yield rows, self._predict_key(rows, *kind), partial(self._predict, rows, *kind)
+                yield rows, self._predict_key(rows, tokens, *kind), partial(self._predict, rows, tokens, *kind)
             if self.arena.hints is not None:
                 for name in (None, *self.arena.controls):
-                    yield rows, self._control_key(rows, name), partial(self._control, rows, name)
+                    yield rows, self._control_key(rows, tokens, name), partial(self._control, rows, tokens, name)
 
     @torch.inference_mode()
     def step(self, jobs: Sequence[Job], record: MassRecord | None = None) -> tuple[Bucket, list[After]]:
@@ -110,31 +126,36 @@ class DenoisingLoop:
         rows = bucket_of(len(plan["row_slots"]), self.buckets)
         control_rows = self._bucket(plan["control_rows"])
         further = {name: self._bucket(plan[column_of("control_rows", name)]) for name in self.arena.controls}
+        tokens = bucket_of(self._longest(jobs), self.lengths)
         after = self._after(jobs)
         self.buffers.load(plan, rows, control_rows, further)
-        controlled = self._run_controls([(None, control_rows), *further.items()])
+        controlled = self._run_controls([(None, control_rows), *further.items()], tokens)
         kind = controlled, any(job.trajectory is not None and bool(job.trajectory.adapters) for job in jobs)
         if record is not None:
-            self._predict(rows, *kind, record)
+            self._predict(rows, tokens, *kind, record)
         else:
-            self.graphs.run(self._predict_key(rows, *kind), partial(self._predict, rows, *kind))
+            self.graphs.run(self._predict_key(rows, tokens, *kind), partial(self._predict, rows, tokens, *kind))
         for job in jobs:
             assert job.trajectory is not None
             job.trajectory.advance()
-        return Bucket(rows, control_rows + sum(further.values())), after
+        return Bucket(rows, control_rows + sum(further.values()), tokens), after
+
+    def _longest(self, jobs: Sequence[Job]) -> int:
+        """Tokens of the longest text of `jobs`."""
+        return max(self.arena.lengths[job.slot] for job in jobs if job.slot is not None)
 
     def _bucket(self, rows: Sequence[object]) -> int:
         """Padded size of a call for these rows, 0 for none."""
         return bucket_of(len(rows), self.buckets) if rows else 0
 
-    def _run_controls(self, counts: Sequence[tuple[str | None, int]]) -> bool:
+    def _run_controls(self, counts: Sequence[tuple[str | None, int]], tokens: int) -> bool:
         """Run each ControlNet that has rows, padded to so many; return whether any had. The first one begins anew."""
         asked = {name: rows for name, rows in counts if rows}
         if asked and None not in asked:
             for residual in self.buffers.residuals:
                 residual.zero_()
         for name, rows in asked.items():
-            self.graphs.run(self._control_key(rows, name), partial(self._control, rows, name))
+            self.graphs.run(self._control_key(rows, tokens, name), partial(self._control, rows, tokens, name))
         return bool(asked)
 
     def _after(self, jobs: Sequence[Job]) -> list[After]:
@@ -144,16 +165,25 @@ class DenoisingLoop:
         works = ((self._move_noise, probing), (self._repel, repelled))
         return [(partial(work, acted), acted) for work, acted in works if acted]
 
-    def _predict_key(self, rows: int, controlled: bool, adapted: bool) -> tuple[object, ...]:
-        return "unet", self.arena.shape, rows, controlled, adapted
+    def _predict_key(self, rows: int, tokens: int, controlled: bool, adapted: bool) -> tuple[object, ...]:
+        return "unet", self.arena.shape, rows, controlled, adapted, tokens
 
-    def _control_key(self, rows: int, name: str | None) -> tuple[object, ...]:
-        return "controlnet", self.arena.shape, rows, *([] if name is None else [name])
+    def _control_key(self, rows: int, tokens: int, name: str | None) -> tuple[object, ...]:
+        return "controlnet", self.arena.shape, rows, tokens, *([] if name is None else [name])
 
-    def _control(self, rows: int, name: str | None = None) -> None:
+    def _gather(self, kv: Sequence[Tensor], more: Sequence[Tensor], contexts: Tensor, into: Sequence[Tensor]) -> None:
+        """Keys and values of `contexts`, with those behind the first tokens where `into` has room for them."""
+        first = self.arena.num_tokens
+        for source, target in zip(kv, into, strict=True):
+            torch.index_select(source, 0, contexts, out=target[:, :first])
+        if into[0].shape[1] > first:
+            for source, target in zip(more, into, strict=True):
+                torch.index_select(source, 0, contexts, out=target[:, first:])
+
+    def _control(self, rows: int, tokens: int, name: str | None = None) -> None:
         """ControlNet on its rows: its residuals are scattered into zeroed buffers, a further one's are added there."""
         columns = {kind: self.buffers.columns[column_of(kind, name)][:rows] for kind in KINDS}
-        residuals = self.networks.control(self._control_inputs(rows, name, columns), name)
+        residuals = self.networks.control(self._control_inputs(rows, tokens, name, columns), name)
         for source, target in zip(residuals, self.buffers.residuals, strict=True):
             if name is None:
                 target.zero_()
@@ -161,50 +191,66 @@ class DenoisingLoop:
             else:
                 target.index_add_(0, columns["control_rows"], source)
 
-    def _control_inputs(self, rows: int, name: str | None, columns: Mapping[str, Tensor]) -> ControlInputs:
+    def _control_inputs(self, rows: int, tokens: int, name: str | None, columns: Mapping[str, Tensor]) -> ControlInputs:
         """Gather what the ControlNet `name` reads of its rows; `columns`, its own, by kind."""
-        arena, places = self.arena, self._places(name)
-        sample, contexts = places.sample[:rows], columns["control_contexts"]
-        gather_rows(arena.latents, arena.columns, columns["control_slots"], columns["control_steps"], sample)
-        gathered = zip((*places.kept_kv, *arena.added), (*places.text_kv, *places.added), strict=True)
-        for source, target in gathered:
+        arena, places = self.arena, self._places(name, tokens)
+        sample, contexts, slots = places.sample[:rows], columns["control_contexts"], columns["control_slots"]
+        gather_rows(arena.latents, arena.columns, slots, columns["control_steps"], sample)
+        kv = [each[:rows] for each in places.text_kv]
+        self._gather(places.kept_kv, places.more_kv, contexts, kv)
+        for source, target in zip(arena.added, places.added, strict=True):
             torch.index_select(source, 0, contexts, out=target[:rows])
         torch.index_select(places.kept_hints, 0, columns["control_hints"], out=places.hints[:rows])
+        hidden = None
+        if self._hides(tokens):
+            hidden = places.tokens[:rows]
+            torch.index_select(arena.tokens[..., :tokens], 0, slots.clamp(min=0), out=hidden)
         return ControlInputs(
             sample,
             self.networks.denoiser.controller(name).time_proj(columns["control_timesteps"]),
-            tuple(kv[:rows] for kv in places.text_kv),
+            tuple(kv),
             tuple(condition[:rows] for condition in places.added),
             places.hints[:rows],
             columns["control_scales"],
+            hidden,
         )
 
-    def _places(self, name: str | None) -> ControlPlaces:
-        """Where a ControlNet's inputs come from, and go to."""
+    def _places(self, name: str | None, tokens: int) -> ControlPlaces:
+        """Where a ControlNet's inputs come from, and go to, for texts of so many tokens."""
         arena, b = self.arena, self.buffers
         if name is not None:
-            return b.controls[name].places(arena.controls[name])
+            return b.controls[name].places(arena.controls[name], tokens)
         assert arena.hints is not None
-        return ControlPlaces(arena.control_kv, arena.hints, b.control_sample, b.control_kv, b.control_added, b.hints)
+        kept, texts = (arena.control_kv, arena.more_control_kv, arena.hints), b.texts[tokens]
+        return ControlPlaces(*kept, b.control_sample, texts.control_kv, texts.control_tokens, b.control_added, b.hints)
 
-    def _predict(self, rows: int, controlled: bool, adapted: bool, record: MassRecord | None = None) -> None:
+    def _hides(self, tokens: int) -> bool:
+        """Whether rows may hide tokens: where they have more than one chunk."""
+        return tokens > self.networks.components.max_tokens
+
+    def _predict(
+        self, rows: int, length: int, controlled: bool, adapted: bool, record: MassRecord | None = None
+    ) -> None:
         """UNet on all rows, then guidance and solver in place on the slots."""
         arena, b, c = self.arena, self.buffers, self.buffers.columns
         slots, contexts = c["row_slots"][:rows], c["row_contexts"][:rows]
         gather_rows(arena.latents, arena.columns, slots, c["row_steps"][:rows], b.sample[:rows])
-        for source, target in zip((*arena.text_kv, *arena.added), (*b.text_kv, *b.added), strict=True):
+        texts = b.texts[length]
+        kv, tokens = [each[:rows] for each in texts.text_kv], texts.tokens[:rows]
+        self._gather(arena.text_kv, arena.more_text_kv, contexts, kv)
+        for source, target in zip(arena.added, b.added, strict=True):
             torch.index_select(source, 0, contexts, out=target[:rows])
         used = slots.clamp(min=0)
         torch.index_select(arena.pyramid, 0, used, out=b.pyramid[:rows])
-        torch.index_select(arena.tokens, 0, used, out=b.tokens[:rows])
+        torch.index_select(arena.tokens[..., :length], 0, used, out=tokens)
         predicted = self.networks.predict(
             DenoiserInputs(
                 b.sample[:rows],
                 self.networks.denoiser.time_proj(c["timesteps"][:rows]),
-                tuple(kv[:rows] for kv in b.text_kv),
+                tuple(kv),
                 tuple(condition[:rows] for condition in b.added),
                 b.pyramid[:rows],
-                b.tokens[:rows],
+                tokens,
                 c["scalars"][:rows],
                 tuple(r[:rows] for r in b.residuals) if controlled else None,
                 record,

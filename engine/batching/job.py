@@ -90,8 +90,8 @@ class Job:
     is the latent's (height, width): only jobs of one shape share a batch. `shared` is what the images have in
     common and `own` what only this one has; both belong to the stages and the scheduler never looks inside. `gated`:
     the draft did not look recalled, so avoidance is off until a picture is refused. `redrafted`: its draft is its own
-    second one. `waiting_since`: the scheduler's iteration at which the request came in; `last_served`: that of its last
-    step.
+    second one. `chunks`: of its prompts, as they are encoded. `waiting_since`: the scheduler's iteration at which the
+    request came in; `last_served`: that of its last step.
     """
 
     id: int
@@ -104,6 +104,7 @@ class Job:
     index: int = 0
     gated: bool = False
     redrafted: bool = False
+    chunks: int = 1
     attempt: int = 0
     state: State = State.QUEUED
     slot: int | None = None
@@ -143,7 +144,8 @@ class Job:
         assert self.state is State.SEGMENTED
         return Job(
             id, self.request_id, self.request, self.shape, self.arrival, self.shared, index=index,
-            gated=self.gated, state=State.SEGMENTED, waiting_since=self.waiting_since, timings=dict(self.timings),
+            gated=self.gated, chunks=self.chunks, state=State.SEGMENTED, waiting_since=self.waiting_since,
+            timings=dict(self.timings),
         )  # fmt: skip
 
 

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels import StepColumns, neutral_tokens
-from ..models.attention import latent_grids
+from ...kernels import HIDDEN, StepColumns, TokenRow, neutral_tokens
+from ..models.attention import CrossLayer, latent_grids
 from ..models.networks import Denoiser, EncodedText
 from ..models.transfers import sent
 from ..sampling.rows import Branch, Hint
-from .controls import ControlSlots
+from .controls import ControlSlots, behind, write_text
 
 NUM_BRANCHES = len(Branch)
 NUM_HINTS = len(Hint)
@@ -21,11 +21,10 @@ NUM_HINTS = len(Hint)
 class SlotState(NamedTuple):
     """What is written into a slot when a denoising run starts.
 
-    latent (C, h, w) initial noise; mask (h, w), pyramid (P,) and tokens (5, T) None for a run without a mask or
-    rule; columns (steps, K); hints (width, h, w) by `Hint`, None where no row uses it; texts by `Branch`; seed of the
-    step noise;
-    sharpness: lengths of the initial noise's sharpness steps, `sharpness_lengths`. further: hints (width, h, w) of
-    further ControlNets, by name.
+    latent (C, h, w) initial noise; mask (h, w), pyramid (P,) and tokens (5, T), as many as the texts have, None for a
+    run without a mask or rule; columns (steps, K); hints (width, h, w) by `Hint`, None where no row uses it; texts by
+    `Branch`; seed of the step noise; sharpness: lengths of the initial noise's sharpness steps, `sharpness_lengths`.
+    further: hints (width, h, w) of further ControlNets, by name.
     """
 
     latent: Tensor
@@ -44,8 +43,10 @@ class Arena:
     """Slots of one latent shape (S slots; contexts are indexed `slot * 2 + branch`).
 
     latents, history (S, C, h, w) float32: the running sample and the last predicted x0. columns (S, max_steps, K),
-    masks (S, h, w), seeds (S,), pyramid (S, P), tokens (S, 5, T): as `SlotState`. text_kv, control_kv: per layer
-    (S * 2, T, 2 * inner). added: per condition of `Added` (S * 2, width). hints (S * 2, width, h, w), indexed
+    masks (S, h, w), seeds (S,), pyramid (S, P), tokens (S, 5, longest): as `SlotState`, hidden behind a slot's own.
+    text_kv, control_kv: per layer (S * 2, T, 2 * inner), of the first T tokens; more_text_kv, more_control_kv
+    (S * 2, longest - T, 2 * inner): of those behind, once some prompt has any; `lengthen`. lengths: tokens of each
+    slot's texts. added: per condition of `Added` (S * 2, width). hints (S * 2, width, h, w), indexed
     `slot * 2 + hint`, in the memory order `order`, or None without a ControlNet. sharpness (S, 2). contrasts
     (S + 1, C, h, w): conditional minus unconditional prediction of the last step that ran both; magnitudes
     (S + 1, max_steps): its root mean square at each of them. Padding jobs write the last row of both.
@@ -61,6 +62,7 @@ class Arena:
         max_steps: int,
         shape: tuple[int, int],
         num_tokens: int,
+        max_tokens: int,
         device: torch.device,
         dtype: torch.dtype,
         order: torch.memory_format = torch.contiguous_format,
@@ -81,13 +83,17 @@ class Arena:
         self.pushes = torch.zeros(num_slots, max_steps, device=device)
         self.magnitudes = torch.zeros(num_slots + 1, max_steps, device=device)
         self.pyramid = torch.zeros(num_slots, sum(h * w for h, w in grids), device=device)
-        self.tokens = neutral_tokens(num_slots, num_tokens, device)
+        self.tokens = neutral_tokens(num_slots, max_tokens, device)
+        self.num_tokens = num_tokens
+        self.lengths = [num_tokens] * num_slots
 
-        def kv(inner: int) -> Tensor:
-            return torch.zeros(contexts, num_tokens, 2 * inner, device=device, dtype=dtype)
+        def kv(layer: CrossLayer) -> Tensor:
+            return torch.zeros(contexts, num_tokens, 2 * layer.inner, device=device, dtype=dtype)
 
-        self.text_kv = tuple(kv(layer.inner) for layer in denoiser.layers)
-        self.control_kv = tuple(kv(layer.inner) for layer in denoiser.control_layers)
+        self.text_kv = tuple(map(kv, denoiser.layers))
+        self.control_kv = tuple(map(kv, denoiser.control_layers))
+        self.more_text_kv: tuple[Tensor, ...] = ()
+        self.more_control_kv: tuple[Tensor, ...] = ()
         self.added = tuple(torch.zeros(contexts, width, device=device) for width in denoiser.added_widths)
         self.hints = None
         if denoiser.controlnet is not None:
@@ -99,6 +105,20 @@ class Arena:
             for name, each in denoiser.further.items()
         }
 
+    @property
+    def longest(self) -> int:
+        """Most tokens of a prompt."""
+        return self.tokens.shape[-1]
+
+    def lengthen(self) -> None:
+        """Make room for tokens behind the first T, where there is none yet."""
+        if self.more_text_kv or self.longest == self.num_tokens:
+            return
+        more = self.longest - self.num_tokens
+        self.more_text_kv, self.more_control_kv = behind(self.text_kv, more), behind(self.control_kv, more)
+        for control in self.controls.values():
+            control.lengthen(more)
+
     def write(self, slot: int, state: SlotState) -> None:
         """Start a run in `slot`: everything a former run left there is overwritten, in one copy to the device."""
         targets = (self.latents, self.sharpness, self.masks, self.pyramid, self.tokens)
@@ -107,7 +127,7 @@ class Arena:
             torch.tensor(state.sharpness),
             torch.zeros(self.masks.shape[1:]) if state.mask is None else state.mask,
             torch.zeros(self.pyramid.shape[1:]) if state.pyramid is None else state.pyramid,
-            neutral_tokens(1, self.tokens.shape[-1])[0] if state.tokens is None else state.tokens,
+            self._tokens(state),
         ]
         *values, columns = sent([*values, state.columns], self.latents.device)
         for target, value in zip(targets, values, strict=True):
@@ -121,14 +141,22 @@ class Arena:
                 self.hints[slot * NUM_HINTS + which] = 0 if hint is None else hint
         for name, control in self.controls.items():
             control.write(slot, state.further.get(name), [text.further[name] for text in state.texts])
+        self.lengths[slot] = state.texts[0].num_tokens
         for branch, text in enumerate(state.texts):
             context = slot * NUM_BRANCHES + branch
-            for arena, kv in zip(self.text_kv, text.unet, strict=True):
-                arena[context] = kv
-            for arena, kv in zip(self.control_kv, text.controlnet, strict=True):
-                arena[context] = kv
+            write_text(context, self.text_kv, self.more_text_kv, text.unet)
+            write_text(context, self.control_kv, self.more_control_kv, text.controlnet)
             for arena, condition in zip(self.added, text.added, strict=True):
                 arena[context] = condition
+
+    def _tokens(self, state: SlotState) -> Tensor:
+        """Token vectors (5, longest) of a run, hidden behind its own texts."""
+        tokens = neutral_tokens(1, self.longest)[0]
+        length = state.texts[0].num_tokens
+        tokens[TokenRow.PAD, length:] = HIDDEN
+        if state.tokens is not None:
+            tokens[:, :length] = state.tokens
+        return tokens
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of the arena."""

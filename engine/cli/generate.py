@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..api.choices import PURPOSES, Preset, Solver, Warp
+from ..api.choices import PURPOSES, Preset, PromptSyntax, Solver, Warp
 from . import actions
 from .asking import check_number, controls_of, gathered_prompts, seeds_of
 from .options import (
@@ -90,6 +90,18 @@ def generate(
         typer.Option(metavar="NAME[:WEIGHT]", help="Adapter of the draft; else as --use.", rich_help_panel=DRAWING),
     ] = None,
     negative: Annotated[str, typer.Option(help="What not to draw.", rich_help_panel=DRAWING)] = "",
+    prompt_syntax: Annotated[
+        PromptSyntax | None,
+        typer.Option(
+            help="weighted reads (word:1.3), ((word)), [word], BREAK and \\( as the web interfaces do, plain every "
+            "character as itself; else weighted.",
+            rich_help_panel=DRAWING,
+        ),
+    ] = None,
+    clip_skip: Annotated[
+        int | None,
+        typer.Option(help="Last layers of the text encoder that the prompt leaves out.", rich_help_panel=DRAWING),
+    ] = None,
     width: Annotated[
         int | None, typer.Option(help="Pixels; else the model's own size.", rich_help_panel=DRAWING)
     ] = None,
@@ -205,6 +217,8 @@ def generate(
         mask=mask,
         settings=given(
             negative_prompt=negative,
+            prompt_syntax=prompt_syntax,
+            clip_skip=clip_skip,
             width=width,
             height=height,
             num_images=num_images,

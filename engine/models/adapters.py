@@ -28,6 +28,14 @@ class AdapterRows(NamedTuple):
     adapters: Tensor
     weights: Tensor
 
+    def repeated(self, times: int) -> "AdapterRows":
+        """Of rows that each stand so many times, one after the other."""
+        return AdapterRows(*(each.repeat_interleave(times, dim=0) for each in self))
+
+    def split(self, rows: int) -> list["AdapterRows"]:
+        """Of calls of at most so many rows each."""
+        return [AdapterRows(*pair) for pair in zip(self.adapters.split(rows), self.weights.split(rows), strict=True)]
+
 
 _ALIGNED = 32
 
@@ -48,6 +56,14 @@ def padded(chosen: Chosen) -> tuple[list[int], list[float]]:
     """A row's adapters and weights at the length that all rows have."""
     missing = MAX_ADAPTERS - len(chosen)
     return [*(n for n, _ in chosen), *[NO_ADAPTER] * missing], [*(w for _, w in chosen), *[0.0] * missing]
+
+
+def adapter_tensors(rows: Sequence[Chosen]) -> list[Tensor]:
+    """Numbers and weights (R, J) of rows' adapters, on the host; nothing where no row has any."""
+    if not any(rows):
+        return []
+    numbers, weights = zip(*map(padded, rows), strict=True)
+    return [torch.tensor(numbers), torch.tensor(weights)]
 
 
 class Factors(nn.Module):

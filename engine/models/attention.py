@@ -51,8 +51,8 @@ class RowConditions(NamedTuple):
     """What the rows of one call bring to attention (R rows, T tokens, L cross layers).
 
     text_kv: per layer (R, T, 2 * inner), keys then values. grids: (height, width) of the latent at each level.
-    The reweighting is off where mask_pyramid (R, sum of grid areas from level 0 on), tokens (R, 5, T) and scalars
-    (R, L, 3) are None, as in a ControlNet.
+    The reweighting is off where mask_pyramid (R, sum of grid areas from level 0 on) and scalars (R, L, 3) are None, as
+    in a ControlNet; tokens (R, 5, T) then say no more than which are hidden, and are None where none is.
     """
 
     text_kv: tuple[Tensor, ...]
@@ -101,6 +101,8 @@ class CrossAttention:
         key, value = conditions.text_kv[self.index].chunk(2, dim=-1)
         if conditions.tokens is None:
             attended = _plain_attention(query, key, value, attn.heads)
+        elif conditions.scalars is None:
+            attended = _attention_to_seen(query, key, value, attn.heads, conditions.tokens)
         else:
             attended = self._reweighted(query, key, value, attn.heads, conditions)
         return attn.to_out[0](attended)
@@ -138,6 +140,13 @@ class CrossAttention:
 def _plain_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _attention_to_seen(query: Tensor, key: Tensor, value: Tensor, heads: int, tokens: Tensor) -> Tensor:
+    """Plain attention to the tokens that are not hidden: the rule is off, whatever the mask."""
+    nothing = torch.zeros_like(query[..., :1], dtype=torch.float32)
+    off = neutral_scalars(len(query), query.device)
+    return masked_attention(query, key, value, nothing, tokens, off, heads=heads, grid=(query.shape[1], 1))
 
 
 def install(network: UNet2DConditionModel | ControlNetModel) -> tuple[CrossLayer, ...]:

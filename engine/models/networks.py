@@ -32,7 +32,8 @@ class ControlInputs(NamedTuple):
     """What one ControlNet call reads (R rows).
 
     sample (R, C, h, w); time_proj (R, F) float32: the timestep's sinusoids; text_kv: per cross-attention layer
-    (R, T, 2 * inner); added: `Added`; hint (R, width, h, w): embedded label maps; scale (R,) float32: strength.
+    (R, T, 2 * inner); added: `Added`; hint (R, width, h, w): embedded label maps; scale (R,) float32: strength;
+    tokens (R, 5, T) float32: which tokens are hidden, None where none is.
     """
 
     sample: Tensor
@@ -41,6 +42,7 @@ class ControlInputs(NamedTuple):
     added: Added
     hint: Tensor
     scale: Tensor
+    tokens: Tensor | None = None
 
 
 class DenoiserInputs(NamedTuple):
@@ -75,6 +77,11 @@ class EncodedText:
     controlnet: tuple[Tensor, ...]
     added: Added = ()
     further: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all its chunks."""
+        return len(self.unet[0])
 
     @property
     def nbytes(self) -> int:
@@ -148,7 +155,7 @@ class Controller:
             inputs.hint,
             timestep_cond=inputs.time_proj.to(inputs.sample.dtype),
             conditioning_scale=inputs.scale.to(inputs.sample.dtype).view(-1, 1, 1, 1),
-            cross_attention_kwargs={"conditions": RowConditions(inputs.text_kv, grids)},
+            cross_attention_kwargs={"conditions": RowConditions(inputs.text_kv, grids, tokens=inputs.tokens)},
             added_cond_kwargs=dict(zip(_ADDED_NAMES, inputs.added, strict=False)),
             return_dict=False,
         )

@@ -1,22 +1,22 @@
-"""Marks by which other programs weight the words of a prompt; here they are plain characters."""
+"""Marks that the web interfaces read in prompts and that are plain characters here."""
 
 import re
 from collections.abc import Iterable
 
 _MARKS = {
-    "(word:1.3)": re.compile(r"\([^()]*:\s*[\d.]+\s*\)"),
-    "((word))": re.compile(r"\(\s*\(|\)\s*\)"),
-    "[word]": re.compile(r"\[[^\[\]]*\]"),
-    "BREAK": re.compile(r"\bBREAK\b"),
+    "[from:to:when]": re.compile(r"\[[^\[\]]*:[^\[\]:]*:\s*[\d.]+\s*\]"),
+    "[one|other]": re.compile(r"\[[^\[\]|]*\|[^\[\]]*\]"),
+    "<lora:name:weight>": re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>"),
 }
+_AND = re.compile(r"\bAND\b")
 
 
-def weighting_text(texts: Iterable[str]) -> str | None:
-    """One sentence that names the kinds of marks in `texts`, and none of their words; None where there are none.
-
-    Single parentheses are left alone, for prose has them too.
-    """
-    joined = "\n".join(texts)
-    if not (found := [name for name, mark in _MARKS.items() if mark.search(joined)]):
+def unserved_text(texts: Iterable[str]) -> str | None:
+    """One sentence that names the kinds of marks in `texts`, and none of their words; None where there are none."""
+    texts = list(texts)
+    found = [name for name, mark in _MARKS.items() if any(map(mark.search, texts))]
+    if any(_AND.search(text) and text != text.upper() for text in texts):  # not where all is in capitals
+        found.append("AND")
+    if not found:
         return None
-    return f"weights of words are not served: {', '.join(found)} in a prompt is read as plain characters"
+    return f"not all marks of the web interfaces are served: {', '.join(found)} in a prompt is read as plain characters"

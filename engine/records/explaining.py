@@ -4,7 +4,7 @@ import io
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -259,12 +259,18 @@ def _attention_maps(explanation: Explanation) -> Image.Image:
 
 
 def _grouped(tokens: Sequence[str]) -> tuple[list[str], list[slice]]:
-    """Names and positions of the tokens, with the padding that ends the sequence as one."""
-    padding = max(0, sum(1 for _ in takewhile(lambda token: token == tokens[-1], reversed(tokens))) - 1)
-    kept = len(tokens) - padding
-    names = [token.removesuffix("</w>").strip("<|>") for token in tokens[:kept]]
-    groups = [slice(i, i + 1) for i in range(kept)]
-    return ([*names, f"padding ({padding})"], [*groups, slice(kept, None)]) if padding else (names, groups)
+    """Names and positions of the tokens, with the padding that ends each chunk as one."""
+    names: list[str] = []
+    groups: list[slice] = []
+    for token, run in groupby(tokens):
+        length, start = len(list(run)), groups[-1].stop if groups else 0
+        single = 1 if token == tokens[-1] else length
+        names += [token.removesuffix("</w>").strip("<|>")] * single
+        groups += [slice(place, place + 1) for place in range(start, start + single)]
+        if length > single:
+            names.append(f"padding ({length - single})")
+            groups.append(slice(start + single, start + length))
+    return names, groups
 
 
 def _summed(mass: np.ndarray, groups: Sequence[slice]) -> np.ndarray:

@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from ..api.choices import Precision, Prediction
 from ..api.pixels import Picture, load_picture
 from ..api.portable import Real
+from ..api.prompts import parsed
 from ..api.reading import is_text, read_model, reading
 from ..api.request import PICTURES, GenerationRequest
 from ..api.result import Attempt, GateDecision, GenerationResult, Verdict
@@ -191,15 +192,30 @@ class Hashes(Record):
         return cls(**{name: None if pixels is None else pixel_hash(pixels) for name, pixels in pictures.items()})
 
 
+class PromptRecord(Record):
+    """How prompts were read: what stands between breaks as (text, weight), and the chunks that they were encoded as."""
+
+    prompt: tuple[tuple[tuple[str, Real], ...], ...]
+    negative_prompt: tuple[tuple[tuple[str, Real], ...], ...]
+    chunks: int
+
+    @classmethod
+    def of(cls, result: GenerationResult) -> Self:
+        """Read the prompts of a result again."""
+        request = result.request
+        prompt, negative = (parsed(each, request.prompt_syntax) for each in (request.prompt, request.negative_prompt))
+        return cls(prompt=prompt, negative_prompt=negative, chunks=result.chunks)
+
+
 class Manifest(Record):
     """Everything that is needed to account for one image and to make it again.
 
     image: file name of the picture beside the manifest. request: without the pictures it brought, of which source, mask
-    and controls hold the hashes. gate: whether avoidance was switched on, and by what. registry: version of the
-    registered works that the picture was compared with. metrics: SHA-256 of the weights of further measures, by what
-    named them. bank: version of the shapes that control maps were composed of. attempts: noise seed, mechanisms, scores
-    with their limits, shapes and UNet rows of each final. rule: what they were judged by, in numbers. timings: seconds
-    by stage.
+    and controls hold the hashes. parsed: how its prompts were read, None in a record from before they had a syntax.
+    gate: whether avoidance was switched on, and by what. registry: version of the registered works that the picture was
+    compared with. metrics: SHA-256 of the weights of further measures, by what named them. bank: version of the shapes
+    that control maps were composed of. attempts: noise seed, mechanisms, scores with their limits, shapes and UNet rows
+    of each final. rule: what they were judged by, in numbers. timings: seconds by stage.
     """
 
     version: Literal[1] = 1
@@ -210,6 +226,7 @@ class Manifest(Record):
     index: int
     request: GenerationRequest
     request_sha256: str
+    parsed: PromptRecord | None = None
     source: InputRecord | None
     mask: InputRecord | None
     controls: dict[str, InputRecord] = Field(default_factory=dict)
@@ -273,6 +290,7 @@ class Manifest(Record):
             index=result.index,
             request=result.request,
             request_sha256=request_hash(result.request),
+            parsed=PromptRecord.of(result),
             source=source or InputRecord.source_of(result.request),
             mask=mask or InputRecord.mask_of(result.request),
             controls=InputRecord.controls_of(result.request),

@@ -52,7 +52,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _warm(service: Service) -> None:
-    await asyncio.to_thread(service.engine.engine.warmup)
+    await asyncio.to_thread(service.warm_up)
     service.warm = True
 
 

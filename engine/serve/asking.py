@@ -38,6 +38,8 @@ class Asking:
         return _checked(
             prompt=body.prompt,
             negative_prompt=options.negative_prompt,
+            prompt_syntax=options.prompt_syntax,
+            clip_skip=options.clip_skip,
             seed=secrets.randbits(63) if options.seed is None else options.seed,
             width=width,
             height=height,

@@ -12,8 +12,9 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..api.choices import Preset, Solver
+from ..api.choices import Preset, PromptSyntax, Solver
 from ..api.errors import ForeignFileError
+from ..api.prompts import MAX_PROMPT
 from ..api.reading import parse_json, shown
 from ..api.settings import MAX_ADAPTERS, AdapterWeight, Settings, Windowed
 from .errors import ApiError, wrong_field
@@ -52,11 +53,12 @@ class ControlBody(Windowed):
 class TwigOptions(Settings):
     """What a client may ask of Twig beyond the API, `extra_body={"twig": {...}}`.
 
-    seed: drawn by lot unless given, and told in the answer. lora: weights of the operator's adapters that draft and
-    final are drawn with; draft_lora: of those that the draft has instead. preset, rule, retries: only tighter than the
-    operator's. controls: where the operator allows them. always: avoid also where the gate would stay shut. draft,
-    mask, explain, sheet, manifest: have them in the answer. priority: up to the key's. deadline: seconds after which
-    the answer is 504. background: a job that outlives the connection, answered by 202.
+    seed: drawn by lot unless given, and told in the answer. prompt_syntax, clip_skip: as of a request. lora: weights of
+    the operator's adapters that draft and final are drawn with; draft_lora: of those that the draft has instead.
+    preset, rule, retries: only tighter than the operator's. controls: where the operator allows them. always: avoid
+    also where the gate would stay shut. draft, mask, explain, sheet, manifest: have them in the answer. priority: up to
+    the key's. deadline: seconds after which the answer is 504. background: a job that outlives the connection, answered
+    by 202.
     """
 
     seed: int | None = Field(default=None, ge=0, lt=2**63)
@@ -67,6 +69,8 @@ class TwigOptions(Settings):
     lora: dict[str, AdapterWeight] = Field(default={}, max_length=MAX_ADAPTERS)
     draft_lora: dict[str, AdapterWeight] | None = Field(default=None, max_length=MAX_ADAPTERS)
     negative_prompt: str = ""
+    prompt_syntax: PromptSyntax = PromptSyntax.WEIGHTED
+    clip_skip: int | None = Field(default=None, ge=0, le=64)
     rule: str | None = Field(default=None, max_length=2**14)
     retries: int | None = Field(default=None, ge=0, le=16)
     controls: tuple[ControlBody, ...] = Field(default=(), max_length=8)
@@ -84,7 +88,7 @@ class TwigOptions(Settings):
 class ImageBody(Settings):
     """The body of a generation, and the fields of an edit. `user` and `safety_identifier` are neither used nor kept."""
 
-    prompt: str = Field(max_length=32_000)
+    prompt: str = Field(max_length=MAX_PROMPT)
     model: str | None = None
     n: int | None = Field(default=None, ge=1, le=10)
     size: str | None = None

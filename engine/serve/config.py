@@ -43,7 +43,8 @@ class Model(Settings):
     controlnets: further ControlNets, by the names that clients know them by. lora: FILE or FILE:WEIGHT of adapters that
     are fused. adapters: files of those that clients may choose, by name. metrics: further measures, as `twig generate
     --metric` names them. slots, rows, waiting: see `Limits` of the engine; slots and rows by the device's memory where
-    they are left out.
+    they are left out. prompt_chunks: the engine's `max_prompt_chunks`; where it is named, long prompts are prepared for
+    at the start.
     """
 
     name: str = "twig"
@@ -69,6 +70,7 @@ class Model(Settings):
     slots: int | None = Field(default=None, ge=1)
     rows: int | None = Field(default=None, ge=1)
     waiting: int = Field(default=256, ge=1)
+    prompt_chunks: int | None = Field(default=None, ge=1, le=8)
 
 
 class Drawing(Settings):

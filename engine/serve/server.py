@@ -38,6 +38,7 @@ def load(config: ServeConfig) -> Engine:
         limits=Limits(slots=model.slots or usual.slots, rows=model.rows or usual.rows, waiting=model.waiting),
         max_steps=bounds.steps,
         max_pixels=bounds.pixels,
+        max_prompt_chunks=model.prompt_chunks,
     )
 
 

@@ -70,10 +70,14 @@ class Service:
         self.keeper.prepare()
         self.desk.check()
 
+    def warm_up(self) -> None:
+        """Make the engine ready, also for long prompts where the file says how long."""
+        self.engine.engine.warmup(long_prompts=(self.config.model.prompt_chunks or 1) > 1)
+
     def answers(self, body: ImageBody, request: GenerationRequest) -> Answers:
         """What words the answer to a body, of which `request` was made."""
-        tokens = self.engine.engine.components.tokenizer(request.prompt, truncation=True, verbose=False).input_ids
-        return Answers(body, request, self.config.drawing.review == "deliver", len(tokens))
+        tokens = self.engine.engine.prompt_tokens(request)
+        return Answers(body, request, self.config.drawing.review == "deliver", tokens)
 
     @property
     def ready(self) -> bool:

@@ -54,7 +54,7 @@ class TwigModel:
             config = config.with_("model", device=f"cuda:{args['model_instance_device_id']}")
         self.service = Service.over(load(config), config)
         self.service.prepare()
-        self.service.engine.engine.warmup()
+        self.service.warm_up()
         self._thread.start()
         self._wait(self.service.engine.__aenter__())
 

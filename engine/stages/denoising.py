@@ -74,7 +74,8 @@ class Denoising:
         masses = torch.stack([record.ruled, record.neutral], dim=1) / record.layers
         for job in jobs:
             row, probing = heard[job]
-            kept = torch.full_like(masses[0], torch.nan) if row is None else masses[row].clone()
+            own = masses[..., : len(job.shared.input_ids)]
+            kept = torch.full_like(own[0], torch.nan) if row is None else own[row].clone()
             if job.state is State.DRAFTING:
                 job.shared.masses.append(kept)
             elif probing:

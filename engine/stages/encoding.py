@@ -3,30 +3,44 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import groupby, islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from ..api.choices import PromptSyntax
 from ..api.request import GenerationRequest
 from ..api.settings import Stage
 from ..backends.networks import Networks
 from ..batching.job import Job
-from ..models.adapters import AdapterRows, Chosen, acting, padded
+from ..models.adapters import AdapterRows, Chosen, adapter_tensors
 from ..models.checkpoint import Components
 from ..models.networks import EncodedText
+from ..models.prompts import Chunk, chunked, weighted
 from ..models.tensors import Network
 from ..models.transfers import sent
+from ..sampling.rows import Branch
 
 _CACHE_BYTES = 2 * 2**30  # most memory of the prompts that are kept, however many may be
 
 
-class _Text(NamedTuple):
-    """What is encoded once: a prompt, None where zeros stand for an empty one, under the adapters of a stage."""
+class Wanted(NamedTuple):
+    """A text to encode: a prompt, None where zeros stand for it, as so many chunks, without the last `skip` layers.
+
+    adapters: of the stage that it is for.
+    """
 
     prompt: str | None
-    adapters: Chosen
+    syntax: PromptSyntax
+    skip: int | None
+    chunks: int
+    adapters: Chosen = ()
+
+
+Pair = tuple[Wanted, Wanted]
+"""Texts of a stage, by `Branch`."""
 
 
 class Encoding:
@@ -38,28 +52,28 @@ class Encoding:
         self.kept = kept
         # Of its own: a fast tokenizer keeps its padding as state, and the door asks for none in other threads.
         self._tokenizers = copy.deepcopy(components.tokenizers)
-        self._texts: OrderedDict[_Text, EncodedText] = OrderedDict()
+        self._texts: OrderedDict[Wanted, EncodedText] = OrderedDict()
 
     @torch.inference_mode()
     def encode(self, jobs: Sequence[Job]) -> None:
         """Encode the prompts of `jobs`."""
-        wanted = {
-            t for job in jobs for stage in (job.request.draft, job.request.final) for t in self._wanted(job, stage)
-        }
-        new = sorted(wanted - self._texts.keys(), key=str)
-        if new:
-            self._texts |= zip(new, self._encoded(new), strict=True)
-        for job in jobs:
-            draft, final = job.request.draft, job.request.final
+        asked = [
+            (self._asked(job.request, job.request.draft), self._asked(job.request, job.request.final)) for job in jobs
+        ]
+        wanted = {text for stages in asked for pair in stages for text in pair}
+        new = sorted(wanted - self._texts.keys(), key=lambda text: (*_kind(text), str(text)))
+        for _, alike in groupby(new, _kind):
+            group = list(alike)
+            self._texts |= zip(group, self._encoded(group), strict=True)
+        for job, (draft, final) in zip(jobs, asked, strict=True):
             job.shared.texts = self._sized(job, draft)
-            job.shared.final_texts = None if draft.lora == final.lora else self._sized(job, final)
-            job.shared.input_ids = self.tokenize([job.request.prompt])[0]
+            job.shared.final_texts = None if draft == final else self._sized(job, final)
+            job.shared.input_ids = self._ids(draft[Branch.CONDITIONAL]).flatten()
             job.shared.hints = self._hints(job.shared.pictures)
+            job.chunks = draft[Branch.CONDITIONAL].chunks
         for text in wanted:
             self._texts.move_to_end(text)
-        room = _CACHE_BYTES // jobs[0].shared.texts[0].nbytes
-        while len(self._texts) > min(self.kept, room):
-            self._texts.popitem(last=False)
+        self._forget()
 
     def _hints(self, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Control images of further ControlNets (1, 3, H, W), by name -> hints (width, h, w)."""
@@ -70,49 +84,75 @@ class Encoding:
         hints = [c.embed_hint(i.to(self.networks.dtype))[0] for c, i in zip(controllers, images, strict=True)]
         return dict(zip(pictures, hints, strict=True))
 
-    def _wanted(self, job: Job, stage: Stage) -> list[_Text]:
-        """Texts of a stage, by `Branch`."""
-        return [_Text(prompt, self.components.chosen(stage)) for prompt in self._prompts(job.request)]
-
-    def _sized(self, job: Job, stage: Stage) -> tuple[EncodedText, ...]:
-        """Encoded texts of a stage for the job's picture, by `Branch`."""
+    def _sized(self, job: Job, pair: Pair) -> tuple[EncodedText, ...]:
+        """Encoded texts for the job's picture, by `Branch`."""
         sizes = job.request.framing.sizes(*(side * self.components.vae_scale_factor for side in job.shape))
-        return tuple(self.networks.denoiser.sized(self._texts[text], sizes) for text in self._wanted(job, stage))
+        return tuple(self.networks.denoiser.sized(self._texts[text], sizes) for text in pair)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> token ids (B, T) int64, padded; longer prompts were refused before."""
-        return self._padded(self._tokenizers[0], prompts)
+        """Plain prompts of one chunk each -> token ids (B, T) int64, padded."""
+        texts = [Wanted(prompt, PromptSyntax.PLAIN, None, 1) for prompt in prompts]
+        return torch.cat([self._ids(text) for text in texts])
 
-    def _padded(self, tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
-        length = self.components.max_tokens
-        encoded = tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )
-        return encoded.input_ids
+    def _forget(self) -> None:
+        """Let those go that were asked for least lately, where they are too many or take too much."""
+        taken = sum(text.nbytes for text in self._texts.values())
+        while len(self._texts) > 1 and (len(self._texts) > self.kept or taken > _CACHE_BYTES):
+            taken -= self._texts.popitem(last=False)[1].nbytes
 
-    def _prompts(self, request: GenerationRequest) -> tuple[str | None, str]:
-        """Prompts by `Branch`; None where zeros stand for an empty one."""
-        negative = request.negative_prompt
-        return (None if self.components.zero_empty and not negative else negative), request.prompt
+    def _asked(self, request: GenerationRequest, stage: Stage) -> Pair:
+        """Texts of a stage, of as many chunks each; None where zeros stand for an empty one.
 
-    def _encoded(self, texts: Sequence[_Text]) -> list[EncodedText]:
-        """Encode prompts by every text encoder, their states side by side; pooled text comes from the last."""
-        prompts = [text.prompt for text in texts]
-        words = [prompt or "" for prompt in prompts]
-        tokens = [self._padded(tokenizer, words) for tokenizer in self._tokenizers]
-        *tokens, numbers, weights = sent([*tokens, *_adapters(texts)], self.networks.device)
-        adapters = AdapterRows(numbers, weights) if any(text.adapters for text in texts) else None
+        As in diffusers' pipelines, no layer is skipped for a negative prompt.
+        """
+        negative, syntax = request.negative_prompt, request.prompt_syntax
+        count = max(len(self._chunks(prompt, syntax)) for prompt in (negative, request.prompt))
+        unsaid = None if self.components.zero_empty and not negative else negative
+        adapters = self.components.chosen(stage)
+        conditional = Wanted(request.prompt, syntax, request.clip_skip, count, adapters)
+        return Wanted(unsaid, syntax, None, count, adapters), conditional
+
+    def _chunks(self, prompt: str | None, syntax: PromptSyntax) -> list[Chunk]:
+        return chunked(self._tokenizers[0], prompt or "", syntax, self.components.max_tokens)
+
+    def _padded(self, text: Wanted) -> list[Chunk]:
+        """The chunks of a text, and empty ones up to their number, as the web interfaces pad."""
+        chunks = self._chunks(text.prompt, text.syntax)
+        return chunks + [Chunk()] * (text.chunks - len(chunks))
+
+    def _ids(self, text: Wanted) -> Tensor:
+        """Token ids (chunks, T) int64 for the first encoder."""
+        return torch.tensor(self._token_ids(self._tokenizers[0], self._padded(text)))
+
+    def _token_ids(self, tokenizer: CLIPTokenizer, chunks: Sequence[Chunk]) -> list[list[int]]:
+        return [chunk.padded(tokenizer, self.components.max_tokens) for chunk in chunks]
+
+    def _encoded(self, texts: Sequence[Wanted]) -> list[EncodedText]:
+        """Encode texts of one number of chunks that skip as many layers.
+
+        The states of all text encoders lie side by side, those of chunks one after the other; pooled text is the last
+        encoder's of the first chunk.
+        """
+        chunks = [chunk for text in texts for chunk in self._padded(text)]
+        ids = [torch.tensor(self._token_ids(tokenizer, chunks)) for tokenizer in self._tokenizers]
+        weights = [chunk.all_weights(self.components.max_tokens) for chunk in chunks]
+        weighing = [torch.tensor(weights)] if any(chunk.is_weighted for chunk in chunks) else []
+        adapting = adapter_tensors([text.adapters for text in texts])
+        placed = iter(sent([*ids, *weighing, *adapting], self.networks.device))
+        tokens, weighing = list(islice(placed, len(ids))), list(islice(placed, len(weighing)))
+        adapters = AdapterRows(*placed) if adapting else None
+        of_chunks = adapters and adapters.repeated(texts[0].chunks)
         encoders = zip((Network.TEXT_ENCODER, Network.TEXT_ENCODER_2), tokens, strict=False)
-        with acting(adapters):
-            outputs = [self.networks(name, [ids]) for name, ids in encoders]
-        states, pooled = torch.cat([output[0] for output in outputs], dim=-1), outputs[-1][1:]
+        outputs = [self.networks.text_states(name, each, texts[0].skip, of_chunks) for name, each in encoders]
+        parts = [weighted(output[0], *weighing) for output in outputs]
+        states = torch.cat(parts, dim=-1).unflatten(0, (len(texts), -1)).flatten(1, 2)
+        pooled = [each.unflatten(0, (len(texts), -1))[:, 0] for each in outputs[-1][1:]]
         for tensor in (states, *pooled):
-            for place in (i for i, prompt in enumerate(prompts) if prompt is None):
+            for place in (i for i, text in enumerate(texts) if text.prompt is None):
                 tensor[place] = 0
         return self.networks.denoiser.encode(states, pooled, adapters)
 
 
-def _adapters(texts: Sequence[_Text]) -> list[Tensor]:
-    """Numbers and weights of each text's adapters, (B, J) each, on the host."""
-    numbers, weights = zip(*(padded(text.adapters) for text in texts), strict=True)
-    return [torch.tensor(numbers), torch.tensor(weights)]
+def _kind(text: Wanted) -> tuple[int, int]:
+    """What texts that are encoded together have in common, in numbers."""
+    return text.chunks, -1 if text.skip is None else text.skip

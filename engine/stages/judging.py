@@ -50,7 +50,7 @@ class Judging:
         found, *tables = fetched([{"finite": flags, "drawn": eight_bits(pixels)}, *launched.tables])
         check_finite(jobs, found["finite"].tolist())
         drawn = found["drawn"].numpy()
-        asked = [self.judged_by.asked(job.request.prompt, job.own.control_map) for job in jobs]
+        asked = [self.judged_by.asked(job.request.words, job.own.control_map) for job in jobs]
         measured = self.judged_by.read(tables, launched.nearest, drawn, asked)
         for job, image, picture, one in zip(jobs, pixels, drawn, measured, strict=True):
             self._keep_attempt(job, image, picture, one)
@@ -114,9 +114,9 @@ class Judging:
         own, plan = job.own, job.trajectory.plan
         policy = own.attempts[-1].avoidance
         maps, seen = fetched(self._maps(job))
-        unseen = torch.full((len(plan), 2, 2, self.components.max_tokens), torch.nan)  # a draft that was delivered
-        masses = seen.get("masses", unseen).numpy().copy()
         ids = job.shared.input_ids.tolist()
+        unseen = torch.full((len(plan), 2, 2, len(ids)), torch.nan)  # a draft that was delivered
+        masses = seen.get("masses", unseen).numpy().copy()
         noise = policy.masked_noise
         return Explanation(
             tokens=tuple(self.components.tokenizer.convert_ids_to_tokens(ids)),

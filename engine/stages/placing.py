@@ -90,7 +90,7 @@ class Placing:
         if control.warp == Warp.BANK and self.composer is not None:
             shape = shared.mask if avoided is None else avoidance_mask(labels, segmenter.background)
             assert shape is not None
-            named = self.composer.named(request.prompt)
+            named = self.composer.named(request.words)
             wanted = Wanted(named or self.composer.shown(labels), labels, shape, avoided)
             found = self.composer.compose(wanted, control.max_iou, seed)
             if found is not None:

@@ -41,7 +41,7 @@ def drafted(results: Iterable[GenerationResult], segmenter: Segmenter) -> Iterat
         if result.label_map is None or result.gate is None:
             continue
         labels = coarse(result.label_map)
-        seen, named = counted(objects_of(labels, segmenter.background)), in_all(words.read(result.request.prompt))
+        seen, named = counted(objects_of(labels, segmenter.background)), in_all(words.read(result.request.words))
         if seen == named or (not named and seen and max(seen.values()) == 1):
             signals = {name: score.value for name, score in result.gate.signals.items()}
             yield Drafted(shapes_of(labels, segmenter.names, segmenter.background), signals)

@@ -28,6 +28,8 @@ def engine(tiny_checkpoint):
     return Engine.from_pretrained(tiny_checkpoint, limits=Limits(slots=8, rows=8), max_pixels=96 * 96)
 
 
+LONGEST = "a red star on the moon, " * 25  # three chunks
+
 policies = st.builds(
     Avoidance,
     delayed_guidance=st.none() | st.builds(DelayedGuidance, stop=st.sampled_from([0.2, 0.4])),
@@ -61,7 +63,8 @@ stages = st.builds(
 
 requests = st.builds(
     GenerationRequest,
-    prompt=st.sampled_from(["a red star", "a blue house and a moon", "tree", ""]),
+    prompt=st.sampled_from(["a red star", "a (blue:1.3) house and a [moon]", "tree", "", "a star BREAK tree", LONGEST]),
+    negative_prompt=st.sampled_from(["", "a green house"]),
     seed=st.integers(0, 2**40),
     draft=stages,
     final=stages,

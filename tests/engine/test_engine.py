@@ -102,7 +102,7 @@ def test_explain_says_what_moved(engine):
     [
         ({"width": 62}, "width 62 is not a multiple of 4; the nearest is 64"),
         ({"width": 1024, "height": 1024}, "exceed"),
-        ({"prompt": "star " * 90}, "92 tokens, this model takes 77"),
+        ({"prompt": "star " * 230}, "238 tokens in 4 chunks of 77, start and end included, and this engine takes 3"),
         ({"draft": Stage(steps=500)}, "draft steps 500"),
         ({"mask": np.zeros((8, 8), bool)}, r"mask is \(8, 8\)"),
         (

@@ -60,9 +60,12 @@ CASES = {
 }
 
 
+PROMPTS = ("a red star", "a (red:1.3) star", "a red star BREAK the [moon]", "a red star on the moon, " * 25)
+
+
 def request(policy, seed, solver):
     return GenerationRequest(
-        prompt="a red star",
+        prompt=PROMPTS[seed % len(PROMPTS)],
         negative_prompt="blue",
         seed=seed,
         draft=Stage(steps=2 + seed % 2, solver=solver),

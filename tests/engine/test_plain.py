@@ -86,6 +86,6 @@ def test_a_step_that_no_call_has_room_for_is_refused(engine, rows):
         assert narrow.generate(plain())[0].image is not None
 
 
-def test_weights_of_words_are_warned_about(engine):
-    with pytest.warns(TwigWarning, match=r"\(word:1.3\), BREAK in a prompt is read as plain characters"):
-        engine.admit(plain(prompt="a (red:1.9) star BREAK a moon"))
+def test_marks_that_are_not_served_are_warned_about(engine):
+    with pytest.warns(TwigWarning, match=r"\[from:to:when\], AND in a prompt is read as plain characters"):
+        engine.admit(plain(prompt="a [red:blue:0.5] star AND a moon"))

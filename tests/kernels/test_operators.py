@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from twig.kernels import (
+    HIDDEN,
     NoiseStream,
     ScalarColumn,
     StepColumns,
@@ -229,3 +230,31 @@ def test_head_dimensions_the_kernel_is_not_built_for_take_the_reference(head_dim
         expected = masked_attention_reference(**inputs)
         found = masked_attention_cuda(**inputs, with_mass=True)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("with_mass", [False, True])
+@pytest.mark.parametrize("factored", [False, True])
+def test_rows_of_different_lengths_are_each_what_they_are_alone(with_mass, factored):
+    """Bit for bit, whatever lies under the hidden tokens; and the reference agrees that these have no part."""
+    operator = masked_attention_with_mass if with_mass else masked_attention
+    lengths = 77, 231, 154
+    inputs = attention_inputs(3, 2, (4, 6), 231, 16)
+    tokens = inputs["tokens"]
+    if not factored:
+        tokens[:, [TokenRow.C, TokenRow.G]] = 1
+    for row, length in enumerate(lengths):
+        tokens[row, :, length:] = neutral_tokens(1, 231 - length)[0]
+        tokens[row, TokenRow.PAD, length:] = HIDDEN
+    found = operator(**inputs)
+    found = found if with_mass else (found,)
+    for one, other in zip(found, masked_attention_reference(**inputs), strict=False):
+        assert torch.allclose(one, other, atol=1e-5)
+    for row, length in enumerate(lengths):
+        own = {name: value[row : row + 1] if torch.is_tensor(value) else value for name, value in inputs.items()}
+        own |= {"k": own["k"][:, :length], "v": own["v"][:, :length], "tokens": own["tokens"][..., :length]}
+        alone = operator(**own)
+        alone = alone if with_mass else (alone,)
+        assert torch.equal(found[0][row], alone[0][0])
+        for mass, single in zip(found[1:], alone[1:], strict=True):
+            assert torch.equal(mass[row, :, :length], single[0])
+            assert (mass[row, :, length:] == 0).all()

@@ -105,7 +105,7 @@ def generate(
 
 def _doubts(components: Components, requests: Sequence[GenerationRequest]) -> Iterator[str]:
     """What of requests that differ in their prompts alone this model does not know: words, and what a source shows."""
-    texts = [text for request in requests for text in (request.prompt, request.negative_prompt)]
+    texts = [text for request in requests for text in (request.words, request.negative_words)]
     if (unknown := unknown_text(components.tokenizer, texts)) is not None:
         yield unknown
     first, segmenter = requests[0], components.segmenter

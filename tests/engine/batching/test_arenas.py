@@ -22,7 +22,7 @@ def components(tiny_checkpoint):
 def sizes(components):
     """Bytes by shape."""
     arenas = Engine(components, limits=LIMITS).arenas
-    return {shape: arenas._nbytes(shape) for shape in (ONE, TWO, THREE)}
+    return {shape: arenas._nbytes(shape, False) for shape in (ONE, TWO, THREE)}
 
 
 def request(**changes):

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from twig.engine.cli.main import run
+from twig.engine.cli.status import USER_ERROR
 from twig.engine.models.checkpoint import EMBEDDED
+from twig.engine.records.manifest import Manifest
 
 QUICK = ("--steps", "1", "--preset", "default")
 
@@ -28,6 +30,40 @@ def test_words_that_the_model_lacks_are_named_once_before_it_draws(tmp_path, cap
 def test_known_words_are_no_matter(tmp_path, capsys):
     run(["generate", "a red star in a grey room", *QUICK, "--out", str(tmp_path)])
     assert said(capsys) == []
+
+
+def test_marks_of_a_prompt_are_no_words_unless_every_character_counts(tmp_path, capsys):
+    asked = ["generate", "a (red:1.2) star BREAK the [moon]", *QUICK, "--out", str(tmp_path)]
+    run(asked)
+    assert said(capsys) == []
+    run([*asked, "--prompt-syntax", "plain"])
+    (line,) = said(capsys)
+    assert "no word for 'break'" in line
+    (written, other) = (
+        Manifest.load(path) for path in sorted(tmp_path.glob("*.json"), key=lambda p: p.stat().st_mtime)
+    )
+    assert written.parsed.chunks == 2
+    assert written.parsed.prompt[0][1] == ("red", 1.2)
+    assert other.parsed.prompt == ((("a (red:1.2) star BREAK the [moon]", 1.0),),)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "told"),
+    [
+        ("star " * 226, (), "this engine takes 3; it would be cut before"),
+        ("(" * 33, (), "more than 32 brackets of a prompt stand open"),
+        ("(star:99)", (), "the weight of 'star' is 99"),
+        ("x" * 100_000, (), "at most 32000 characters, this one has 100000"),
+        ("a star", ("--clip-skip", "3"), "--clip-skip 3: this model's text encoder has 2 layers to leave out"),
+        ("a star", ("--negative", "[" * 40), "brackets"),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_refused(tmp_path, capsys, prompt, options, told):
+    assert run(["generate", prompt, *options, *QUICK, "--out", str(tmp_path / "out")]) == USER_ERROR
+    (line,) = said(capsys)
+    assert told in line
+    assert "max_prompt_chunks" not in line
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

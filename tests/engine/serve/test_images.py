@@ -35,6 +35,16 @@ def test_a_line_of_the_client_draws_a_picture(client, served_engine):
     assert np.array_equal(np.asarray(picture(again.data[0])), np.asarray(image))
 
 
+def test_prompts_are_read_with_weights_unless_said_otherwise(client):
+    weighted, plain, skipping = (
+        client.images.generate(prompt="a (red:1.5) star BREAK moon", extra_body={"twig": {"seed": 5, **options}})
+        for options in ({}, {"prompt_syntax": "plain"}, {"clip_skip": 1})
+    )
+    assert weighted.usage.input_tokens == 5 + 3
+    assert plain.usage.input_tokens > weighted.usage.input_tokens
+    assert len({answer.data[0].b64_json for answer in (weighted, plain, skipping)}) == 3
+
+
 @pytest.mark.parametrize("document", ["README.md", "engine/serve/README.md"])
 def test_the_documents_lines_draw_a_picture(served, capsys, document):
     text = (Path(__file__).parents[3] / document).read_text()
