@@ -50,9 +50,11 @@ class Encoding:
         asked = [self._asked(job.request) for job in jobs]
         wanted = {text for pair in asked for text in pair}
         new = sorted(wanted - self._texts.keys(), key=lambda text: (*_kind(text), str(text.prompt)))
-        for _, alike in groupby(new, _kind):
-            group = list(alike)
-            self._texts |= zip(group, self._encoded(group), strict=True)
+        groups = [list(alike) for _, alike in groupby(new, _kind)]
+        read = [self._read(group) for group in groups]
+        there = iter(sent([tensor for tensors in read for tensor in tensors], self.networks.device) if read else ())
+        for group, tensors in zip(groups, read, strict=True):
+            self._texts |= zip(group, self._encoded(group, [next(there) for _ in tensors]), strict=True)
         for job, pair in zip(jobs, asked, strict=True):
             sizes = job.request.framing.sizes(*(side * self.components.vae_scale_factor for side in job.shape))
             job.shared.texts = tuple(self.networks.denoiser.sized(self._texts[text], sizes) for text in pair)
@@ -98,17 +100,20 @@ class Encoding:
     def _token_ids(self, tokenizer: CLIPTokenizer, chunks: Sequence[Chunk]) -> list[list[int]]:
         return [chunk.padded(tokenizer, self.components.max_tokens) for chunk in chunks]
 
-    def _encoded(self, texts: Sequence[Wanted]) -> list[EncodedText]:
-        """Encode texts of one number of chunks that skip as many layers.
+    def _read(self, texts: Sequence[Wanted]) -> list[Tensor]:
+        """What encoders read of texts: token ids (chunks, T) for each, and weights of as many where any is weighted."""
+        chunks = [chunk for text in texts for chunk in self._padded(text)]
+        read = [torch.tensor(self._token_ids(tokenizer, chunks)) for tokenizer in self._tokenizers]
+        if any(chunk.is_weighted for chunk in chunks):
+            read.append(torch.tensor([chunk.all_weights(self.components.max_tokens) for chunk in chunks]))
+        return read
+
+    def _encoded(self, texts: Sequence[Wanted], tokens: Sequence[Tensor]) -> list[EncodedText]:
+        """Encode texts of one number of chunks that skip as many layers; tokens: as `_read`.
 
         The states of all text encoders lie side by side, those of chunks one after the other; pooled text is the last
         encoder's of the first chunk.
         """
-        chunks = [chunk for text in texts for chunk in self._padded(text)]
-        ids = [torch.tensor(self._token_ids(tokenizer, chunks)) for tokenizer in self._tokenizers]
-        if any(chunk.is_weighted for chunk in chunks):
-            ids.append(torch.tensor([chunk.all_weights(self.components.max_tokens) for chunk in chunks]))
-        tokens = sent(ids, self.networks.device)
         encoders = zip((Network.TEXT_ENCODER, Network.TEXT_ENCODER_2), tokens[: len(self._tokenizers)], strict=False)
         outputs = [self.networks.text_states(name, each, texts[0].skip) for name, each in encoders]
         parts = [weighted(output[0], *tokens[len(outputs) :]) for output in outputs]

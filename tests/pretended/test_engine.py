@@ -88,6 +88,7 @@ COMPANY = {
         "two stars", seed=7, redraft=4, similarity=SimilarityPolicy(rule="refuse if classes_kept < 1; retry 1")
     ),
     "recited": request(seed=8, gate=Gate(limits={"agreement": -2.0}, witnesses=2), **HEARD),
+    "long": request("a red star BREAK the (moon:1.3)", seed=10, clip_skip=1),
     "delivered": request(seed=9, gate=Gate(limits={"agreement": 2.0}, witnesses=2), explain=True, **HEARD),
 }
 """A request a way through the engine."""
