@@ -2,6 +2,7 @@ from ._version import __version__ as __version__
 from .engine.aio import AsyncEngine as AsyncEngine
 from .engine.api.calibration import Calibration as Calibration
 from .engine.api.choices import Preset as Preset
+from .engine.api.choices import PromptSyntax as PromptSyntax
 from .engine.api.choices import Solver as Solver
 from .engine.api.errors import BackendError as BackendError
 from .engine.api.errors import CheckpointError as CheckpointError

@@ -139,8 +139,8 @@ class Door:
             cut = shown(self.components.tokenizer.decode(ids))
             raise InvalidRequestError(
                 f"{name} has {self.prompt_tokens(prompt, syntax)} tokens in {len(chunks)} chunks of {length}, "
-                f"start and end included, and this engine takes {self.max_chunks}, its max_prompt_chunks; it would be "
-                f"cut before: {cut!r}"
+                f"start and end included, and this engine takes {self.max_chunks}; give it "
+                f"max_prompt_chunks={len(chunks)} or more, or it would be cut before: {cut!r}"
             )
         return len(chunks)
 

@@ -74,7 +74,7 @@ def words_of(prompt: str, syntax: PromptSyntax) -> str:
     return _BETWEEN.join(
         "".join(piece.text for piece in part)
         if all(piece.weight == 1 for piece in part)
-        else " ".join(piece.text.strip() for piece in part if piece.weight > 0)
+        else " ".join(piece.text.strip() for piece in part if piece.weight > 0).strip()
         for part in parsed(prompt, syntax)
     )
 

@@ -1,6 +1,7 @@
 """What each latent shape needs on the device, under a byte budget."""
 
 import functools
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +15,8 @@ from .job import Job
 from .slots import Arena
 from .streams import Streams
 
+_log = logging.getLogger(__name__)
+
 Shape = tuple[int, int]
 
 
@@ -24,7 +27,7 @@ class Arenas:
     recently used first; one with a job never does. A single loop is made whatever it takes.
     buckets: row counts that a step is padded to. streams: where steps run, and what comes between them. protected
     (K, C, h, w): latents of works to be repelled from. num_tokens: that every loop has room for; max_tokens: of the
-    longest prompt, which a loop makes room for when the first such job claims it.
+    longest prompt, which a loop makes room for when the first such job comes.
     """
 
     def __init__(
@@ -52,7 +55,6 @@ class Arenas:
         self._protected = None if protected is None else protected.to(networks.device)
         self._loops: OrderedDict[Shape, DenoisingLoop] = OrderedDict()
         self._claims: dict[int, tuple[Shape, bool]] = {}
-        self._chunk = networks.components.max_tokens
         self._nbytes = functools.cache(self._measured)
 
     @property
@@ -70,12 +72,16 @@ class Arenas:
 
         A prompt of several chunks needs one with room for it.
         """
-        long = job.chunks * self._chunk > self.num_tokens
-        claimed, wanted = self._claimed(), self._claimed((job.shape, long))
+        claim = job.shape, self._is_long_job(job)
+        claimed, wanted = self._claimed(), self._claimed(claim)
         if claimed and wanted != claimed and self._total(wanted) > self.budget:
             return False
-        self._claims[job.id] = job.shape, long
+        self._claims[job.id] = claim
         return True
+
+    def _is_long_job(self, job: Job) -> bool:
+        """Whether a job's prompts have more tokens than every loop has room for."""
+        return job.chunks * self.networks.components.max_tokens > self.num_tokens
 
     def _claimed(self, *more: tuple[Shape, bool]) -> dict[Shape, bool]:
         """Shapes that have a job, and whether they are to have room for the longest prompts."""
@@ -102,13 +108,11 @@ class Arenas:
         return loop
 
     def _loop(self, shape: Shape) -> DenoisingLoop:
-        """The loop of a shape, made when first needed, and lengthened when first claimed for a longer prompt."""
+        """The loop of a shape, made when first needed."""
         if shape not in self._loops:
             self._make_room(self._nbytes(shape, False))
             self._loops[shape] = self._made(shape, self.networks.device)
         self._loops.move_to_end(shape)
-        if not self._is_long(shape) and self._claimed().get(shape, False):
-            self._lengthen(shape)
         return self._loops[shape]
 
     def prepare(self, shape: Shape, *, long: bool) -> DenoisingLoop:
@@ -126,6 +130,10 @@ class Arenas:
         """The arena that the job's slot lies in, for what is asked for from now on: after the slot's last step."""
         assert job.slot is not None
         loop = self._loop(job.shape)
+        if self._is_long_job(job) and not loop.is_long:
+            if self.graphs.stats.captured:
+                _log.warning("prompts of several chunks run without graphs, for no warm-up captured theirs")
+            self._lengthen(job.shape)
         self.streams.after(loop.mark(job.slot))
         return loop.arena
 

@@ -3,7 +3,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from itertools import groupby, islice
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -62,9 +62,11 @@ class Encoding:
         ]
         wanted = {text for stages in asked for pair in stages for text in pair}
         new = sorted(wanted - self._texts.keys(), key=lambda text: (*_kind(text), str(text)))
-        for _, alike in groupby(new, _kind):
-            group = list(alike)
-            self._texts |= zip(group, self._encoded(group), strict=True)
+        groups = [list(alike) for _, alike in groupby(new, _kind)]
+        read = [self._read(group) for group in groups]
+        there = iter(sent([tensor for tensors in read for tensor in tensors], self.networks.device) if read else ())
+        for group, tensors in zip(groups, read, strict=True):
+            self._texts |= zip(group, self._encoded(group, [next(there) for _ in tensors]), strict=True)
         for job, (draft, final) in zip(jobs, asked, strict=True):
             job.shared.texts = self._sized(job, draft)
             job.shared.final_texts = None if draft == final else self._sized(job, final)
@@ -127,20 +129,28 @@ class Encoding:
     def _token_ids(self, tokenizer: CLIPTokenizer, chunks: Sequence[Chunk]) -> list[list[int]]:
         return [chunk.padded(tokenizer, self.components.max_tokens) for chunk in chunks]
 
-    def _encoded(self, texts: Sequence[Wanted]) -> list[EncodedText]:
-        """Encode texts of one number of chunks that skip as many layers.
+    def _read(self, texts: Sequence[Wanted]) -> list[Tensor]:
+        """What encoders read of texts, on the host.
+
+        Token ids (chunks, T) for each; numbers and weights (B, J) of adapters where any text has some; and weights of
+        tokens (chunks, T) where any is weighted.
+        """
+        chunks = [chunk for text in texts for chunk in self._padded(text)]
+        read = [torch.tensor(self._token_ids(tokenizer, chunks)) for tokenizer in self._tokenizers]
+        read += adapter_tensors([text.adapters for text in texts])
+        if any(chunk.is_weighted for chunk in chunks):
+            read.append(torch.tensor([chunk.all_weights(self.components.max_tokens) for chunk in chunks]))
+        return read
+
+    def _encoded(self, texts: Sequence[Wanted], read: Sequence[Tensor]) -> list[EncodedText]:
+        """Encode texts of one number of chunks that skip as many layers; read: as `_read`, where the networks are.
 
         The states of all text encoders lie side by side, those of chunks one after the other; pooled text is the last
         encoder's of the first chunk.
         """
-        chunks = [chunk for text in texts for chunk in self._padded(text)]
-        ids = [torch.tensor(self._token_ids(tokenizer, chunks)) for tokenizer in self._tokenizers]
-        weights = [chunk.all_weights(self.components.max_tokens) for chunk in chunks]
-        weighing = [torch.tensor(weights)] if any(chunk.is_weighted for chunk in chunks) else []
-        adapting = adapter_tensors([text.adapters for text in texts])
-        placed = iter(sent([*ids, *weighing, *adapting], self.networks.device))
-        tokens, weighing = list(islice(placed, len(ids))), list(islice(placed, len(weighing)))
-        adapters = AdapterRows(*placed) if adapting else None
+        count = len(self._tokenizers)
+        tokens, rest, adapted = read[:count], read[count:], any(text.adapters for text in texts)
+        adapters, weighing = (AdapterRows(*rest[:2]), rest[2:]) if adapted else (None, rest)
         of_chunks = adapters and adapters.repeated(texts[0].chunks)
         encoders = zip((Network.TEXT_ENCODER, Network.TEXT_ENCODER_2), tokens, strict=False)
         outputs = [self.networks.text_states(name, each, texts[0].skip, of_chunks) for name, each in encoders]

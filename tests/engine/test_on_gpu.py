@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from twig.engine.api.mechanisms import Avoidance, InitialNoise
+from twig.engine.api.mechanisms import Avoidance, InitialNoise, MaskedAttention
 from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import Verdict
 from twig.engine.api.settings import Stage
@@ -29,10 +29,10 @@ def cuda():
     return torch.device("cuda", torch.cuda.device_count() - 1)
 
 
-def request(seed, **changes):
+def request(seed, prompt="a star", **changes):
     similarity = SimilarityPolicy(limits={}, retries=0)
     return GenerationRequest(
-        prompt="a star", seed=seed, draft=Stage(steps=4), final=Stage(steps=5), similarity=similarity, **changes
+        prompt=prompt, seed=seed, draft=Stage(steps=4), final=Stage(steps=5), similarity=similarity, **changes
     )
 
 
@@ -40,7 +40,10 @@ CROWD = [
     request(1),
     request(2, avoidance=Avoidance.off(), preview=2),
     request(3, avoidance=Avoidance(initial_noise=InitialNoise(sharpness_steps=1)), explain=True),
+    request(4, "a (red:1.3) star BREAK a moon"),
+    request(5, "a red star on the moon, " * 25, avoidance=Avoidance(masked_attention=MaskedAttention(bias=-4))),
 ]
+"""Some of several chunks, which share calls with the others."""
 
 
 def test_the_host_asks_for_two_steps_at_once_and_hears_how_long_they_took(cuda):
@@ -103,7 +106,7 @@ def test_pictures_are_the_processors_with_graphs_and_without(tiny_checkpoint, cu
     exact = TorchOptions(tf32=False)
     engine = Engine.from_pretrained(tiny_checkpoint, device=cuda, limits=limits, torch_options=exact)
     eager = engine.generate(CROWD)
-    assert engine.warmup()["dropped"] == []
+    assert engine.warmup(long_prompts=True)["dropped"] == []
     graphed = engine.generate(CROWD)
     stats = engine.stats()
     assert stats.graphs.hits > 0

@@ -4,6 +4,7 @@ import pytest
 
 from pretend import CannotPretendError, installed, load_guard
 from twig.engine.batching.arenas import Arenas
+from twig.engine.batching.denoising import DenoisingLoop
 
 
 @pytest.fixture(scope="session")
@@ -26,13 +27,18 @@ def device(guard):
 @pytest.fixture(scope="module")
 def divided_arenas(device):
     """Arenas in which no races are looked for: streams write slots of theirs, and operators are given all of them."""
-    made = Arenas._made
+    made, lengthen = Arenas._made, DenoisingLoop.lengthen
 
     def make(self, shape, where):
         loop = made(self, shape, where)
         device.divided(loop.arena.tensors())
         return loop
 
+    def lengthened(self):
+        lengthen(self)
+        device.divided(self.arena.tensors())
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Arenas, "_made", make)
+        patch.setattr(DenoisingLoop, "lengthen", lengthened)
         yield

@@ -90,6 +90,7 @@ COMPANY = {
         "two stars", seed=7, redraft=4, similarity=SimilarityPolicy(rule="refuse if classes_kept < 1; retry 1")
     ),
     "recited": request(seed=8, gate=Gate(limits={"agreement": -2.0}, witnesses=2), **HEARD),
+    "long": request("a red star BREAK the (moon:1.3)", seed=10, clip_skip=1),
     "delivered": request(seed=9, gate=Gate(limits={"agreement": 2.0}, witnesses=2), explain=True, **HEARD),
     "adapted": request(
         seed=10, draft=Stage(steps=2, lora={"all": 0.5, "some": 1.0}), final=Stage(steps=2, lora={"some": 1.0})

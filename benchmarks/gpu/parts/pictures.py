@@ -89,6 +89,7 @@ def measure(bench: Bench) -> Iterator[Row]:
     there = Engine(embedded("cpu"), device="cpu", dtype=torch.float32, registry=works, **options)
     here.warmup()
     cases = {name: requests(bench, fields) for name, fields in policies().items()}
+    cases["prompts of several chunks"] = [lengthened(request) for request in cases["masked attention"]]
     first = next(iter(cases.values()))
     photo = there.generate([GenerationRequest(prompt=_PROMPTS[0], seed=9, draft=Stage(steps=4), avoidance=_OFF)])[
         0
@@ -99,6 +100,12 @@ def measure(bench: Bench) -> Iterator[Row]:
     mixed = [r.model_copy(update={"seed": 100 + i}) for i, (r, *_) in enumerate(cases.values())]
     yield compared("all mixed", here, there, mixed[: bench.pick(len(mixed), 8)])
     yield company(here, mixed[: bench.pick(len(mixed), 8)])
+
+
+def lengthened(request: GenerationRequest) -> GenerationRequest:
+    """A request whose prompt says the same again and again, weighted once."""
+    said = ", ".join([request.prompt] * 9)
+    return request.model_copy(update={"prompt": f"({request.prompt}:1.2) BREAK {said}"})
 
 
 def _works(components: Components) -> Registry:

@@ -14,8 +14,8 @@ def components(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def make_engine(components, builder):
-    def make(backend="torch", precision="fp32"):
+    def make(backend="torch", precision="fp32", **options):
         limits = Limits(slots=4, rows=8)
-        return Engine(components, limits=limits, backend=backend, precision=precision, artifacts=builder)
+        return Engine(components, limits=limits, backend=backend, precision=precision, artifacts=builder, **options)
 
     return make

@@ -253,7 +253,7 @@ def test_a_replay_with_another_model_is_refused(copied, tiny_checkpoint, tmp_pat
         ("--preset strong", "'off', 'gentle', 'default', 'strict'"),
         ("--calibration {tmp}/text.png", "text.png is no calibration"),
         ("--registry {tmp}/text.png", "text.png is no registry of Twig"),
-        ("--negative " + "star," * 80, "--negative has"),
+        ("--negative " + "star," * 120, "--negative has"),
         ("--model nowhere", "there is no folder nowhere"),
         ("--controlnet nowhere", "there is no folder nowhere"),
         ("--source nothing.png", "no picture at nothing.png"),
@@ -420,7 +420,7 @@ def bare_checkpoint(tiny_checkpoint, tmp_path):
 
 
 def test_a_folder_without_controlnet_and_segmenter_draws_plain_pictures(bare_checkpoint, tmp_path, capsys):
-    command = ["generate", "a (red:1.9) star", "--steps", "1", "--model", str(bare_checkpoint), "--out"]
+    command = ["generate", "a [red:blue:0.5] star", "--steps", "1", "--model", str(bare_checkpoint), "--out"]
     assert run([*command, str(tmp_path / "out"), "--preset", "off", "--json"]) == DONE
     told = capsys.readouterr()
     (one,) = map(json.loads, told.out.splitlines())
@@ -428,7 +428,7 @@ def test_a_folder_without_controlnet_and_segmenter_draws_plain_pictures(bare_che
     assert one["why"].startswith("not measured: ")
     assert json.loads(manifests(tmp_path / "out")[0].read_text())["verdict"] == "not judged"
     assert "pictures are not filtered" in told.err
-    assert told.err.count("(word:1.3) in a prompt is read as plain characters") == 1
+    assert told.err.count("[from:to:when] in a prompt is read as plain characters") == 1
     assert run(["inspect", str(manifests(tmp_path / "out")[0]), "--replay"]) == DONE
     assert "not judged" in capsys.readouterr().out
     assert run([*command, str(tmp_path / "out"), "--preset", "off", "--quiet"]) == DONE

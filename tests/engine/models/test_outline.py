@@ -50,7 +50,7 @@ def test_parts_that_do_not_fit_are_found_before_weights_are_read(folder, unread)
     [
         ({"width": 65}, "width 65 is not a multiple of 4"),
         ({"height": 4096, "width": 4096}, "allow more with max_pixels"),
-        ({"prompt": "star " * 80}, "prompt has 82 tokens"),
+        ({"prompt": "star " * 230}, "prompt has 238 tokens in 4 chunks"),
         ({"draft": {"steps": 200}}, "draft steps 200 exceed"),
     ],
 )
