@@ -116,3 +116,12 @@ def test_a_check_loads_the_model_and_tries_its_rule(tmp_path, tiny_checkpoint, c
         text = folder + line if line.startswith("model") else folder + model + line
         assert run(["serve", "--check", "--config", str(written(tmp_path, text))]) == expected
         assert named in capsys.readouterr().err
+
+
+def test_files_of_adapters_are_told_from_the_files_folder(tmp_path):
+    (tmp_path / "loras").mkdir()
+    path = tmp_path / "twig.yaml"
+    path.write_text("model: {lora: ['loras/fast.safetensors:0.5'], adapters: {ink: loras/ink.safetensors}}")
+    model = ServeConfig.load(path).model
+    assert model.lora == (f"{tmp_path}/loras/fast.safetensors:0.5",)
+    assert model.adapters == {"ink": f"{tmp_path}/loras/ink.safetensors"}

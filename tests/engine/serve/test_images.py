@@ -55,6 +55,20 @@ def test_the_documents_lines_draw_a_picture(served, capsys, document):
     assert capsys.readouterr().out.startswith("accepted" if "print" in lines else "")
 
 
+def test_a_client_chooses_among_the_operators_adapters(client):
+    def drawn(**options):
+        answer = client.images.generate(prompt=PROMPT, extra_body={"twig": {"seed": 5, **options}})
+        return np.asarray(picture(answer.data[0])).astype(int)
+
+    plain, inked = drawn(), drawn(lora={"ink": 8.0})
+    assert np.abs(plain - inked).max() > 1
+    assert np.abs(drawn(lora={"ink": 8.0}, draft_lora={}) - plain).max() > 1
+    with pytest.raises(openai.BadRequestError, match=r"twig\.lora: the adapter 'oil' .* there is ink"):
+        drawn(lora={"oil": 1.0})
+    with pytest.raises(openai.BadRequestError, match=r"twig\.draft_lora\.ink"):
+        drawn(draft_lora={"ink": 1000})
+
+
 def test_without_a_seed_pictures_differ_and_the_seed_is_told(client):
     seeds = {client.images.generate(prompt=PROMPT).data[0].twig["seed"] for _ in range(2)}
     assert len(seeds) == 2
