@@ -31,7 +31,7 @@ _SPOKEN = tuple(
         (r"\bmax_pixels=\.\.\.", "--limit-pixels"),
         (r"\b(controlnet|segmenter|vae|registry|lora)=\.\.\.", r"--\1"),
         (r"\bembeddings=\.\.\.", "--embedding"),
-        (r"\b(variant|revision)=('[^']*')", r"--\1 \2"),
+        (r"\b(variant|revision|controlnet|segmenter|vae)=('[^']*')", r"--\1 \2"),
         (r"\bprediction_type=('[^']*')", r"--prediction-type \1"),
         (r", its max_steps", ""),
         (r"\bavoidance\.moved_control\b", "--preset asks for control, which"),
