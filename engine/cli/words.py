@@ -33,7 +33,7 @@ _SPOKEN = tuple(
         (r"\bembeddings=\.\.\.", "--embedding"),
         (r"\badapters=\.\.\.", "--adapter"),
         (r"^(draft|final)\.lora\b", "--use and --draft-use"),
-        (r"\b(variant|revision)=('[^']*')", r"--\1 \2"),
+        (r"\b(variant|revision|controlnet|segmenter|vae)=('[^']*')", r"--\1 \2"),
         (r"\bprediction_type=('[^']*')", r"--prediction-type \1"),
         (r", its max_steps", ""),
         (r"; give it max_prompt_chunks=\d+ or more, or it would be", "; it would be"),

@@ -18,6 +18,10 @@ _READING_ADDED = (
     "freq_shift",
 )
 
+_KINDS = {768: " (Stable Diffusion 1.x)", 1024: " (Stable Diffusion 2.x)", 2048: " (SDXL)"}
+"""Models whose text is as wide as that."""
+_ANOTHER = "name one that was trained for this model with controlnet=..."
+
 
 def check_fit(components: "Components") -> None:
     """Raise CheckpointError naming the two values that disagree; weights need not be there."""
@@ -132,10 +136,17 @@ def _check_controlnet(components: "Components", controlnet: ControlNetModel, wha
     )  # fmt: skip
     for name in ("in_channels", "cross_attention_dim", "block_out_channels", *_READING_ADDED):
         wanted, found = (tuple(v) if isinstance(v, list) else v for v in (unet[name], control[name]))
-        _require(found == wanted, f"{what}'s {name}", found, f"the UNet's {wanted}")
+        kinds = (_KINDS.get(value, "") if name == "cross_attention_dim" else "" for value in (found, wanted))
+        said, told = (f"{value}{kind}" for value, kind in zip((found, wanted), kinds, strict=True))
+        _require(found == wanted, f"{what}'s {name}", said, f"the UNet's {told}; {_ANOTHER}")
     residuals = [convolution.out_channels for convolution in controlnet.controlnet_down_blocks]
     wanted = _residual_channels(components.unet)
-    _require(residuals == wanted, f"the channel count of {what}'s residuals", residuals, f"the UNet's {wanted}")
+    _require(
+        residuals == wanted,
+        f"the channel count of {what}'s residuals",
+        residuals,
+        f"the UNet's {wanted}; {_ANOTHER}",
+    )
     shrinks, factor = 2 ** (len(control.conditioning_embedding_out_channels) - 1), components.vae_scale_factor
     _require(shrinks == factor, f"{what}'s hint pixels per latent", shrinks, f"the autoencoder's {factor}")
     _require(not control.global_pool_conditions, f"{what}'s global_pool_conditions", True, "False")

@@ -14,6 +14,7 @@ from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
+from transformers import CLIPPreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ..api.errors import CheckpointError
@@ -50,7 +51,10 @@ def locate(source: Source, hub_files: Sequence[str], revision: str | None = None
     if isinstance(source, str) and _HUB_ID.fullmatch(source):
         wanted = [f"{subfolder}/{name}" for name in hub_files] if subfolder else hub_files
         return _within(_download(source, wanted, revision), subfolder)
-    raise CheckpointError(f"there is no folder {source}; give a diffusers folder, or a hub id of the form owner/name")
+    raise CheckpointError(
+        f"there is no folder or file {source}; give a diffusers folder, a .safetensors file, or a hub id of the form "
+        "owner/name"
+    )
 
 
 def _within(folder: Path, subfolder: str | None) -> Path:
@@ -146,16 +150,32 @@ def _index_variant(index: Path) -> str | None:
     return None if match is None else match["before"] or match["after"]
 
 
-def check_files(part: Path) -> None:
-    """Raise CheckpointError for a file of `part` that the libraries would hang at or follow elsewhere."""
+def check_files(part: Path, name: str) -> None:
+    """Raise CheckpointError for a file of `part` that the libraries would hang at or follow elsewhere.
+
+    name: of the part. A folder that is a whole model, or an adapter, in a part's place is said to be one.
+    """
+    if os.path.lexists(part / "model_index.json"):
+        inner = f"name its part, {name}={shown(part / name)!r}" if (part / name).is_dir() else f"it holds no {name}"
+        raise CheckpointError(f"{shown(part)} is a whole model, not a {name}; {inner}")
+    check_no_adapter(part, name)
     for path in sorted(part.iterdir()):
         if not path.is_dir():
             check_regular(
                 path, MAX_TENSORS if path.suffix == ".safetensors" or path.suffix in _PICKLES else _MAX_CONFIG
             )
-    if (part / "adapter_config.json").exists():
+
+
+def check_no_adapter(folder: Path, name: str) -> None:
+    """Raise CheckpointError for the folder of an adapter in the place of a model or of its part `name`."""
+    if (folder / "pytorch_lora_weights.safetensors").exists():
         raise CheckpointError(
-            f"{shown(part)} holds an adapter_config.json, which names another model's weights; merge the adapter first"
+            f"{shown(folder)} holds a LoRA, not a {name}; give the pytorch_lora_weights.safetensors in it with lora=..."
+        )
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{shown(folder)} holds an adapter_config.json, which names another model's weights; give a {name} that "
+            "the adapter is merged into"
         )
 
 
@@ -188,11 +208,24 @@ def _quiet() -> Iterator[None]:
 def module_config(cls: Any, part: Path) -> dict[str, Any]:
     """Configuration of the network of class `cls` in `part`; raises CheckpointError for one that is not served."""
     config = read_json(part / "config.json")
-    named = config.get("_class_name", cls.__name__)
-    if named != cls.__name__:
+    named = class_named(config) or cls.__name__
+    if config.get("_class_name", cls.__name__) != cls.__name__ or (named != cls.__name__ and not _is_text(cls)):
         raise CheckpointError(f"{shown(part)} holds a {shown(named)}, which is not served as a {cls.__name__}")
     configs.check_module(cls, part, {**config, "_class_name": named})
     return config
+
+
+def class_named(config: dict[str, Any]) -> str | None:
+    """Class of the network that a configuration is of, as diffusers or transformers writes it."""
+    architectures = config.get("architectures")
+    listed = architectures[0] if isinstance(architectures, list) and architectures else None
+    named = config.get("_class_name", listed)
+    return named if isinstance(named, str) else None
+
+
+def _is_text(cls: Any) -> bool:
+    """Whether networks of `cls` are read out of larger ones too: a whole CLIP holds a text encoder."""
+    return issubclass(cls, CLIPPreTrainedModel)
 
 
 def sketched_module(cls: Any, part: Path) -> Any:

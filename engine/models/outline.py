@@ -18,7 +18,7 @@ from .bank import FILE as BANK_FILE
 from .file_parts import FilePart
 from .layout import Source
 from .lora import Fused, named_adapters, named_files
-from .parts import Vae
+from .parts import SEGMENTERS, Vae
 from .textual_inversion import Inversions, named_embeddings
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "model"
@@ -143,6 +143,7 @@ def _of_folder(
 ) -> Outline:
     """A model in a folder, or in the hub; what was `named` beside it may be single files."""
     folder = layout.locate(EMBEDDED if source is None else source, _MODEL_FILES, revision, subfolder)
+    _check_whole(folder)
     index = layout.read_json(folder / "model_index.json")
     pipeline = _pipeline(folder, index)
     _check_index(folder, index)
@@ -285,12 +286,25 @@ def _checked(folders: dict[str, Path], variant: str | None) -> dict[str, Path]:
     """Find a part that cannot be read before any other is loaded, and a variant that no part has."""
     found = set()
     for name, part in folders.items():
-        layout.check_files(part)
+        layout.check_files(part, name)
         if name not in _WITHOUT_WEIGHTS:
             found.add(layout.weights(part, variant)[0])
     if variant is not None and variant not in found:
         raise CheckpointError(f"no part has weights of the variant={variant!r}; leave it out")
     return folders
+
+
+_PLACES = {"ControlNetModel": "controlnet", "AutoencoderKL": "vae", "AutoencoderTiny": "vae"}
+
+
+def _check_whole(folder: Path) -> None:
+    """Say of the folder of a part, or of an adapter, in a whole model's place what it is."""
+    layout.check_no_adapter(folder, "model")
+    if not os.path.lexists(folder / "model_index.json") and os.path.lexists(folder / "config.json"):
+        held = layout.class_named(layout.read_json(folder / "config.json")) or "part of a model"
+        place = "segmenter" if held in SEGMENTERS else _PLACES.get(held)
+        advice = f"give it with {place}=... beside a model" if place else "give the folder of the whole model"
+        raise CheckpointError(f"{shown(folder)} has no model_index.json: it holds a {shown(held, 80)} alone; {advice}")
 
 
 def _check_index(folder: Path, index: dict[str, Any]) -> None:

@@ -91,10 +91,9 @@ def _distilled(config: dict[str, Any]) -> bool:
 
 def segmenter(part: Path, make: Callable[[type, str], Any]) -> Segmenter:
     """A segmentation model, made by `make` of its class and its part's name, with its own preprocessing."""
-    architectures = layout.read_json(part / "config.json").get("architectures")
-    named = architectures[0] if isinstance(architectures, list) and architectures else None
-    if not isinstance(named, str) or named not in SEGMENTERS:
-        found = f"a {shown(named)}" if isinstance(named, str) else "a model of no named architecture"
+    named = layout.class_named(layout.read_json(part / "config.json"))
+    if named is None or named not in SEGMENTERS:
+        found = "a model of no named architecture" if named is None else f"a {shown(named)}"
         raise CheckpointError(f"{part} holds {found}; the segmenters served are {', '.join(SEGMENTERS)}")
     preprocessor = layout.read_json(part / "preprocessor_config.json")
     try:

@@ -1,7 +1,7 @@
-"""Narrow models with random weights in the layouts of published ones: as diffusers' folder, and as a single file.
+"""Models with random weights in the layouts of published ones, narrow or full: diffusers' folders, and single files.
 
-Their depths, kinds of layers and configurations are those of Stable Diffusion 1.5, 2.1 and XL, and their vocabulary is
-CLIP's; only the widths are small.
+Their kinds of layers and configurations are those of Stable Diffusion 1.5, 2.1 and XL, and their vocabulary is CLIP's;
+of the narrow ones only widths and depths are small.
 """
 
 import re
@@ -14,6 +14,7 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    SchedulerMixin,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -47,10 +48,24 @@ _UNETS = {
     },
 }  # fmt: skip
 
+_FULL_UNETS = {
+    "sd15": {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768},
+    "sd21": {
+        "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)
+    },
+    "sdxl": {
+        "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20),
+        "transformer_layers_per_block": (1, 2, 10), "projection_class_embeddings_input_dim": 2816,
+    },
+}  # fmt: skip
+_TEXTS = {"sd15": ((64, 2),), "sd21": ((64, 23),), "sdxl": ((64, 2), (128, 3))}
+_FULL_TEXTS = {"sd15": ((768, 12),), "sd21": ((1024, 23),), "sdxl": ((768, 12), (1280, 32))}
+"""Width and layers of each text encoder."""
 
-def build_unet(family: str, **changes) -> UNet2DConditionModel:
-    """A narrow UNet of a family."""
-    return UNet2DConditionModel(**_UNETS[family] | changes)
+
+def build_unet(family: str, full: bool = False) -> UNet2DConditionModel:
+    """The UNet of a family."""
+    return UNet2DConditionModel(**_UNETS[family] | (_FULL_UNETS[family] if full else {}))
 
 
 def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
@@ -61,45 +76,67 @@ def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     return controlnet
 
 
-def build_vae(xl: bool) -> AutoencoderKL:
-    """Four levels, as of Stable Diffusion, of width 32."""
+def build_vae(xl: bool, full: bool = False) -> AutoencoderKL:
+    """Four levels, as of Stable Diffusion, the narrow ones of width 32."""
     scale = {"scaling_factor": 0.13025, "force_upcast": True} if xl else {"scaling_factor": 0.18215}
     return AutoencoderKL(
-        block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, latent_channels=4,
-        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, **scale,
+        block_out_channels=(128, 256, 512, 512) if full else (32,) * 4, latent_channels=4, layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, **scale,
     )  # fmt: skip
 
 
-def text_config(openai: bool, layers: int, width: int = 64) -> CLIPTextConfig:
+def text_config(openai: bool, width: int, layers: int) -> CLIPTextConfig:
     """Heads of width 64."""
     return CLIPTextConfig(
-        vocab_size=49408, hidden_size=width, intermediate_size=128, num_hidden_layers=layers,
+        vocab_size=49408, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
         num_attention_heads=width // 64, hidden_act="quick_gelu" if openai else "gelu", projection_dim=width,
         bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
     )  # fmt: skip
 
 
-def build(family: str, seed: int = 0) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-    """A whole narrow pipeline of "sd15", "sd21" or "sdxl"."""
+def build(family: str, full: bool = False, seed: int = 0) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """A whole pipeline of "sd15", "sd21" or "sdxl"."""
     torch.manual_seed(seed)
-    parts = {"unet": build_unet(family), "vae": build_vae(family == "sdxl")}
+    parts = {"unet": build_unet(family, full), "vae": build_vae(family == "sdxl", full)}
+    first, *second = (_FULL_TEXTS if full else _TEXTS)[family]
+    parts["text_encoder"] = CLIPTextModel(text_config(family != "sd21", *first))
+    with torch.device("cpu"):  # wherever the networks are made
+        parts["scheduler"] = build_schedule(family)
+    parts["tokenizer"] = clip_tokenizer("!") if family == "sd21" else clip_tokenizer()
     if family == "sdxl":
         return StableDiffusionXLPipeline(
-            text_encoder=CLIPTextModel(text_config(True, 2)), tokenizer=clip_tokenizer(),
-            text_encoder_2=CLIPTextModelWithProjection(text_config(False, 3, 128)), tokenizer_2=clip_tokenizer("!"),
-            scheduler=EulerDiscreteScheduler(**_NOISE, timestep_spacing="leading"), **parts,
-        )  # fmt: skip
-    parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    if family == "sd21":
-        schedule = DDIMScheduler(**_NOISE, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction")
-        return StableDiffusionPipeline(
-            text_encoder=CLIPTextModel(text_config(False, 23)), tokenizer=clip_tokenizer("!"), scheduler=schedule,
+            text_encoder_2=CLIPTextModelWithProjection(text_config(False, *second[0])),
+            tokenizer_2=clip_tokenizer("!"),
             **parts,
-        )  # fmt: skip
-    return StableDiffusionPipeline(
-        text_encoder=CLIPTextModel(text_config(True, 2)), tokenizer=clip_tokenizer(),
-        scheduler=PNDMScheduler(**_NOISE, set_alpha_to_one=False, skip_prk_steps=True), **parts,
-    )  # fmt: skip
+        )
+    checked = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return StableDiffusionPipeline(**parts, **checked)
+
+
+def build_schedule(family: str) -> SchedulerMixin:
+    """The noise schedule of a family's folders."""
+    if family == "sdxl":
+        return EulerDiscreteScheduler(**_NOISE, timestep_spacing="leading")
+    if family == "sd21":
+        return DDIMScheduler(**_NOISE, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction")
+    return PNDMScheduler(**_NOISE, set_alpha_to_one=False, skip_prk_steps=True)
+
+
+def build_full(family: str) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """A pipeline at its published size, in fp16: its matrices are cut from one stretch of noise, which is quick."""
+    with torch.device("meta"):
+        pipe = build(family, full=True)
+    noise = torch.randn(2**20, generator=torch.Generator().manual_seed(0))
+    for network in (value for value in pipe.components.values() if isinstance(value, nn.Module)):
+        network.to_empty(device="cpu").half()
+        for name, tensor in network.state_dict().items():
+            if tensor.ndim < 2:
+                tensor.fill_(name.endswith("weight"))
+            else:
+                scaled = (noise * 0.7 / tensor[0].numel() ** 0.5).half()
+                for place in range(0, tensor.numel(), len(scaled)):
+                    tensor.view(-1)[place : place + len(scaled)] = scaled[: tensor.numel() - place]
+    return pipe
 
 
 def single_file(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline) -> dict[str, torch.Tensor]:
@@ -117,7 +154,15 @@ def single_file(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline) -> di
     prefix = "cond_stage_model.model."
     texts = open_clip_tensors(pipe.text_encoder, prefix)
     last = {name.replace("resblocks.22.", "resblocks.23."): t.clone() for name, t in texts.items() if "s.22." in name}
-    return tensors | texts | last | {f"{prefix}text_projection": torch.eye(64), f"{prefix}logit_scale": torch.ones(())}
+    return (
+        tensors
+        | texts
+        | last
+        | {
+            f"{prefix}text_projection": torch.eye(pipe.text_encoder.config.hidden_size),
+            f"{prefix}logit_scale": torch.ones(()),
+        }
+    )
 
 
 def save(tensors: dict[str, torch.Tensor], file: Path, dtype: torch.dtype | None = None, **metadata: str) -> Path:
