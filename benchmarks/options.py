@@ -2,7 +2,9 @@
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,7 @@ import transformers
 import typer
 
 from ..engine.batching.scheduler import Limits
+from ..engine.models.checkpoint import Components, load
 from ..engine.records.manifest import Precision
 from .clocks import ClockKind
 from .contenders import Models
@@ -58,14 +61,24 @@ class Setup:
         }
 
 
+def load_plain(model: str | None, device: str, dtype: torch.dtype, threads: int) -> Callable[[], Components]:
+    """What loads the model anew, each time it is called."""
+    _quieten(threads)
+    return partial(load, model, dtype=dtype, device=device)
+
+
 def set_up(
     model: str | None, device: str, dtype: Precision, threads: int, clock: ClockKind | None, slots: int, rows: int
 ) -> Setup:
     """Load the models. On one CPU thread the default clock is the process's time: other programs do not stretch it."""
-    torch.set_num_threads(threads)
-    transformers.logging.set_verbosity_error()
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    _quieten(threads)
     if clock is None:
         clock = ClockKind.CPU if device == "cpu" and threads == 1 else ClockKind.WALL
     models = Models.load(model, device, getattr(torch, dtype.value))
     return Setup(models, Limits(slots=slots, rows=rows), clock)
+
+
+def _quieten(threads: int) -> None:
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("diffusers").setLevel(logging.ERROR)

@@ -20,6 +20,7 @@ PARTS: dict[str, Part] = {
     "machine": Part("versions, copy bandwidth and matmul ceilings", 40),
     "operators": Part("every kernel against its reference, then against what PyTorch offers", 110),
     "layers": Part("every operator of the networks' blocks, likewise", 60),
+    "adapters": Part("rows with LoRAs of their own: the operator against fp64, and what 0 to 16 of them cost", 70),
     "speed": Part("steps a second, utilisation and idle share by rows, with a profile", 110),
     "pictures": Part("the engine on the device against a CPU under every policy; company", 90),
     "graphs": Part("every bucket captured, replayed against eager steps, interleaved, a thousand times, unsynced", 60),
