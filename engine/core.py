@@ -130,8 +130,8 @@ class Core:
         Raises InvalidRequestError for one that this model cannot serve.
         """
         (wanted,) = as_requests(request)
-        self._door.admit(wanted)
-        return rows_of(wanted, self.judge.most_witnesses(wanted))
+        admission = self._door.admit(wanted)
+        return rows_of(admission.request, self.judge.most_witnesses(wanted), admission.embedded)
 
     @property
     def queued_rows(self) -> int:

@@ -2,10 +2,9 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from .api.choices import Warp
@@ -13,13 +12,12 @@ from .api.errors import CheckpointError, InvalidRequestError, TwigWarning
 from .api.mechanisms import Avoidance
 from .api.pixels import load_picture
 from .api.request import Framing, GenerationRequest
-from .api.settings import Stage
 from .estimates import draft_run, final_run
 from .judging.judge import Judge
 from .models.checkpoint import Components
 from .models.pictures import to_pixels
 from .models.weighting import weighting_text
-from .sampling.solver import solver_table
+from .staging import check_stages, check_steps, settled, warn_of_stages
 
 MAX_STEPS = 150
 """Most steps of a stage, unless an engine is told otherwise."""
@@ -29,10 +27,15 @@ MAX_PIXELS = 2**20
 
 @dataclass(frozen=True)
 class Admission:
-    """What was found at the door: latent (height, width), and the source's pixels (1, 3, H, W) in [0, 1]."""
+    """What was found at the door: latent (height, width), and the source's pixels (1, 3, H, W) in [0, 1].
+
+    request: what it leaves to the model filled in. embedded: whether the network is told the guidance.
+    """
 
     shape: tuple[int, int]
     source: Tensor | None
+    request: GenerationRequest
+    embedded: bool
 
 
 @dataclass(frozen=True)
@@ -50,27 +53,26 @@ class Door:
     max_rows: int
     judging: Judge
     check_size: Callable[[int, int], None]
+    _said: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def admit(self, request: GenerationRequest) -> Admission:
         """Return the request's latent shape and source, or raise InvalidRequestError naming the offending value."""
         height, width = self.check(request)
         _warn_of_weights(request)
+        warn_of_stages(request, self.components, self._said)
         _check_mask(request)
         factor = self.components.vae_scale_factor
-        return Admission((height // factor, width // factor), _source(request, height, width))
+        shape, source = (height // factor, width // factor), _source(request, height, width)
+        return Admission(shape, source, settled(request, self.components.sampler), self._embedded)
 
     def check(self, request: GenerationRequest) -> tuple[int, int]:
         """Return the picture's (height, width), or raise InvalidRequestError naming the offending value.
 
         The model's weights need not be there, and what the request brings is not opened.
         """
+        request = settled(request, self.components.sampler)
         height, width = self._size(request)
-        for stage, settings in (("draft", request.draft), ("final", request.final)):
-            if settings.steps > self.max_steps:
-                raise InvalidRequestError(
-                    f"{stage} steps {settings.steps} exceed this engine's {self.max_steps}, its max_steps"
-                )
-            _check_steps(stage, settings, self.components.scheduler)
+        check_stages(request, self.components, self.max_steps)
         self._check_redraft(request)
         self._check_prompt("prompt", request.prompt)
         self._check_prompt("negative prompt", request.negative_prompt)
@@ -91,12 +93,17 @@ class Door:
         steps = request.redraft
         if steps is None:
             return
-        if not request.draft.steps < steps <= self.max_steps:
+        again = request.draft.model_copy(update={"steps": steps})
+        if not request.draft.steps < steps or again.evaluations > self.max_steps:
             raise InvalidRequestError(
                 f"redraft {steps}: a second draft has more steps than the first, {request.draft.steps}, and at most "
                 f"this engine's {self.max_steps}"
             )
-        _check_steps("redraft", request.draft.model_copy(update={"steps": steps}), self.components.scheduler)
+        check_steps("redraft", again, self.components.scheduler, self.components.sampler)
+
+    @property
+    def _embedded(self) -> bool:
+        return self.components.unet.config.time_cond_proj_dim is not None
 
     def _size(self, request: GenerationRequest) -> tuple[int, int]:
         default_height, default_width = self.components.size
@@ -145,9 +152,9 @@ class Door:
             )
 
     def _check_rows(self, request: GenerationRequest) -> None:
-        runs = {"final": final_run(request, request.avoidance)}
+        runs = {"final": final_run(request, request.avoidance, self._embedded)}
         if request.source is None:
-            runs["draft"] = draft_run(request)
+            runs["draft"] = draft_run(request, self._embedded)
         for stage, run in runs.items():
             if run.most_rows > self.max_rows:
                 raise InvalidRequestError(
@@ -195,14 +202,6 @@ class Door:
                 f"avoidance.repulsion: the works were registered at {width} x {height} pixels, the picture is "
                 f"{shape[1] * factor} x {shape[0] * factor}; ask for their size, or set repulsion to null"
             )
-
-
-def _check_steps(stage: str, settings: Stage, scheduler: DDIMScheduler) -> None:
-    """The solver must have a table for so many steps: spacings by rounding have none for some counts."""
-    try:
-        solver_table(settings.solver, settings.steps, scheduler)
-    except (InvalidRequestError, CheckpointError) as error:
-        raise InvalidRequestError(f"{stage}: {error}") from error
 
 
 def check_dtypes(components: Components, dtype: torch.dtype) -> None:

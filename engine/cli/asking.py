@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from ..api.errors import InvalidRequestError
-from ..api.reading import read_stdin, read_text
+from ..api.reading import read_stdin, read_text, shown
 
 MOST_REQUESTS = 4096
 """Prompts times seeds of one command: all their pictures are held until their contact sheets are drawn."""
@@ -65,3 +65,16 @@ def _lines(place: str) -> list[str]:
     if not found:
         raise InvalidRequestError(f"{name} holds no prompts; write one a line")
     return found
+
+
+def interval_of(text: str | None) -> dict[str, float]:
+    """`START:STOP` as fields of a stage. Raises InvalidRequestError for anything else."""
+    if text is None:
+        return {}
+    start, _, stop = text.partition(":")
+    try:
+        return {"guidance_start": float(start), "guidance_stop": float(stop)}
+    except ValueError:
+        raise InvalidRequestError(
+            f"--guidance-interval takes START:STOP, fractions of the steps such as 0.1:0.8, got {shown(repr(text), 80)}"
+        ) from None

@@ -63,18 +63,18 @@ def _window(magnitudes: np.ndarray, start: float, stop: float) -> np.ndarray:
     return magnitudes[(place >= start) & (place < stop)]
 
 
-def witness_plan(draft: Stage) -> tuple[tuple[Row, ...], ...]:
-    """Rows of each step of a witness: the draft's first ones.
+def witness_plan(draft: Stage, embedded: bool = False) -> tuple[tuple[Row, ...], ...]:
+    """Rows of each step of a witness: the draft's first ones; embedded as of `plan_rows`.
 
     Its last step needs no guidance: what the prompt alone predicts is compared with the draft.
     """
-    steps = max(1, round(WITNESS_STEPS * draft.steps))
-    return *plan_rows(draft)[: steps - 1], guidance_rows(1)
+    steps = max(1, round(WITNESS_STEPS * draft.evaluations))
+    return *plan_rows(draft, embedded=embedded)[: steps - 1], guidance_rows(1)
 
 
-def witness_rows(draft: Stage) -> int:
+def witness_rows(draft: Stage, embedded: bool = False) -> int:
     """UNet rows of a witness."""
-    return sum(map(len, witness_plan(draft)))
+    return sum(map(len, witness_plan(draft, embedded)))
 
 
 def agreement(witness: Tensor, draft: Tensor, mask: Tensor) -> Tensor:

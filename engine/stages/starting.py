@@ -21,7 +21,7 @@ from ..models.checkpoint import Components
 from ..models.transfers import sent
 from ..sampling.noise import seeded_noise
 from ..sampling.rows import plan_rows
-from ..sampling.solver import SolverTable, solver_table
+from ..sampling.solver import SolverTable, stage_table
 
 
 class Starting:
@@ -41,7 +41,8 @@ class Starting:
         table = self._table(stage)
         latent = self._noise(job, job.request.seed) * table.init_noise_sigma
         state = SlotState(latent, table.columns, job.request.seed, job.shared.texts)
-        self._start(job, state, Trajectory(plan_rows(stage), tuple(table.timesteps.tolist())))
+        plan = plan_rows(stage, embedded=job.embedded)
+        self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist()), rescale=stage.guidance_rescale))
 
     def start_redraft(self, job: Job) -> None:
         """Start the job's second draft, which other images of its request know nothing of."""
@@ -57,7 +58,8 @@ class Starting:
             shared.drafted = self.arenas.latent(job).clone(), job.trajectory
         seed, table = witness_seed(job.request.seed, len(shared.agreements)), self._table(stage)
         state = SlotState(self._noise(job, seed) * table.init_noise_sigma, table.columns, seed, shared.texts)
-        self._start(job, state, Trajectory(witness_plan(stage), tuple(table.timesteps.tolist())))
+        plan = witness_plan(stage, job.embedded)
+        self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist()), rescale=stage.guidance_rescale))
 
     @torch.inference_mode()
     def start_final(self, job: Job) -> None:
@@ -84,9 +86,10 @@ class Starting:
             hints=self._hints(job),
             sharpness=sharpness_lengths(policy.initial_noise, table, own.noise.shape),
         )
-        plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control)
+        plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control, job.embedded)
         probes = sharpness_probes(policy.initial_noise)
-        self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist()), probes))
+        rescale = request.final.guidance_rescale
+        self._start(job, state, Trajectory(plan, tuple(table.timesteps.tolist()), probes, rescale))
 
     @torch.inference_mode()
     def deliver_draft(self, job: Job) -> None:
@@ -103,7 +106,7 @@ class Starting:
         job.trajectory = trajectory
 
     def _table(self, stage: Stage) -> SolverTable:
-        return solver_table(stage.solver, stage.steps, self.components.scheduler)
+        return stage_table(stage, self.components.scheduler, self.components.sampler)
 
     def _noise(self, job: Job, seed: int) -> Tensor:
         return seeded_noise(self.components.unet.config.in_channels, job.shape, seed)
