@@ -15,7 +15,7 @@ from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from torch import Tensor
 
 from ..engine.api.request import GenerationRequest
-from ..engine.api.settings import Solver, Stage
+from ..engine.api.settings import Stage
 from ..engine.avoidance.placement import moved_labels
 from ..engine.batching.carried import attempt_seed
 from ..engine.batching.scheduler import ContinuousPolicy, Limits, Policy, StaticPolicy
@@ -117,7 +117,7 @@ class DiffusersPipelines:
         return [to_array(pixels) for pixels in self._draft(requests)]
 
     def _draft(self, requests: Sequence[GenerationRequest]) -> Tensor:
-        pipeline = self._pipeline(StableDiffusionPipeline, requests[0].draft.solver)
+        pipeline = self._pipeline(StableDiffusionPipeline, requests[0].draft)
         stage, noise = requests[0].draft, self._noise(requests, [r.seed for r in requests])
         return pipeline(**self._common(requests, noise), **_stage(stage)).images.float()
 
@@ -130,9 +130,7 @@ class DiffusersPipelines:
         labels = segmenter(drafts).cpu().numpy()
         moved = [moved_labels(m, segmenter.background, control, seed=s) for m, s in zip(labels, seeds, strict=True)]
         hints = torch.from_numpy(segmenter.palette[np.stack(moved)]).permute(0, 3, 1, 2).float() / 255
-        pipeline = self._pipeline(
-            StableDiffusionControlNetPipeline, requests[0].final.solver, controlnet=parts.controlnet
-        )
+        pipeline = self._pipeline(StableDiffusionControlNetPipeline, requests[0].final, controlnet=parts.controlnet)
         return pipeline(
             **self._common(requests, self._noise(requests, seeds)),
             **_stage(requests[0].final),
@@ -143,8 +141,10 @@ class DiffusersPipelines:
             control_guidance_end=math.ceil(control.stop * steps) / steps,
         ).images.float()
 
-    def _pipeline(self, cls: Any, solver: Solver, **parts: Any) -> Any:
+    def _pipeline(self, cls: Any, stage: Stage, **parts: Any) -> Any:
         c = self.components
+        solver = c.sampler.settled(stage).solver
+        assert solver is not None
         made = cls(
             vae=c.vae, text_encoder=c.text_encoder, tokenizer=c.tokenizer, unet=c.unet,
             scheduler=make_scheduler(solver, c.scheduler), safety_checker=None, feature_extractor=None,

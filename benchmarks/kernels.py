@@ -123,8 +123,8 @@ def check_step(arguments: tuple[torch.Tensor, ...]) -> None:
     expected, actual = ([tensor.clone() for tensor in arguments] for _ in range(2))
     denoise_step_reference(*expected)
     denoise_step(*actual)
-    for name, one, other in zip(("latents", "history"), actual, expected, strict=False):
-        assert torch.equal(one, other), f"denoise_step: {name} differ from the reference"
+    for which, name in ((0, "latents"), (1, "history"), (10, "carried")):
+        assert torch.equal(actual[which], expected[which]), f"denoise_step: {name} differ from the reference"
 
 
 def step_rows(bandwidth: float) -> Iterator[Row]:
@@ -136,11 +136,12 @@ def step_rows(bandwidth: float) -> Iterator[Row]:
             coefficients[..., [StepColumns.INPUT_SCALE, StepColumns.Q, StepColumns.A, StepColumns.U]] = 1
             coefficients[..., [StepColumns.B, StepColumns.W]] = -0.5
             coefficients[..., StepColumns.D] = 0.3
-            latents, history = (torch.randn(jobs, *shape, device="cuda") for _ in range(2))
+            latents, history, carried = (torch.randn(jobs, *shape, device="cuda") for _ in range(3))
             eps = torch.randn(2 * jobs, *shape, device="cuda", dtype=torch.float16)
             slots = torch.arange(jobs, device="cuda")
             rows = torch.stack((slots, slots + jobs, slots * 0, slots * 0), 1)
             weights = torch.tensor([7.5, -6.5, 0.0, 0.0], device="cuda").repeat(jobs, 1)
+            pairs, rescales = rows[:, :2].contiguous(), torch.zeros(jobs, device="cuda")
             steps, twice = slots % 8, slots.repeat(2)
             masks = torch.zeros(jobs, side, side, device="cuda")
             buffer = torch.empty(2 * jobs, *shape, device="cuda", dtype=torch.float16)
@@ -157,6 +158,9 @@ def step_rows(bandwidth: float) -> Iterator[Row]:
                     coefficients,
                     masks,
                     slots,
+                    carried,
+                    pairs,
+                    rescales,
                 ),
             ) -> torch.Tensor:
                 denoise_step(*arguments)
@@ -178,7 +182,8 @@ def step_rows(bandwidth: float) -> Iterator[Row]:
             step = step_cost(jobs, size, 2, False)
             gathered: Row = {"bytes": 2 * jobs * size * 6}
             costs = {"ours": step, "pytorch operations": step, "gather": gathered}
-            check_step((latents, history, eps, slots, rows, weights, steps, coefficients, masks, slots))
+            state = (latents, history, eps, slots, rows, weights, steps, coefficients, masks, slots)
+            check_step((*state, carried, pairs, rescales))
             timed = time_calls({"ours": ours, "pytorch operations": eager, "gather": gather})
             for name, microseconds in timed.items():
                 share = int(str(costs[name]["bytes"])) / (microseconds["p50"] * 1e-6) / bandwidth

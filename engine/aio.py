@@ -109,7 +109,7 @@ class AsyncEngine:
         self._entering += 1
         try:
             admission = await asyncio.to_thread(self.engine.admit, request)
-            id = self.engine.enter(request, admission, listener)
+            id = self.engine.enter(admission, listener)
         finally:
             self._entering -= 1
         if self._cancelling:

@@ -136,8 +136,8 @@ class Core:
         Raises InvalidRequestError for one that this model cannot serve.
         """
         (wanted,) = as_requests(request)
-        self._door.admit(wanted)
-        return rows_of(wanted, self.judge.most_witnesses(wanted))
+        admission = self._door.admit(wanted)
+        return rows_of(admission.request, self.judge.most_witnesses(wanted), admission.embedded)
 
     def prompt_tokens(self, request: GenerationRequest) -> int:
         """Tokens that a request's prompt has, start and end of each chunk included."""

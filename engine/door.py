@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from .api.choices import PromptSyntax, Warp
@@ -21,7 +20,7 @@ from .models.checkpoint import Components
 from .models.pictures import to_pixels
 from .models.prompts import Chunk, chunked
 from .models.weighting import unserved_text
-from .sampling.solver import solver_table
+from .staging import check_stages, check_steps, settled, warn_of_stages
 
 MAX_STEPS = 150
 """Most steps of a stage, unless an engine is told otherwise."""
@@ -33,11 +32,14 @@ MAX_PIXELS = 2**20
 class Admission:
     """What was found at the door: latent (height, width), and pixels (1, 3, H, W) in [0, 1] of what is brought.
 
-    controls: control images of further ControlNets, by name.
+    request: what it leaves to the model filled in. embedded: whether the network is told the guidance. controls:
+    control images of further ControlNets, by name.
     """
 
     shape: tuple[int, int]
     source: Tensor | None
+    request: GenerationRequest
+    embedded: bool
     controls: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -57,29 +59,28 @@ class Door:
     judging: Judge
     check_size: Callable[[int, int], None]
     max_chunks: int = 1
+    _said: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def admit(self, request: GenerationRequest) -> Admission:
         """Return the request's latent shape and source, or raise InvalidRequestError naming the offending value."""
         height, width = self.check(request)
         _warn_of_marks(request)
+        warn_of_stages(request, self.components, self._said)
         _check_mask(request)
         factor = self.components.vae_scale_factor
         shape, source = (height // factor, width // factor), _source(request, height, width)
         controls = {each.name: _pixels(each.image, height, width) for each in request.controls}
-        return Admission(shape, source, controls)
+        return Admission(shape, source, settled(request, self.components.sampler), self._embedded, controls)
 
     def check(self, request: GenerationRequest) -> tuple[int, int]:
         """Return the picture's (height, width), or raise InvalidRequestError naming the offending value.
 
         The model's weights need not be there, and what the request brings is not opened.
         """
+        request = settled(request, self.components.sampler)
         height, width = self._size(request)
+        check_stages(request, self.components, self.max_steps)
         for stage, settings in (("draft", request.draft), ("final", request.final)):
-            if settings.steps > self.max_steps:
-                raise InvalidRequestError(
-                    f"{stage} steps {settings.steps} exceed this engine's {self.max_steps}, its max_steps"
-                )
-            _check_steps(stage, settings, self.components.scheduler)
             check_adapters(stage, settings, self.components)
         self._check_redraft(request)
         chunks = max(self._check_prompt(*each, request.prompt_syntax) for each in _prompts(request))
@@ -102,12 +103,17 @@ class Door:
         steps = request.redraft
         if steps is None:
             return
-        if not request.draft.steps < steps <= self.max_steps:
+        again = request.draft.model_copy(update={"steps": steps})
+        if not request.draft.steps < steps or again.evaluations > self.max_steps:
             raise InvalidRequestError(
                 f"redraft {steps}: a second draft has more steps than the first, {request.draft.steps}, and at most "
                 f"this engine's {self.max_steps}"
             )
-        _check_steps("redraft", request.draft.model_copy(update={"steps": steps}), self.components.scheduler)
+        check_steps("redraft", again, self.components.scheduler, self.components.sampler)
+
+    @property
+    def _embedded(self) -> bool:
+        return self.components.unet.config.time_cond_proj_dim is not None
 
     def _size(self, request: GenerationRequest) -> tuple[int, int]:
         default_height, default_width = self.components.size
@@ -187,9 +193,9 @@ class Door:
                 raise InvalidRequestError(f"controls: {control.name} has no image to follow")
 
     def _check_rows(self, request: GenerationRequest) -> None:
-        runs = {"final": final_run(request, request.avoidance)}
+        runs = {"final": final_run(request, request.avoidance, self._embedded)}
         if request.source is None:
-            runs["draft"] = draft_run(request)
+            runs["draft"] = draft_run(request, self._embedded)
         for stage, run in runs.items():
             if run.most_rows > self.max_rows:
                 raise InvalidRequestError(
@@ -248,14 +254,6 @@ def check_adapters(stage: str, settings: Stage, components: Components) -> None:
         raise InvalidRequestError(
             f"{stage}.lora: there is no adapter {shown(repr(strange[0]), 80)}; {there}; load others with adapters=..."
         )
-
-
-def _check_steps(stage: str, settings: Stage, scheduler: DDIMScheduler) -> None:
-    """The solver must have a table for so many steps: spacings by rounding have none for some counts."""
-    try:
-        solver_table(settings.solver, settings.steps, scheduler)
-    except (InvalidRequestError, CheckpointError) as error:
-        raise InvalidRequestError(f"{stage}: {error}") from error
 
 
 def check_dtypes(components: Components, dtype: torch.dtype) -> None:

@@ -138,14 +138,14 @@ class Engine(Core):
         InvalidRequestError, before anything runs, for a request that this model cannot serve.
         """
         batch = as_requests(requests)
-        waiting = deque((request, self._door.admit(request)) for request in batch)
+        waiting = deque(self._door.admit(request) for request in batch)
         heard: deque[Event] = deque()
         results: dict[tuple[int, int], GenerationResult] = {}
         ids: list[int] = []
         try:
             while len(results) < sum(request.num_images for request in batch):
                 while waiting and self._lifecycle.has_room:
-                    ids.append(self._lifecycle.enter(*waiting.popleft(), heard.append))
+                    ids.append(self._lifecycle.enter(waiting.popleft(), heard.append))
                 self._await(lambda: bool(heard) or (bool(waiting) and self._lifecycle.has_room))
                 while heard:
                     event = heard.popleft()
@@ -168,7 +168,7 @@ class Engine(Core):
         `step`. A listener that raises has its request cancelled.
         Raises InvalidRequestError, EngineBusyError when the queue is full, EngineClosedError after `close`.
         """
-        return self.enter(request, self.admit(request), listener)
+        return self.enter(self.admit(request), listener)
 
     def admit(self, request: GenerationRequest) -> Admission:
         """Check a request, decode and measure what it brings: the part of `submit` that takes its time.
@@ -177,12 +177,12 @@ class Engine(Core):
         """
         return self._door.admit(request)
 
-    def enter(self, request: GenerationRequest, admission: Admission, listener: Listener | None = None) -> int:
+    def enter(self, admission: Admission, listener: Listener | None = None) -> int:
         """Queue an admitted request and return its id: the part of `submit` that takes none.
 
         Raises EngineBusyError or EngineClosedError.
         """
-        return self._lifecycle.enter(request, admission, listener)
+        return self._lifecycle.enter(admission, listener)
 
     def cancel(self, id: int) -> None:
         """Stop a request before its next step; what of it is finished stays finished."""

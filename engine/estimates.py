@@ -12,12 +12,14 @@ _BEFORE_DRAFT = (State.QUEUED, State.ENCODED)
 _DRAFTED = (State.SEGMENTING, State.WITNESSING)
 
 
-def rows_of(request: GenerationRequest, witnesses: int = 0) -> int:
+def rows_of(request: GenerationRequest, witnesses: int = 0, embedded: bool = False) -> int:
     """Rows of the draft, of the gate's `witnesses`, and of every image's first attempt, avoidance being on.
 
-    A gate that stays shut spares some of them, and each retry costs a final more.
+    A gate that stays shut spares some of them, and each retry costs a final more. embedded: as of `plan_rows`, here and
+    below.
     """
-    return _draft_rows(request) + witnesses * witness_rows(request.draft) + request.num_images * _final_rows(request)
+    called = witnesses * witness_rows(request.draft, embedded)
+    return _draft_rows(request, embedded) + called + request.num_images * _final_rows(request, embedded)
 
 
 def rows_due(job: Job, witnesses: int = 0) -> int:
@@ -25,30 +27,31 @@ def rows_due(job: Job, witnesses: int = 0) -> int:
 
     witnesses: those that its request's gate may call.
     """
-    request, run = job.request, job.trajectory
+    request, run, embedded = job.request, job.trajectory, job.embedded
     if job.state in _BEFORE_DRAFT:
-        return rows_of(request, witnesses)
+        return rows_of(request, witnesses, embedded)
     left = run.rows_left if run is not None else 0
     if job.state in (State.SEGMENTED, State.PLACING):
-        return final_run(request, job.avoidance).rows_left
+        return final_run(request, job.avoidance, embedded).rows_left
     if job.redrafted and job.state in (State.DRAFTING, State.SEGMENTING):
-        return left + final_run(request, job.avoidance).rows_left
+        return left + final_run(request, job.avoidance, embedded).rows_left
     if job.state is State.DRAFTING:
-        return left + rows_of(request, witnesses) - _draft_rows(request)
+        return left + rows_of(request, witnesses, embedded) - _draft_rows(request, embedded)
     if job.state in _DRAFTED:
         calls = max(0, witnesses - len(job.shared.agreements) - (job.state is State.WITNESSING))
-        return left + calls * witness_rows(request.draft) + request.num_images * _final_rows(request)
+        called = calls * witness_rows(request.draft, embedded)
+        return left + called + request.num_images * _final_rows(request, embedded)
     return left if job.state is State.FINALISING else 0
 
 
-def draft_run(request: GenerationRequest) -> Trajectory:
+def draft_run(request: GenerationRequest, embedded: bool = False) -> Trajectory:
     """Rows of the draft, step by step."""
-    return _run(plan_rows(request.draft))
+    return _run(plan_rows(request.draft, embedded=embedded))
 
 
-def final_run(request: GenerationRequest, policy: Avoidance) -> Trajectory:
+def final_run(request: GenerationRequest, policy: Avoidance, embedded: bool = False) -> Trajectory:
     """Rows of an attempt at the final under `policy`, the probes that move its initial noise included."""
-    plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control)
+    plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control, embedded=embedded)
     return _run(plan, sharpness_probes(policy.initial_noise))
 
 
@@ -56,9 +59,9 @@ def _run(plan: tuple[tuple[Row, ...], ...], probes: int = 0) -> Trajectory:
     return Trajectory(plan, (0.0,) * len(plan), probes)
 
 
-def _draft_rows(request: GenerationRequest) -> int:
-    return draft_run(request).rows_left if request.source is None else 0
+def _draft_rows(request: GenerationRequest, embedded: bool) -> int:
+    return draft_run(request, embedded).rows_left if request.source is None else 0
 
 
-def _final_rows(request: GenerationRequest) -> int:
-    return final_run(request, request.avoidance).rows_left
+def _final_rows(request: GenerationRequest, embedded: bool) -> int:
+    return final_run(request, request.avoidance, embedded).rows_left

@@ -11,7 +11,6 @@ from PIL import Image
 from .api.errors import EngineBusyError, EngineClosedError
 from .api.event import Event, State
 from .api.reading import shown
-from .api.request import GenerationRequest
 from .api.result import GenerationResult
 from .batching.arenas import Arenas
 from .batching.carried import Shared
@@ -73,7 +72,7 @@ class Lifecycle:
         with self._lock:
             return [job for job in self.scheduler.jobs.values() if job.request_id not in self._cancelled]
 
-    def enter(self, request: GenerationRequest, admission: Admission, listener: Listener | None = None) -> int:
+    def enter(self, admission: Admission, listener: Listener | None = None) -> int:
         """Queue an admitted request and return its id; its events go to `listener` if there is one.
 
         Raises EngineBusyError when the queue is full, EngineClosedError after the end.
@@ -84,14 +83,8 @@ class Lifecycle:
             if not self.has_room:
                 raise EngineBusyError(f"{self.scheduler.limits.waiting} requests are waiting already; try again later")
             id = next(self._ids)
-            job = Job(
-                id,
-                id,
-                request,
-                admission.shape,
-                self._clock(),
-                Shared(source=admission.source, pictures=admission.controls),
-            )
+            shared = Shared(source=admission.source, pictures=admission.controls)
+            job = Job(id, id, admission.request, admission.shape, self._clock(), shared, embedded=admission.embedded)
             if listener is not None:
                 self.outbox.listen(id, listener)
             self.scheduler.submit(job)

@@ -218,4 +218,4 @@ def _wants_preview(job: Job) -> bool:
 
 
 def _early_steps(job: Job) -> frozenset[int]:
-    return job.request.similarity.early_steps(job.request.final.steps)
+    return job.request.similarity.early_steps(job.request.final.evaluations)

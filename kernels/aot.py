@@ -119,8 +119,8 @@ def kernel_cases(thorough: bool = True) -> Iterator[KernelCase]:
 
 def elementwise_cases() -> Iterator[KernelCase]:
     """The step and the gather, reading and writing half precision."""
-    fp32 = ("latents", "history", "weights", "coefficients", "masks")
-    pointers = dict.fromkeys(fp32, "*fp32") | dict.fromkeys(("slots", "rows", "steps", "seeds"), "*i64")
+    fp32 = ("latents", "history", "weights", "coefficients", "masks", "carried", "rescales")
+    pointers = dict.fromkeys(fp32, "*fp32") | dict.fromkeys(("slots", "rows", "steps", "seeds", "pairs"), "*i64")
     constants = {
         "ROWS": 4, "COLUMNS": len(StepColumns), "SOLVER_STREAM": 0, "MASK_STREAM": 1, "BLOCK": BLOCK, "eps_pixel": 1,
     }  # fmt: skip

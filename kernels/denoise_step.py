@@ -3,12 +3,15 @@
 Per job, with the coefficients of its own step (names as in `StepColumns`) and M its mask:
 
     out    = sum_r weight_r * rows_r                   guidance: a linear combination of network rows
+    out    = out * (1 - f + f * std(text) / std(out))  rescaled guidance, where the job's f is not 0
     eps    = p * x + q * out                           prediction type -> noise
     x0     = u * x + w * eps                           predicted sample, kept as the job's history
-    x'     = a * x + b * eps + c * history + d * noise
+    x'     = a * x + b * eps + c * history + g * carried + d * noise
     x'     = x' + m M * (r * x0 + n * noise2 - x')     masked noise
+    carried <- kx * x + ke * eps + kh * history + kl * carried, where kx is not 0
 
-The kernel is built without multiply-add contraction, so it equals the reference bit for bit.
+The kernel is built without multiply-add contraction, so it equals the reference bit for bit. Each program of a job
+whose guidance is rescaled sums over the whole latent by itself: it reads what lies in the cache and waits for nobody.
 """
 
 # mypy: allow-untyped-defs
@@ -22,6 +25,7 @@ import torch
 
 from ._triton import jit, require_launchable, tl, triton
 from .checks import FLOATS, check_contiguous, check_dtype, check_shape
+from .guidance_gain import guidance_gain, guidance_gain_kernel
 from .philox import NoiseStream, normal_kernel, philox_normal
 
 BLOCK = 1024
@@ -29,7 +33,7 @@ WARPS = 4
 
 
 class StepColumns(IntEnum):
-    """Order of the last dimension of the coefficient table (S, max_steps, 12)."""
+    """Order of the last dimension of the coefficient table (S, max_steps, 17)."""
 
     INPUT_SCALE = 0
     P = 1
@@ -43,6 +47,11 @@ class StepColumns(IntEnum):
     M = 9
     R = 10
     N = 11
+    G = 12
+    KX = 13
+    KE = 14
+    KH = 15
+    KL = 16
 
 
 def denoise_step_reference(
@@ -56,16 +65,21 @@ def denoise_step_reference(
     coefficients: torch.Tensor,
     masks: torch.Tensor,
     seeds: torch.Tensor,
+    carried: torch.Tensor,
+    pairs: torch.Tensor,
+    rescales: torch.Tensor,
 ) -> None:
-    """The equations above in PyTorch, writing `latents` and `history` at the jobs' slots.
+    """The equations above in PyTorch, writing `latents`, `history` and `carried` at the jobs' slots.
 
-    `latents`, `history` (S, C, H, W) fp32; `eps` (R, C, H, W) float; `slots` (J,) int64, -1 skips the job and
-    no slot may occur twice; `rows`, `weights` (J, n): a row of weight 0 is not read; `steps` (J,) int64;
-    `coefficients` (S, max_steps, 12) fp32; `masks` (S, H, W) fp32; `seeds` (S,) int64. History is read only
-    where c != 0, the mask and noise only where m or d != 0.
+    `latents`, `history`, `carried` (S, C, H, W) fp32; `eps` (R, C, H, W) float; `slots` (J,) int64, -1 skips the job
+    and no slot may occur twice; `rows`, `weights` (J, n): a row of weight 0 is not read; `steps` (J,) int64;
+    `coefficients` (S, max_steps, 17) fp32; `masks` (S, H, W) fp32; `seeds` (S,) int64; `pairs` (J, 2) int64, the second
+    of which is the row of the text; `rescales` (J,) fp32, the f above. History is read only where c or kh != 0, what is
+    carried where g or kl != 0, the mask and noise only where m or d != 0, the text's row where f != 0.
     """
     active = slots >= 0
     slots, rows, weights, steps = slots[active], rows[active], weights[active], steps[active]
+    pairs, rescales = pairs[active], rescales[active]
     if not len(slots):
         return
     table = coefficients[slots, steps]
@@ -76,11 +90,23 @@ def denoise_step_reference(
     for row, weight in zip(rows.unbind(1), weights.unbind(1), strict=True):
         weight = weight[:, None, None, None]
         out = out + weight * torch.where(weight != 0, eps[row].float(), 0.0)
+    rescaled = rescales != 0
+    if bool(rescaled.any()):
+        gain = guidance_gain(out[rescaled], eps[pairs[rescaled, 1]].float(), rescales[rescaled])
+        out[rescaled] = out[rescaled] * gain[:, None, None, None]
     noise_pred = column[StepColumns.P] * x + column[StepColumns.Q] * out
     x0 = column[StepColumns.U] * x + column[StepColumns.W] * noise_pred
-    previous = torch.where(column[StepColumns.C] != 0, history[slots], 0.0)
+    reads = (column[StepColumns.C] != 0) | (column[StepColumns.KH] != 0)
+    previous = torch.where(reads, history[slots], 0.0)
     new = column[StepColumns.A] * x + column[StepColumns.B] * noise_pred
     new = new + column[StepColumns.C] * previous
+    carries = (column[StepColumns.G] != 0) | (column[StepColumns.KL] != 0)
+    brought = torch.where(carries, carried[slots], 0.0)
+    new = torch.where(carries, new + column[StepColumns.G] * brought, new)
+    kept = column[StepColumns.KX] * x + column[StepColumns.KE] * noise_pred
+    kept = kept + column[StepColumns.KH] * previous + column[StepColumns.KL] * brought
+    carrying = table[:, StepColumns.KX] != 0
+    carried[slots[carrying]] = kept[carrying]
 
     noisy = table[:, StepColumns.D] != 0
     if bool(noisy.any()):
@@ -108,6 +134,9 @@ def denoise_step_kernel(
     coefficients,
     masks,
     seeds,
+    carried,
+    pairs,
+    rescales,
     size,
     pixels,
     max_steps,
@@ -142,6 +171,7 @@ def denoise_step_kernel(
         pixel = offsets - channel * pixels
         latents += slot * size
         history += slot * size
+        carried += slot * size
         x = tl.load(latents + offsets, mask=valid, other=0.0)
         out = tl.zeros((BLOCK,), tl.float32)
         where = channel.to(tl.int64) * eps_channel + pixel.to(tl.int64) * eps_pixel
@@ -151,11 +181,31 @@ def denoise_step_kernel(
             read = offsets < tl.where(weight != 0.0, size, 0)
             value = tl.load(eps + row * eps_row + where, mask=read, other=0.0)
             out = out + weight * value.to(tl.float32)
+        rescale = tl.load(rescales + job)
+        if rescale != 0.0:
+            gain = guidance_gain_kernel(
+                eps, rows + job * ROWS, weights + job * ROWS, tl.load(pairs + job * 2 + 1), rescale, size, pixels,
+                eps_row, eps_channel, eps_pixel, ROWS, BLOCK // 4,
+            )  # fmt: skip
+            out = out * gain
         noise_pred = p * x + q * out
         x0 = u * x + w * noise_pred
-        previous = tl.load(history + offsets, mask=offsets < tl.where(c != 0.0, size, 0), other=0.0)
+        kh = tl.load(table + 15)
+        reads = offsets < tl.where((c != 0.0) | (kh != 0.0), size, 0)
+        previous = tl.load(history + offsets, mask=reads, other=0.0)
         new = a * x + b * noise_pred
         new = new + c * previous
+        g = tl.load(table + 12)
+        kx = tl.load(table + 13)
+        kl = tl.load(table + 16)
+        if (g != 0.0) | (kl != 0.0) | (kx != 0.0):
+            ke = tl.load(table + 14)
+            carries = (g != 0.0) | (kl != 0.0)
+            brought = tl.load(carried + offsets, mask=offsets < tl.where(carries, size, 0), other=0.0)
+            new = tl.where(carries, new + g * brought, new)
+            kept = kx * x + ke * noise_pred
+            kept = kept + kh * previous + kl * brought
+            tl.store(carried + offsets, kept, mask=offsets < tl.where(kx != 0.0, size, 0))
 
         groups = tl.program_id(0) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
         seed = tl.load(seeds + slot)
@@ -182,6 +232,9 @@ def check_denoise_step(
     coefficients: torch.Tensor,
     masks: torch.Tensor,
     seeds: torch.Tensor,
+    carried: torch.Tensor,
+    pairs: torch.Tensor,
+    rescales: torch.Tensor,
 ) -> None:
     """Refuse shapes, dtypes and layouts that the step cannot take."""
     name = "denoise_step"
@@ -197,12 +250,15 @@ def check_denoise_step(
     check_shape(name, "coefficients", coefficients, (arena, None, len(StepColumns)))
     check_shape(name, "masks", masks, (arena, height, width))
     check_shape(name, "seeds", seeds, (arena,))
+    check_shape(name, "carried", carried, (arena, channels, height, width))
+    check_shape(name, "pairs", pairs, (jobs, 2))
+    check_shape(name, "rescales", rescales, (jobs,))
     check_dtype(name, "eps", eps, *FLOATS)
-    for label, tensor in (("latents", latents), ("history", history), ("weights", weights),
-                          ("coefficients", coefficients), ("masks", masks)):  # fmt: skip
+    for label, tensor in (("latents", latents), ("history", history), ("weights", weights), ("masks", masks),
+                          ("coefficients", coefficients), ("carried", carried), ("rescales", rescales)):  # fmt: skip
         check_dtype(name, label, tensor, torch.float32)
         check_contiguous(name, label, tensor)
-    for label, tensor in (("slots", slots), ("rows", rows), ("steps", steps), ("seeds", seeds)):
+    for label, tensor in (("slots", slots), ("rows", rows), ("steps", steps), ("seeds", seeds), ("pairs", pairs)):
         check_dtype(name, label, tensor, torch.int64)
         check_contiguous(name, label, tensor)
 
@@ -226,13 +282,18 @@ def launch_denoise_step(
     coefficients: torch.Tensor,
     masks: torch.Tensor,
     seeds: torch.Tensor,
+    carried: torch.Tensor,
+    pairs: torch.Tensor,
+    rescales: torch.Tensor,
 ) -> None:
     """Run the Triton kernel in place; arguments as in `denoise_step_reference`, `eps` planar or channels-last.
 
     Slots and steps out of range are the caller's to prevent: a kernel cannot raise. Raises ValueError or
     TypeError naming the offending value.
     """
-    arguments = (latents, history, eps, slots, rows, weights, steps, coefficients, masks, seeds)
+    arguments = (
+        latents, history, eps, slots, rows, weights, steps, coefficients, masks, seeds, carried, pairs, rescales,
+    )  # fmt: skip
     check_denoise_step(*arguments)
     require_launchable("denoise_step", *arguments)
     size = math.prod(latents.shape[1:])

@@ -82,7 +82,7 @@ def _(
     return q.new_empty(q.shape), masses[0], masses[1]
 
 
-@torch.library.custom_op("twig::denoise_step", mutates_args=("latents", "history"))
+@torch.library.custom_op("twig::denoise_step", mutates_args=("latents", "history", "carried"))
 def _denoise_step(
     latents: torch.Tensor,
     history: torch.Tensor,
@@ -94,8 +94,13 @@ def _denoise_step(
     coefficients: torch.Tensor,
     masks: torch.Tensor,
     seeds: torch.Tensor,
+    carried: torch.Tensor,
+    pairs: torch.Tensor,
+    rescales: torch.Tensor,
 ) -> None:
-    arguments = (latents, history, eps, slots, rows, weights, steps, coefficients, masks, seeds)
+    arguments = (
+        latents, history, eps, slots, rows, weights, steps, coefficients, masks, seeds, carried, pairs, rescales,
+    )  # fmt: skip
     check_denoise_step(*arguments)
     denoise_step_reference(*arguments)
 
@@ -205,12 +210,17 @@ def denoise_step(
     coefficients: torch.Tensor,
     masks: torch.Tensor,
     seeds: torch.Tensor,
+    carried: torch.Tensor,
+    pairs: torch.Tensor,
+    rescales: torch.Tensor,
 ) -> None:
-    """Advance the jobs at `slots` by one step, in place on `latents` and `history`.
+    """Advance the jobs at `slots` by one step, in place on `latents`, `history` and `carried`.
 
     Shapes, dtypes and equations stand in `kernels.denoise_step`.
     """
-    torch.ops.twig.denoise_step(latents, history, eps, slots, rows, weights, steps, coefficients, masks, seeds)
+    torch.ops.twig.denoise_step(
+        latents, history, eps, slots, rows, weights, steps, coefficients, masks, seeds, carried, pairs, rescales
+    )
 
 
 def gather_rows(

@@ -21,7 +21,7 @@ ROOMS = {
 
 LOOP = (
     "aio", "core", "door", "engine", "estimates", "exposition", "lifecycle", "loading", "loop", "results", "routing",
-    "stats",
+    "staging", "stats",
 )  # fmt: skip
 """Modules of `engine/` itself that make up the loop and its faces; they count as one wing."""
 
@@ -37,7 +37,7 @@ WINGS = {
     "backends": {"models", "sampling", "api"},
     "records": {"models", "api"},
     "avoidance": {"models", "sampling", "api"},
-    "models": {"api"},
+    "models": {"sampling", "api"},
     "sampling": {"api"},
     "api": set(),
 }

@@ -27,8 +27,18 @@ from ...engine.avoidance.initial_noise import resampled_noise
 from ...engine.models.checkpoint import Components
 from ...engine.models.pictures import to_pixels
 from .inputs import Text, conditions, decode, encode, image_size, initial_noise
-from .solvers import Scheduler, make_scheduler, masked_noise, moved_output, predicted_noise, predicted_x0, step
-from .steering import Steering, attention_rule, branches_at, control, guide, negative_at, negative_guidance, repulsion
+from .solvers import Scheduler, masked_noise, moved_output, predicted_noise, predicted_x0, stage_scheduler, step
+from .steering import (
+    Steering,
+    attention_rule,
+    branches_at,
+    control,
+    guide,
+    negative_at,
+    negative_guidance,
+    repulsion,
+    rescaled,
+)
 
 
 @dataclass(frozen=True)
@@ -138,8 +148,8 @@ def denoise(
     """One denoising run from the noise of `seed` to its last latent (1, C, h, w) float32."""
     unet, policy = components.unet, steering.policy
     texts = {branch: encode(components, request, branch) for branch in ("unconditional", "conditional")}
-    scheduler = make_scheduler(stage.solver, components.scheduler)
-    scheduler.set_timesteps(stage.steps, device=unet.device)
+    stage = components.sampler.settled(stage)
+    scheduler = stage_scheduler(stage, components.scheduler, components.sampler, unet.device)
     x = starting_noise(components, request, seed, steering) * scheduler.init_noise_sigma
     x = sharpened_noise(components, scheduler, x, texts, policy.initial_noise)
     rule = attention_rule(components, request, stage, steering)
@@ -162,15 +172,17 @@ def denoise(
             if notes is not None and len(branches) == 2:
                 noises = [predicted_noise(scheduler, i, output, x) for output in outputs]
                 notes.magnitudes.append(float((noises[1] - noises[0]).square().mean().sqrt()))
-            output = guide(outputs, stage.guidance_scale)
+            output = guide(outputs, stage.scale_at(i))
             if negative_at(i, stage, policy):
                 output = output + negative_guidance(steering, branches[-1:], predict, outputs[-1:])
-            if policy.repulsion is not None and policy.repulsion.active(i, stage.steps):
+            if len(branches) == 2 and stage.guidance_rescale:
+                output = rescaled(output, outputs[-1:], stage.guidance_rescale)
+            if policy.repulsion is not None and policy.repulsion.active(i, stage.evaluations):
                 push = repulsion(predicted_x0(scheduler, i, output, x), steering.protected, policy.repulsion)
                 output = moved_output(scheduler, i, output, push)
             x0 = predicted_x0(scheduler, i, output, x)
-            x = step(scheduler, i, t, output, x, seed)
-            if policy.masked_noise is not None and policy.masked_noise.active(i, stage.steps):
+            x = step(scheduler, i, t, output, x, seed, stage.eta)
+            if policy.masked_noise is not None and policy.masked_noise.active(i, stage.evaluations):
                 x = masked_noise(scheduler, i, x, x0, steering.mask, policy.masked_noise, seed)
     if notes is not None and rule:
         notes.masses.extend(rule.masses)

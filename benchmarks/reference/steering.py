@@ -32,10 +32,11 @@ class Steering:
 
 
 def branches_at(i: int, stage: Stage, policy: Avoidance) -> tuple[str, ...]:
-    """Branches that step `i` evaluates: one while guidance is delayed (Jain et al., CVPR 2025) or its scale is 1."""
-    if policy.delayed_guidance is not None and policy.delayed_guidance.active(i, stage.steps):
+    """Branches that step `i` evaluates: one while guidance is delayed (Jain et al., CVPR 2025), or at scale 0 or 1."""
+    if policy.delayed_guidance is not None and policy.delayed_guidance.active(i, stage.evaluations):
         return (policy.delayed_guidance.branch,)
-    return ("conditional",) if stage.guidance_scale == 1 else ("unconditional", "conditional")
+    alone = {0.0: ("unconditional",), 1.0: ("conditional",)}
+    return alone.get(stage.scale_at(i), ("unconditional", "conditional"))
 
 
 def guide(outputs: Tensor, scale: float) -> Tensor:
@@ -44,6 +45,11 @@ def guide(outputs: Tensor, scale: float) -> Tensor:
         return outputs
     unconditional, conditional = outputs.chunk(2)
     return unconditional + scale * (conditional - unconditional)
+
+
+def rescaled(output: Tensor, text: Tensor, share: float) -> Tensor:
+    """Guided output with `share` of its deviation brought back to the text's own (Lin et al., arXiv 2305.08891)."""
+    return share * output * (text.std() / output.std()) + (1 - share) * output
 
 
 def repulsion(x0: Tensor, protected: Tensor | None, policy: Repulsion) -> Tensor:
@@ -60,7 +66,7 @@ def repulsion(x0: Tensor, protected: Tensor | None, policy: Repulsion) -> Tensor
 def negative_at(i: int, stage: Stage, policy: Avoidance) -> bool:
     """Whether step `i` turns away from the draft's own shape: where its last branch is controlled."""
     control = policy.moved_control
-    if control is None or not control.negative or not control.active(i, stage.steps):
+    if control is None or not control.negative or not control.active(i, stage.evaluations):
         return False
     return control.rows == "both" or branches_at(i, stage, policy)[-1] == "conditional"
 
@@ -90,7 +96,7 @@ def control(
     text: dict[str, Any],
 ) -> tuple[list[Tensor] | None, Tensor | None]:
     """ControlNet's residuals for the skip connections and the middle, or None outside its window."""
-    if policy is None or hint is None or not policy.active(i, stage.steps):
+    if policy is None or hint is None or not policy.active(i, stage.evaluations):
         return None, None
     assert components.controlnet is not None, "moved control needs a ControlNet"
     down, mid = components.controlnet(
@@ -110,9 +116,10 @@ def attention_rule(
     if steering.listens:
         nowhere = torch.zeros(image_size(components, request), device=components.unet.device)
         silent = MaskedAttention(tokens=())
-        return AttentionRule(silent, stage.steps, nowhere, token_vectors(silent, ids, components.tokenizer).to(nowhere))
+        tokens = token_vectors(silent, ids, components.tokenizer)
+        return AttentionRule(silent, stage.evaluations, nowhere, tokens.to(nowhere))
     if policy is None:
         return None
     assert steering.mask is not None
     tokens = token_vectors(policy, ids, components.tokenizer, steering.masses)
-    return AttentionRule(policy, stage.steps, steering.mask, tokens.to(steering.mask))
+    return AttentionRule(policy, stage.evaluations, steering.mask, tokens.to(steering.mask))

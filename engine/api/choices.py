@@ -15,6 +15,32 @@ class Solver(StrEnum):
     EULER = "euler"
     EULER_ANCESTRAL = "euler_ancestral"
     DPMPP_2M = "dpmpp_2m"
+    DPMPP_2M_SDE = "dpmpp_2m_sde"
+    UNIPC = "unipc"
+    HEUN = "heun"
+    LCM = "lcm"
+    TCD = "tcd"
+
+
+class Spacing(StrEnum):
+    """Where a stage's timesteps lie among those of training (Lin et al., arXiv 2305.08891, table 2)."""
+
+    LEADING = "leading"
+    LINSPACE = "linspace"
+    TRAILING = "trailing"
+
+
+class Sigmas(StrEnum):
+    """Noise levels other than those of evenly spaced timesteps.
+
+    Of Karras et al. (arXiv 2206.00364, equation 5), evenly spaced in their logarithm, by a beta distribution (arXiv
+    2407.12173), and those of "Align Your Steps" (arXiv 2404.14507).
+    """
+
+    KARRAS = "karras"
+    EXPONENTIAL = "exponential"
+    BETA = "beta"
+    AYS = "ays"
 
 
 class Warp(StrEnum):

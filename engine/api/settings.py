@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from .choices import Solver
+from .choices import Sigmas, Solver, Spacing
 from .reading import shown
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -88,15 +88,6 @@ MAX_ADAPTERS = 4
 AdapterWeight = Annotated[float, Field(ge=-10, le=10)]
 
 
-class Stage(Settings):
-    """How one of the two denoising stages runs. lora: adapters that the engine keeps, by name, each with its weight."""
-
-    steps: int = Field(default=20, ge=1, le=1000)
-    guidance_scale: float = Field(default=5.0, ge=1, le=50)
-    solver: Solver = Solver.DDIM
-    lora: dict[str, AdapterWeight] = Field(default={}, max_length=MAX_ADAPTERS, exclude_if=operator.not_)
-
-
 class Windowed(Settings):
     """A mechanism that acts from `start` to `stop`, fractions of the final stage's steps."""
 
@@ -111,5 +102,53 @@ class Windowed(Settings):
 
     def active(self, step: int, num_steps: int) -> bool:
         """Whether the mechanism acts at `step` of `num_steps`."""
-        # Fractions like 0.2 + 0.1 must not reach one step further than they say.
-        return self.start * num_steps - _ROUNDING <= step < self.stop * num_steps - _ROUNDING
+        return within_window(self.start, self.stop, step, num_steps)
+
+
+def within_window(start: float, stop: float, step: int, num_steps: int) -> bool:
+    """Whether `step` of `num_steps` lies from `start` to `stop`, fractions of the steps."""
+    # Fractions like 0.2 + 0.1 must not reach one step further than they say.
+    return start * num_steps - _ROUNDING <= step < stop * num_steps - _ROUNDING
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class Stage(Settings):
+    """How one of the two denoising stages runs.
+
+    steps: as diffusers counts them. guidance_scale: 1 draws by the prompt alone and 0 by the negative prompt alone, one
+    row a step each. Outside of `guidance_start` to `guidance_stop`, fractions of the steps, it is 1 (Kynkäänniemi et
+    al., NeurIPS 2024). guidance_rescale: how much of a guided prediction's deviation is brought back to that of the
+    prompt's own (Lin et al., arXiv 2305.08891). solver: None takes the model's own. spacing, sigmas: None for the
+    model's. eta: how much of the noise that a step takes away is drawn anew, where the solver leaves the choice: ddim
+    (0 unless said) and tcd (0.3). lora: adapters that the engine keeps, by name, each with its weight.
+    """
+
+    steps: int = Field(default=20, ge=1, le=1000)
+    guidance_scale: float = Field(default=5.0, ge=0, le=50)
+    solver: Solver | None = Field(default=None, exclude_if=_is_none)
+    spacing: Spacing | None = Field(default=None, exclude_if=_is_none)
+    sigmas: Sigmas | None = Field(default=None, exclude_if=_is_none)
+    eta: Fraction | None = Field(default=None, exclude_if=_is_none)
+    guidance_start: Fraction = Field(default=0.0, exclude_if=lambda value: value == 0)
+    guidance_stop: Fraction = Field(default=1.0, exclude_if=lambda value: value == 1)
+    guidance_rescale: Fraction = Field(default=0.0, exclude_if=lambda value: value == 0)
+    lora: dict[str, AdapterWeight] = Field(default={}, max_length=MAX_ADAPTERS, exclude_if=operator.not_)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.guidance_start > self.guidance_stop:
+            raise ValueError(f"guidance_start {self.guidance_start} lies after guidance_stop {self.guidance_stop}")
+        return self
+
+    @property
+    def evaluations(self) -> int:
+        """How often the network is asked: Heun's method asks twice a step, but once at the last."""
+        return 2 * self.steps - 1 if self.solver is Solver.HEUN else self.steps
+
+    def scale_at(self, step: int) -> float:
+        """Guidance at evaluation `step`."""
+        within = within_window(self.guidance_start, self.guidance_stop, step, self.evaluations)
+        return self.guidance_scale if within else 1.0

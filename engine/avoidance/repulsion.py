@@ -30,3 +30,8 @@ def step_change(columns: Tensor, masks: Tensor) -> Tensor:
     of_solver, of_noise = columns[:, StepColumns.B] / columns[:, StepColumns.W], columns[:, StepColumns.R]
     blend = columns[:, StepColumns.M].view(-1, 1, 1) * masks
     return ((1 - blend) * of_solver.view(-1, 1, 1) + blend * of_noise.view(-1, 1, 1))[:, None]
+
+
+def carried_change(columns: Tensor) -> Tensor:
+    """The same, (J, 1, 1, 1), of what a step (J, K) carries over to the next one."""
+    return (columns[:, StepColumns.KE] / columns[:, StepColumns.W]).view(-1, 1, 1, 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...kernels import denoise_step, gather_rows
 from ..avoidance.initial_noise import sharpness_move
-from ..avoidance.repulsion import repulsion, step_change
+from ..avoidance.repulsion import carried_change, repulsion, step_change
 from ..backends.networks import Networks
 from ..models.adapters import AdapterRows
 from ..models.networks import ControlInputs, DenoiserInputs, MassRecord
@@ -246,7 +246,7 @@ class DenoisingLoop:
         predicted = self.networks.predict(
             DenoiserInputs(
                 b.sample[:rows],
-                self.networks.denoiser.time_proj(c["timesteps"][:rows]),
+                self.networks.denoiser.time_proj(c["timesteps"][:rows], c["guidances"][:rows]),
                 tuple(kv),
                 tuple(condition[:rows] for condition in b.added),
                 b.pyramid[:rows],
@@ -269,6 +269,9 @@ class DenoisingLoop:
             arena.columns,
             arena.masks,
             arena.seeds,
+            arena.carried,
+            c["job_pairs"][:rows],
+            c["job_rescales"][:rows],
         )
 
     def _contrast(self, rows: int, predicted: Tensor) -> None:
@@ -301,14 +304,17 @@ class DenoisingLoop:
         All is computed before anything is written.
         """
         assert self.protected is not None
-        arena, columns, own = self.arena, self.buffers.columns, _places(repelled, jobs)
-        slots, steps, radii, strengths = (columns[f"push_{n}"][own] for n in ("slots", "steps", "radii", "strengths"))
+        arena, plan, own = self.arena, self.buffers.columns, _places(repelled, jobs)
+        slots, steps, radii, strengths = (plan[f"push_{n}"][own] for n in ("slots", "steps", "radii", "strengths"))
         change = repulsion(arena.history[slots], self.protected, radii, strengths)
         history = arena.history[slots] + change
-        latents = arena.latents[slots] + step_change(arena.columns[slots, steps], arena.masks[slots]) * change
+        columns = arena.columns[slots, steps]
+        latents = arena.latents[slots] + step_change(columns, arena.masks[slots]) * change
+        carried = arena.carried[slots] + carried_change(columns) * change
         sizes = change.square().mean((1, 2, 3)).sqrt()
         arena.history.index_copy_(0, slots, history)
         arena.latents.index_copy_(0, slots, latents)
+        arena.carried.index_copy_(0, slots, carried)
         arena.pushes.index_put_((slots, steps), sizes)
 
 

@@ -43,12 +43,13 @@ class Trajectory:
     """One denoising run in a slot: the rows and the timestep of each step, and the step it is at.
 
     probes: predictions of both branches at the first timestep that are still due before the first step; they move the
-    initial noise. adapters: numbers and weights of those that all its rows have.
+    initial noise. adapters: numbers and weights of those that all its rows have. rescale: `Stage.guidance_rescale`.
     """
 
     plan: tuple[tuple[Row, ...], ...]
     timesteps: tuple[float, ...]
     probes: int = 0
+    rescale: float = 0.0
     step: int = 0
     rows_spent: int = 0
     adapters: tuple[tuple[int, float], ...] = ()
@@ -90,8 +91,9 @@ class Job:
     is the latent's (height, width): only jobs of one shape share a batch. `shared` is what the images have in
     common and `own` what only this one has; both belong to the stages and the scheduler never looks inside. `gated`:
     the draft did not look recalled, so avoidance is off until a picture is refused. `redrafted`: its draft is its own
-    second one. `chunks`: of its prompts, as they are encoded. `waiting_since`: the scheduler's iteration at which the
-    request came in; `last_served`: that of its last step.
+    second one. `chunks`: of its prompts, as they are encoded. `embedded`: the network is told the guidance instead of
+    being asked twice. `waiting_since`: the scheduler's iteration at which the request came in; `last_served`: that of
+    its last step.
     """
 
     id: int
@@ -101,6 +103,7 @@ class Job:
     arrival: float
     shared: Any = None
     own: Any = None
+    embedded: bool = False
     index: int = 0
     gated: bool = False
     redrafted: bool = False
@@ -143,9 +146,9 @@ class Job:
         """Return the job of another image of the same request, ready for its final stage."""
         assert self.state is State.SEGMENTED
         return Job(
-            id, self.request_id, self.request, self.shape, self.arrival, self.shared, index=index,
-            gated=self.gated, chunks=self.chunks, state=State.SEGMENTED, waiting_since=self.waiting_since,
-            timings=dict(self.timings),
+            id, self.request_id, self.request, self.shape, self.arrival, self.shared, embedded=self.embedded,
+            index=index, gated=self.gated, chunks=self.chunks, state=State.SEGMENTED,
+            waiting_since=self.waiting_since, timings=dict(self.timings),
         )  # fmt: skip
 
 

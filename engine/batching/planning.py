@@ -37,6 +37,7 @@ COLUMNS = {
     "row_contexts": _integers("rows"),
     "row_steps": _integers("rows"),
     "timesteps": _floats("rows"),
+    "guidances": _floats("rows"),
     "scalars": _floats("rows", "layers", len(ScalarColumn)),
     "row_adapters": _integers("rows", MAX_ADAPTERS, padding=NO_ADAPTER),
     "row_adapter_weights": _floats("rows", MAX_ADAPTERS),
@@ -46,6 +47,7 @@ COLUMNS = {
     "job_weights": _floats("rows", MAX_ROWS),
     "pair_slots": _integers("rows", padding=UNUSED),
     "job_pairs": _integers("rows", 2),
+    "job_rescales": _floats("rows"),
     "control_rows": _integers("control_rows", padding="control_rows"),
     "control_scales": _floats("control_rows"),
     "control_hints": _integers("control_rows"),
@@ -62,10 +64,11 @@ COLUMNS = {
 }
 """What a step reads of its plan, with a value for each row, controlled row, job or slot.
 
-Rows have a slot, a context of their texts (`slot * 2 + branch`), a step and timestep, the scalars of attention, and
-adapters with their weights.
+Rows have a slot, a context of their texts (`slot * 2 + branch`), a step and timestep, the guidance that a network is
+told (less 1), the scalars of attention, and adapters with their weights.
 Jobs have a slot (`UNUSED` while they probe their noise), a step, and rows that are combined by weights; pair_slots and
-job_pairs: their rows of the unconditional and the conditional prediction, where both ran.
+job_pairs: their rows of the unconditional and the conditional prediction, where both ran; job_rescales: how much of
+the guided prediction's deviation is brought back there.
 Controlled rows are indices into the rows, with a scale and a hint (`slot * 2 + hint`), and again what those rows have;
 padding rows scatter behind the last row that can be used.
 halves: which half of a sharpness step, 1 or 2, a slot's noise is due for, else 0; probe_slots: those slots.
@@ -123,6 +126,7 @@ def _add(plan: StepPlan, job: Job, groups: Sequence[str]) -> None:
         plan["timesteps"].append(timestep)
         plan["row_adapters"].append(adapters)
         plan["row_adapter_weights"].append(weights)
+        plan["guidances"].append(row.embedded)
         # The rule speaks of the prompt's tokens, so the unconditional row never obeys it.
         plan["scalars"].append(scalars if row.branch is Branch.CONDITIONAL else np.zeros_like(scalars))
     padding = MAX_ROWS - len(trajectory.rows)
@@ -133,6 +137,7 @@ def _add(plan: StepPlan, job: Job, groups: Sequence[str]) -> None:
     pair = guidance_pair(trajectory.rows)
     plan["pair_slots"].append(UNUSED if pair is None else slot)
     plan["job_pairs"].append((0, 0) if pair is None else (first + pair[0], first + pair[1]))
+    plan["job_rescales"].append(0.0 if pair is None else trajectory.rescale)
 
 
 def _add_control(plan: StepPlan, name: str | None, values: tuple[float, ...]) -> None:

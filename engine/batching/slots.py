@@ -42,11 +42,12 @@ class SlotState(NamedTuple):
 class Arena:
     """Slots of one latent shape (S slots; contexts are indexed `slot * 2 + branch`).
 
-    latents, history (S, C, h, w) float32: the running sample and the last predicted x0. columns (S, max_steps, K),
-    masks (S, h, w), seeds (S,), pyramid (S, P), tokens (S, 5, longest): as `SlotState`, hidden behind a slot's own.
-    text_kv, control_kv: per layer (S * 2, T, 2 * inner), of the first T tokens; more_text_kv, more_control_kv
-    (S * 2, longest - T, 2 * inner): of those behind, once some prompt has any; `lengthen`. lengths: tokens of each
-    slot's texts. added: per condition of `Added` (S * 2, width). hints (S * 2, width, h, w), indexed
+    latents, history, carried (S, C, h, w) float32: the running sample, the last predicted x0, and what a solver carries
+    over from step to step. columns (S, max_steps, K), masks (S, h, w), seeds (S,), pyramid (S, P), tokens
+    (S, 5, longest): as `SlotState`, hidden behind a slot's own. text_kv, control_kv: per layer (S * 2, T, 2 * inner),
+    of the first T tokens; more_text_kv, more_control_kv (S * 2, longest - T, 2 * inner): of those behind, once some
+    prompt has any; `lengthen`. lengths: tokens of each slot's texts. added: per condition of `Added` (S * 2, width).
+    hints (S * 2, width, h, w), indexed
     `slot * 2 + hint`, in the memory order `order`, or None without a ControlNet. sharpness (S, 2). contrasts
     (S + 1, C, h, w): conditional minus unconditional prediction of the last step that ran both; magnitudes
     (S + 1, max_steps): its root mean square at each of them. Padding jobs write the last row of both.
@@ -75,6 +76,7 @@ class Arena:
         contexts = num_slots * NUM_BRANCHES
         self.latents = torch.zeros(latent, device=device)
         self.history = torch.zeros(latent, device=device)
+        self.carried = torch.zeros(latent, device=device)
         self.columns = torch.zeros(num_slots, max_steps, len(StepColumns), device=device)
         self.masks = torch.zeros(num_slots, *shape, device=device)
         self.seeds = torch.zeros(num_slots, dtype=torch.int64, device=device)
@@ -134,6 +136,7 @@ class Arena:
             target[slot] = value
         self.columns[slot, : len(columns)] = columns
         self.history[slot] = 0
+        self.carried[slot] = 0
         self.seeds[slot].fill_(state.seed)  # an assignment of a number would be a copy
         self.pushes[slot] = 0
         if self.hints is not None:

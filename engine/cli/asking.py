@@ -84,3 +84,16 @@ def _lines(place: str) -> list[str]:
     if not found:
         raise InvalidRequestError(f"{name} holds no prompts; write one a line")
     return found
+
+
+def interval_of(text: str | None) -> dict[str, float]:
+    """`START:STOP` as fields of a stage. Raises InvalidRequestError for anything else."""
+    if text is None:
+        return {}
+    start, _, stop = text.partition(":")
+    try:
+        return {"guidance_start": float(start), "guidance_stop": float(stop)}
+    except ValueError:
+        raise InvalidRequestError(
+            f"--guidance-interval takes START:STOP, fractions of the steps such as 0.1:0.8, got {shown(repr(text), 80)}"
+        ) from None

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ..api.choices import PURPOSES, Preset, PromptSyntax, Solver, Warp
+from ..api.choices import PURPOSES, Preset, PromptSyntax, Sigmas, Solver, Spacing, Warp
 from . import actions
-from .asking import check_number, controls_of, gathered_prompts, seeds_of
+from .asking import check_number, controls_of, gathered_prompts, interval_of, seeds_of
 from .options import (
     AVOIDING,
     DRAWING,
@@ -75,7 +75,31 @@ def generate(
         int | None, typer.Option(help="Steps of the draft and of the final.", rich_help_panel=DRAWING)
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of both.", rich_help_panel=DRAWING)] = None,
-    solver: Annotated[Solver | None, typer.Option(help="Solver of both.", rich_help_panel=DRAWING)] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="START:STOP",
+            help="Fractions of the steps that guidance acts in; outside it is 1, at half the cost.",
+            rich_help_panel=DRAWING,
+        ),
+    ] = None,
+    guidance_rescale: Annotated[
+        float | None,
+        typer.Option(help="How much of guidance's contrast is taken back, 0 to 1.", rich_help_panel=DRAWING),
+    ] = None,
+    solver: Annotated[
+        Solver | None, typer.Option(help="Solver of both; else the model's own.", rich_help_panel=DRAWING)
+    ] = None,
+    spacing: Annotated[
+        Spacing | None, typer.Option(help="Where timesteps lie; else as the model has it.", rich_help_panel=DRAWING)
+    ] = None,
+    sigmas: Annotated[
+        Sigmas | None, typer.Option(help="Noise levels; else as the model has them.", rich_help_panel=DRAWING)
+    ] = None,
+    eta: Annotated[
+        float | None,
+        typer.Option(help="How much noise ddim and tcd draw anew each step, 0 to 1.", rich_help_panel=DRAWING),
+    ] = None,
     draft_steps: Annotated[
         int | None, typer.Option(help="Steps of the draft alone; else as preset.", rich_help_panel=DRAWING)
     ] = None,
@@ -225,7 +249,17 @@ def generate(
             explain=explain,
             controls=controls_of(control or []) or None,
         ),
-        stage=given(steps=steps, guidance_scale=guidance, solver=solver, lora=weighted(use)),
+        stage=given(
+            steps=steps,
+            guidance_scale=guidance,
+            guidance_rescale=guidance_rescale,
+            solver=solver,
+            spacing=spacing,
+            sigmas=sigmas,
+            eta=eta,
+            lora=weighted(use),
+            **interval_of(guidance_interval),
+        ),
         draft_lora=weighted(draft_use),
         draft_steps=draft_steps,
         judged=given(retries=retries, rule=rule),

@@ -81,8 +81,8 @@ class StageBars:
         images = sum(request.num_images for request in requests)
         unwatched = not (quiet or console.is_terminal)
         self._heartbeat = Heartbeat(console, len(requests), images, rate) if unwatched and rate is not None else None
-        finals = sum(request.final.steps * request.num_images for request in requests)
-        drafts = sum(request.draft.steps for request in requests if request.source is None)
+        finals = sum(request.final.evaluations * request.num_images for request in requests)
+        drafts = sum(request.draft.evaluations for request in requests if request.source is None)
         self._bars: dict[State, TaskID] = {
             State.DRAFTING: self._progress.add_task("draft", total=drafts),
             State.SEGMENTED: self._progress.add_task("segment", total=len(requests)),

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _OPTIONS = {
     "guidance_scale": "--guidance",
+    "guidance_start": "--guidance-interval",
+    "guidance_stop": "--guidance-interval",
     "negative_prompt": "--negative",
     "num_images": "--num-images",
     "prompt": "the prompt",
@@ -42,7 +44,9 @@ _SPOKEN = tuple(
         (r"\bAvoidance\.off\(\)", "--preset off"),
         (r"\bbring a mask\b", "bring a --mask"),
         (r"^(draft|final) steps\b", "--steps"),
+        (r"^(draft|final): (?=spacing|sigmas|eta)", "--"),
         (r"^(draft|final): ", "--steps and --solver: "),
+        (r"^guidance_start (\S+) lies after guidance_stop (\S+)", r"--guidance-interval \1:\2 ends before it starts"),
         (r"^(width|height|mask)\b(?=[: ])", r"--\1"),
         (r"^negative prompt\b", "--negative"),
     )

@@ -63,20 +63,20 @@ def _window(magnitudes: np.ndarray, start: float, stop: float) -> np.ndarray:
     return magnitudes[(place >= start) & (place < stop)]
 
 
-def witness_plan(draft: Stage, further: Sequence[Control] = ()) -> tuple[tuple[Row, ...], ...]:
-    """Rows of each step of a witness: the draft's first ones, which follow those of `further` ControlNets that act.
+def witness_plan(draft: Stage, further: Sequence[Control] = (), embedded: bool = False) -> tuple[tuple[Row, ...], ...]:
+    """Rows of each step of a witness: the draft's first ones; further, embedded: as of `plan_rows`.
 
     Its last step needs no guidance: what the prompt alone predicts is compared with the draft.
     """
-    steps = max(1, round(WITNESS_STEPS * draft.steps))
-    plan = plan_rows(draft, further=further)
+    steps = max(1, round(WITNESS_STEPS * draft.evaluations))
+    plan = plan_rows(draft, further=further, embedded=embedded)
     followed = plan[steps - 1][0].further
     return *plan[: steps - 1], tuple(replace(row, further=followed) for row in guidance_rows(1))
 
 
-def witness_rows(draft: Stage) -> int:
+def witness_rows(draft: Stage, embedded: bool = False) -> int:
     """UNet rows of a witness."""
-    return sum(map(len, witness_plan(draft)))
+    return sum(map(len, witness_plan(draft, embedded=embedded)))
 
 
 def agreement(witness: Tensor, draft: Tensor, mask: Tensor) -> Tensor:

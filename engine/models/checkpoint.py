@@ -18,6 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from ..api.calibration import Calibration
 from ..api.settings import Stage
+from ..sampling.sampler import Sampler
 from . import controls, layout, memory, parts
 from .adapters import Chosen, fuse, fused_hashes, keep, kept_name
 from .bank import Bank
@@ -44,7 +45,8 @@ __all__ = ["EMBEDDED", "PIPELINES", "Components", "filled", "load", "sketched"]
 class Components:
     """Everything one model consists of.
 
-    scheduler: the folder's noise schedule, prediction type and timestep spacing, whichever scheduler it named.
+    scheduler: the folder's noise schedule, prediction type and timestep spacing, whichever scheduler it named;
+    sampler: how that one steps.
     calibration: similarity limits found for this model. bank: shapes gathered for it. hashes: SHA-256 of each part's
     configuration and weights. tokenizer_2, text_encoder_2: the second pair of SDXL, None elsewhere. zero_empty: whether
     zeros stand for an empty negative prompt. upcast_vae: whether the autoencoder overflows in fp16 and stays in fp32
@@ -75,6 +77,7 @@ class Components:
     embeddings: tuple[Embedding, ...] = ()
     fused: tuple[tuple[Adapter, float], ...] = ()
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    sampler: Sampler = field(default_factory=Sampler)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -183,13 +186,14 @@ def sketched(outline: Outline) -> Components:
         return memory.tokenizer(given[name], name) if name in given else parts.tokenizer(folders[name])
 
     if "scheduler" in given:
-        scheduler = memory.schedule(given["scheduler"], forced)
+        scheduler, sampler = memory.schedule(given["scheduler"], forced), memory.sampler(given["scheduler"], xl)
     else:
-        scheduler = parts.scheduler(folders["scheduler"], forced)
+        scheduler, sampler = parts.scheduler(folders["scheduler"], forced), parts.sampler(folders["scheduler"], xl)
     components = Components(
         tokenizer=tokenizer("tokenizer"),
         tokenizer_2=tokenizer("tokenizer_2") if xl else None,
         scheduler=scheduler,
+        sampler=sampler,
         calibration=Calibration.load(outline.calibration) if outline.calibration is not None else None,
         bank=Bank.load(outline.bank) if outline.bank is not None else None,
         name=outline.sources.get("source", "embedded"),

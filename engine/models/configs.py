@@ -52,7 +52,7 @@ _DENOISING = frozenset({
 _UNET = _DENOISING | {
     "sample_size", "out_channels", "center_input_sample", "dropout", "reverse_transformer_layers_per_block",
     "resnet_skip_time_act", "resnet_out_scale_factor", "time_embedding_dim", "time_embedding_act_fn",
-    "timestep_post_act", "conv_in_kernel", "conv_out_kernel",
+    "timestep_post_act", "conv_in_kernel", "conv_out_kernel", "time_cond_proj_dim",
 }  # fmt: skip
 _CONTROLNET = _DENOISING | {"conditioning_embedding_out_channels"}
 _KL = frozenset({
@@ -91,18 +91,19 @@ _ALSO: Mapping[tuple[str, str], tuple[Any, ...]] = {
 }
 """Values beside the default that are served, or mean the same."""
 
+_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+"""Of noise levels of their own, at most one of which is on."""
 _SCHEDULE = frozenset({
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-    "timestep_spacing", "steps_offset", "set_alpha_to_one", "rescale_betas_zero_snr",
+    "timestep_spacing", "steps_offset", "set_alpha_to_one", "rescale_betas_zero_snr", "original_inference_steps",
+    "timestep_scaling", *_LEVELS,
 })  # fmt: skip
 _SAMPLER = frozenset({
     "clip_sample", "clip_sample_range", "sample_max_value", "dynamic_thresholding_ratio", "skip_prk_steps",
     "solver_p", "predict_x0", "predictor_order", "corrector_order", "disable_corrector", "variance_type",
-    "time_shift_type", "original_inference_steps", "timestep_scaling",
+    "time_shift_type", "solver_order", "solver_type", "algorithm_type", "lower_order_final", "euler_at_final",
 })  # fmt: skip
-"""Of a solver that a request's own takes the place of; clipping is off, as in Stable Diffusion's pipelines."""
-_ORDERS = frozenset({"solver_order", "solver_type", "algorithm_type", "lower_order_final", "euler_at_final"})
-"""Of multistep solvers; DPM-Solver++ is served as the library's default has it."""
+"""Of a solver whose nearest takes its place; clipping is off, as in Stable Diffusion's pipelines."""
 _SOLVERS = (DDIMScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler)
 
 _IDLE = frozenset({
@@ -182,18 +183,19 @@ def check_schedule(part: Path | str, config: Config) -> None:
     named = getattr(diffusers, str(config.get("_class_name")), None)
     if not (inspect.isclass(named) and issubclass(named, SchedulerMixin)):
         refuse(part, "_class_name", config.get("_class_name"), "name a scheduler of diffusers")
-    multistep = named is DPMSolverMultistepScheduler
     defaults: dict[str, Any] = {}
     for solver in (*_SOLVERS, named):
         defaults |= _defaults(solver)
     for key, value in config.items():
-        if key in _NAMES | _SAMPLER or (key in _ORDERS and not multistep):
+        if key in _NAMES | _SAMPLER:
             continue
         if key in _SCHEDULE:
             _check_finite(part, key, value)
             _check_schedule_value(part, key, value)
         elif not _is_default(value, key, defaults):
             refuse(part, key, value, f"it must be {defaults[key]!r}" if key in defaults else "leave it out")
+    if len(levels := [key for key in _LEVELS if config.get(key)]) > 1:
+        refuse(part, " and ".join(levels), True, "one of them may be")
 
 
 def _check_schedule_value(part: Path | str, key: str, value: Any) -> None:
@@ -216,6 +218,9 @@ def _check_schedule_value(part: Path | str, key: str, value: Any) -> None:
         "timestep_spacing": (value in ("leading", "linspace", "trailing"), "one of leading, linspace and trailing"),
         "set_alpha_to_one": (isinstance(value, bool), "true or false"),
         "rescale_betas_zero_snr": (isinstance(value, bool), "true or false"),
+        "original_inference_steps": (whole and 0 < value <= 10_000, "a whole number from 1 to 10000"),
+        "timestep_scaling": (number and value > 0, "a positive number"),
+        **dict.fromkeys(_LEVELS, (value is None or isinstance(value, bool), "true or false")),
     }
     served, wanted = fits.get(key, (isinstance(value, str), "the name of a schedule"))
     if not served:

@@ -18,7 +18,7 @@ _READING_ADDED = (
     "freq_shift",
 )
 
-_KINDS = {768: " (Stable Diffusion 1.x)", 1024: " (Stable Diffusion 2.x)", 2048: " (SDXL)"}
+_KINDS: dict[object, str] = {768: " (Stable Diffusion 1.x)", 1024: " (Stable Diffusion 2.x)", 2048: " (SDXL)"}
 """Models whose text is as wide as that."""
 _ANOTHER = "name one that was trained for this model with controlnet=..."
 
@@ -68,8 +68,11 @@ def _check_text(components: "Components") -> None:
     for tokenizer, text in zip(components.tokenizers, texts, strict=True):
         wanted = f"at most the text encoder's {text.vocab_size}"
         _require(len(tokenizer) <= text.vocab_size, "the tokenizer's size", len(tokenizer), wanted)
-    for name in ("class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim"):
+    for name in ("class_embed_type", "encoder_hid_dim_type"):
         _require(unet[name] is None, f"the UNet's {name}", unet[name], "None, as in Stable Diffusion")
+    told = unet.time_cond_proj_dim
+    fits = told is None or (isinstance(told, int) and not isinstance(told, bool) and told >= 4 and told % 2 == 0)
+    _require(fits, "the UNet's time_cond_proj_dim", told, "None, or the even width of a latent consistency model's")
 
 
 def _check_added(components: "Components") -> None:

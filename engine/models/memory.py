@@ -22,6 +22,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from ..api.errors import CheckpointError
 from ..api.reading import shown
+from ..sampling.sampler import Sampler, sampler_of
 from . import configs, layout, parts
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -101,6 +102,11 @@ def schedule(scheduler: SchedulerMixin, forced: dict[str, Any]) -> DDIMScheduler
     if not isinstance(scheduler, SchedulerMixin):
         raise CheckpointError(f"scheduler must be a scheduler of diffusers, got {shown(repr(scheduler), 80)}")
     return parts.schedule("the scheduler in memory", _config(scheduler), forced)
+
+
+def sampler(scheduler: SchedulerMixin, xl: bool) -> Sampler:
+    """What a scheduler that has been checked says of how it steps."""
+    return sampler_of(_config(scheduler), xl)
 
 
 def _config(part: Any) -> dict[str, Any]:

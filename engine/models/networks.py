@@ -1,6 +1,7 @@
 """The denoising networks behind two calls: a UNet whose rows differ in everything, a ControlNet for some of them."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -120,6 +121,14 @@ class ProjectedTimestep(nn.Module):
         return self.embed(time_proj)
 
 
+def guidance_sinusoids(guidances: Tensor, width: int) -> Tensor:
+    """Guidance scales less 1, (R,) -> sinusoids (R, width) float32 (Luo et al., arXiv 2310.04378, appendix)."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, device=guidances.device) * (-math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * guidances.float()[:, None] * frequencies
+    return torch.cat((angles.sin(), angles.cos()), 1)
+
+
 def _copied(layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Copies in one block of memory: views would keep their batch alive, and many small blocks fragment the heap."""
     flat = torch.cat([layer.flatten() for layer in layers])
@@ -231,9 +240,23 @@ class Denoiser:
         (numbers,) = sent([torch.tensor(sizes)], self.unet.device)
         return replace(text, added=(*text.added, self.unet.add_time_proj.make(numbers).flatten()))
 
-    def time_proj(self, timesteps: Tensor) -> Tensor:
-        """Timesteps (R,) -> the sinusoids (R, F) float32 that the UNet reads."""
-        return self.unet.time_embedding.project(timesteps)
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the UNet is told the guidance, as latent consistency models are, instead of being asked twice."""
+        return self.unet.config.time_cond_proj_dim is not None
+
+    def time_proj(self, timesteps: Tensor, guidances: Tensor | None = None) -> Tensor:
+        """Timesteps (R,) -> the sinusoids (R, F) float32 that the UNet reads.
+
+        With guidances (R,), scales less 1, a network that is told them has them added: here, so that what follows is
+        one network whichever backend runs it.
+        """
+        projected: Tensor = self.unet.time_embedding.project(timesteps)
+        if guidances is None or not self.embeds_guidance:
+            return projected
+        told = self.unet.time_embedding.embed.cond_proj
+        sinusoids = guidance_sinusoids(guidances, told.in_features)
+        return projected + told(sinusoids.to(told.weight.dtype)).float()
 
     def predict(self, inputs: DenoiserInputs) -> Tensor:
         """UNet: predict (R, C, h, w)."""

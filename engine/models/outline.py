@@ -30,6 +30,7 @@ PIPELINES = (
     "StableDiffusionPipeline",
     "StableDiffusionControlNetPipeline",
     "StableDiffusionImg2ImgPipeline",
+    "LatentConsistencyModelPipeline",
     *_XL_PIPELINES,
 )
 """Pipelines of diffusers whose folders are read."""

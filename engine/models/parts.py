@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer
 
 from ..api.errors import CheckpointError
 from ..api.reading import shown
+from ..sampling.sampler import Sampler, sampler_of
 from . import configs, layout
 from .preprocessing import Preprocessing
 from .segmentation import Segmenter
@@ -68,11 +69,6 @@ def schedule(part: Path | str, config: dict[str, Any], forced: dict[str, Any]) -
         raise CheckpointError(
             f"{part} holds a {config.get('_class_name')}, which has no beta schedule; it is not served"
         )
-    if _distilled(config):
-        raise CheckpointError(
-            f"{part} holds a {config['_class_name']} as of a distilled model (Turbo, LCM), which is drawn in few steps "
-            "without guidance and is not served; if the model is none, name another scheduler or timestep_spacing there"
-        )
     configs.check_schedule(part, config)
     known = inspect.signature(DDIMScheduler.__init__).parameters
     kept = {name: value for name, value in config.items() if name in known}
@@ -82,11 +78,9 @@ def schedule(part: Path | str, config: dict[str, Any], forced: dict[str, Any]) -
         raise CheckpointError(f"{part} cannot be loaded as a noise schedule: {shown(error, 600)}") from error
 
 
-def _distilled(config: dict[str, Any]) -> bool:
-    """Whether a schedule is LCM's, TCD's or that of SD and SDXL Turbo, whose networks look like any other's."""
-    name = str(config.get("_class_name"))
-    turbo = name.startswith("Euler") and config.get("timestep_spacing") == "trailing"
-    return name in ("LCMScheduler", "TCDScheduler") or (turbo and not config.get("rescale_betas_zero_snr"))
+def sampler(part: Path, xl: bool) -> Sampler:
+    """What the scheduler in `part`, which has been checked, says of how it steps."""
+    return sampler_of(layout.read_json(part / "scheduler_config.json"), xl)
 
 
 def segmenter(part: Path, make: Callable[[type, str], Any]) -> Segmenter:

@@ -9,6 +9,7 @@ from ..api.metrics import CONTROL_METRICS, MASK_METRICS
 from ..api.presets import BUNDLES
 from ..api.request import GenerationRequest
 from ..api.result import GenerationResult, Verdict
+from ..api.settings import Stage
 from .drawing import (
     CELL,
     FAINT,
@@ -95,8 +96,14 @@ def _asked(result: GenerationResult) -> dict[str, str]:
         "prompt": request.prompt,
         "seed": str(request.seed),
         "preset": preset_name(request),
-        "stage": f"{stage.steps} steps of {stage.solver} at guidance {stage.guidance_scale:g}",
+        "stage": _stage(stage),
     } | ({} if image is None else {"size": f"{image.width} x {image.height} pixels"})
+
+
+def _stage(stage: Stage) -> str:
+    """How the final was drawn, in words."""
+    levels = "" if stage.sigmas is None else f" at {stage.sigmas} levels"
+    return f"{stage.steps} steps of {stage.solver}{levels} at guidance {stage.guidance_scale:g}"
 
 
 def _cut(text: str, width: int, most: int) -> list[str]:

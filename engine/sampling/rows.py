@@ -1,7 +1,7 @@
 """Which UNet rows a denoising run needs at each step, and how their predictions combine.
 
 Guidance is a linear combination of branch predictions, `eps_hat = sum_r w_r eps_r`: a step's cost is its number
-of rows.
+of rows. A network that was distilled with guidance is told it instead, and asked once.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,8 @@ class Hint(IntEnum):
 class Row:
     """One row of a UNet call: its text, its weight in the combination, its ControlNet strength (0: none) and hint.
 
-    further: names of further ControlNets that it follows, with their strengths.
+    further: names of further ControlNets that it follows, with their strengths. embedded: guidance less 1, as a network
+    that was distilled with it reads it; 0 where none is told of it.
     """
 
     branch: Branch
@@ -42,6 +43,7 @@ class Row:
     control: float = 0.0
     hint: Hint = Hint.MOVED
     further: tuple[tuple[str, float], ...] = ()
+    embedded: float = 0.0
 
 
 PROBE = (Row(Branch.UNCONDITIONAL, 0.0), Row(Branch.CONDITIONAL, 0.0))
@@ -49,9 +51,9 @@ PROBE = (Row(Branch.UNCONDITIONAL, 0.0), Row(Branch.CONDITIONAL, 0.0))
 
 
 def guidance_rows(scale: float) -> tuple[Row, ...]:
-    """Classifier-free guidance of `scale`: one row at scale 1, else two."""
-    if scale == 1:
-        return (Row(Branch.CONDITIONAL, 1.0),)
+    """Classifier-free guidance of `scale`: one row at scale 1 and, of the other branch, at 0, else two."""
+    if scale in (0, 1):
+        return (Row(Branch(int(scale)), 1.0),)
     return Row(Branch.UNCONDITIONAL, 1.0 - scale), Row(Branch.CONDITIONAL, scale)
 
 
@@ -68,10 +70,16 @@ def plan_rows(
     delayed: DelayedGuidance | None = None,
     control: MovedControl | None = None,
     further: Sequence[Control] = (),
+    embedded: bool = False,
 ) -> tuple[tuple[Row, ...], ...]:
-    """Return the rows of each step of `stage`; every row follows those of the `further` ControlNets that act."""
-    steps = range(stage.steps)
-    return tuple(_following(_rows_at(step, stage, delayed, control), step, stage.steps, further) for step in steps)
+    """Return the rows of each evaluation of `stage`; every row follows those of the `further` ControlNets that act.
+
+    embedded: the network is told the guidance, and asked once.
+    """
+    count = stage.evaluations
+    return tuple(
+        _following(_rows_at(step, stage, delayed, control, embedded), step, count, further) for step in range(count)
+    )
 
 
 def _following(rows: tuple[Row, ...], step: int, steps: int, further: Sequence[Control]) -> tuple[Row, ...]:
@@ -79,17 +87,20 @@ def _following(rows: tuple[Row, ...], step: int, steps: int, further: Sequence[C
     return tuple(replace(row, further=acting) for row in rows) if acting else rows
 
 
-def _rows_at(step: int, stage: Stage, delayed: DelayedGuidance | None, control: MovedControl | None) -> tuple[Row, ...]:
-    if delayed is not None and delayed.active(step, stage.steps):
+def _rows_at(
+    step: int, stage: Stage, delayed: DelayedGuidance | None, control: MovedControl | None, embedded: bool
+) -> tuple[Row, ...]:
+    scale, count = stage.scale_at(step), stage.evaluations
+    if delayed is not None and delayed.active(step, count):
         rows: tuple[Row, ...] = (Row(Branch[delayed.branch.upper()], 1.0),)
+    elif embedded:
+        rows = (Row(Branch.CONDITIONAL, 1.0, embedded=scale - 1),)
     else:
-        rows = guidance_rows(stage.guidance_scale)
-    if control is None or not control.active(step, stage.steps):
+        rows = guidance_rows(scale)
+    if control is None or not control.active(step, count):
         return rows
     controlled = tuple(
-        Row(row.branch, row.weight, control.scale)
-        if control.rows == "both" or row.branch is Branch.CONDITIONAL
-        else row
+        replace(row, control=control.scale) if control.rows == "both" or row.branch is Branch.CONDITIONAL else row
         for row in rows
     )
     return _with_negative(controlled, control)
@@ -103,4 +114,4 @@ def _with_negative(rows: tuple[Row, ...], control: MovedControl) -> tuple[Row, .
     negative = replace(last, weight=-control.negative, hint=Hint.OWN)
     if control.negative_against == "moved":
         return *others, replace(last, weight=last.weight + control.negative), negative
-    return *rows, negative, Row(last.branch, control.negative)
+    return *rows, negative, Row(last.branch, control.negative, embedded=last.embedded)

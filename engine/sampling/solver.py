@@ -1,20 +1,13 @@
 """Diffusion solvers as tables: one row of coefficients a step, so that one kernel serves every mix of solvers.
 
-With z the network's input, `out` its guided output, h the history and e noise, step i of a row computes
+With z the network's input, `out` its guided output, h the history, l what is carried over and e noise, step i of a row
+computes
 
-    z = input_scale x      e' = p x + q out      x0 = u x + w e'      x' = a x + b e' + c h + d e      h <- x0
-
-Every solver here is one formula. At a level x = alpha x0 + sigma eps, and for the data prediction x0 a first-order
-step to level (alpha', sigma') is exact in its linear part (Lu et al., arXiv 2211.01095, equation 9):
-
-    x' = (sigma' / sigma) x + (alpha' - alpha sigma' / sigma) x0
-
-On variance-preserving levels that is DDIM (Song et al., arXiv 2010.02502, equation 12), with alpha = 1 it is Euler's
-method of Karras et al. (arXiv 2206.00364, algorithm 1), with sigma' lowered and noise added it is the ancestral step,
-and with x0 extrapolated from the step before it is DPM-Solver++(2M).
+    z = input_scale x      e' = p x + q out      x0 = u x + w e'      x' = a x + b e' + c h + g l + d e
+    l <- kx x + ke e' + kh h + kl l      h <- x0
 
 The discretisation (timesteps and noise levels) is diffusers' own: the scheduler of the same name, built from the
-checkpoint's configuration.
+checkpoint's configuration. What each solver makes of it is in `formulas`.
 """
 
 from dataclasses import dataclass
@@ -22,26 +15,28 @@ from functools import lru_cache
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
-from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from torch import Tensor
 
 from ...kernels import StepColumns
+from ..api.choices import Sigmas, Solver, Spacing
 from ..api.errors import CheckpointError, InvalidRequestError
-from ..api.settings import Solver
+from ..api.settings import Stage
+from .formulas import FORMULAS, Factors
+from .levels import Course, Levels, ratio
+from .sampler import CONSISTENCY, TAKING, Sampler
 
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-_FEW_STEPS = 15  # below this, DPM-Solver++ ends on a first-order step whatever the last level is
+_ETA = frozenset({Solver.DDIM, Solver.TCD})
 
 
 @dataclass(frozen=True)
 class SolverTable:
     """A solver's steps for one step count. Tables are cached and shared: their tensors are read-only.
 
-    timesteps (S,) float32: as the network takes them. columns (S, K) float32: coefficients in the order of
-    `StepColumns`, with m = r = n = 0. init_noise_sigma: factor on unit noise that gives the first latent. alphas,
-    sigmas (S + 1,) float64: signal and noise of the latent before each step and after the last one.
+    timesteps (S,) float32: as the network takes them, one for each evaluation of it. columns (S, K) float32:
+    coefficients in the order of `StepColumns`, with m = r = n = 0. init_noise_sigma: factor on unit noise that gives
+    the first latent. alphas, sigmas (S + 1,) float64: signal and noise of the latent before each step and after the
+    last one.
     """
 
     timesteps: Tensor
@@ -52,7 +47,7 @@ class SolverTable:
 
     @property
     def num_steps(self) -> int:
-        """S."""
+        """S, which is `Stage.evaluations`."""
         return len(self.timesteps)
 
     @property
@@ -63,35 +58,51 @@ class SolverTable:
         return self.alphas[:-1] / self.sigmas[:-1] * on_x0
 
 
-@dataclass(frozen=True)
-class _Levels:
-    """Where each of S steps starts and ends, float64 (S,): DDIM's end need not be where the next step starts."""
-
-    timesteps: Tensor
-    alpha: Tensor
-    sigma: Tensor
-    next_alpha: Tensor
-    next_sigma: Tensor
-    init_noise_sigma: float
+def stage_table(stage: Stage, scheduler: DDIMScheduler, sampler: Sampler) -> SolverTable:
+    """`solver_table` of a stage, where it says nothing as the model's own `sampler` does."""
+    own = sampler.settled(stage)
+    assert own.solver is not None
+    return solver_table(
+        own.solver, own.steps, scheduler, sampler, spacing=own.spacing, sigmas=own.sigmas, eta=own.eta
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=256)
-def solver_table(solver: Solver, num_steps: int, scheduler: DDIMScheduler) -> SolverTable:
+def solver_table(
+    solver: Solver,
+    num_steps: int,
+    scheduler: DDIMScheduler,
+    sampler: Sampler = Sampler(),  # noqa: B008
+    *,
+    spacing: Spacing | None = None,
+    sigmas: Sigmas | None = None,
+    eta: float | None = None,
+) -> SolverTable:
     """Return the table that steps as diffusers' scheduler of `solver`'s name does, to float32 rounding.
 
-    `scheduler` gives the training schedule and the spacing of the timesteps; clipping of x0 is off, as in Stable
-    Diffusion pipelines. DPM-Solver++(2M) is the midpoint form. Raises InvalidRequestError for a step count that the
-    schedule cannot be divided into, and CheckpointError for a schedule that no linear step can follow.
+    `scheduler` gives the training schedule, and the spacing of the timesteps unless `spacing` does; `sampler` what was
+    found in distillation; sigmas, eta: as of a `Stage`. Clipping of x0 is off, as in Stable Diffusion pipelines.
+    DPM-Solver++(2M) is the midpoint form. Raises InvalidRequestError for a step count that the schedule cannot be
+    divided into and for a mix that is not defined, and CheckpointError for a schedule that no linear step can follow.
     """
-    _check_schedule(scheduler)
+    _check_schedule(solver, scheduler)
+    _check_mix(solver, spacing, sigmas, eta)
     if not 1 <= num_steps <= scheduler.config.num_train_timesteps:
         raise InvalidRequestError(
             f"{num_steps} steps: the model was trained on {scheduler.config.num_train_timesteps} timesteps, "
             f"so 1 to {scheduler.config.num_train_timesteps} steps are possible"
         )
-    levels, columns = _BUILDERS[solver](num_steps, scheduler)
-    _check_levels(solver, num_steps, levels, scheduler)
-    table = _in_networks_terms(columns, levels, scheduler.config.prediction_type)
+    if solver in CONSISTENCY and num_steps > sampler.original_steps:
+        raise InvalidRequestError(
+            f"{num_steps} steps of {solver}: the model was distilled at {sampler.original_steps} timesteps, so 1 to "
+            f"{sampler.original_steps} steps are possible"
+        )
+    course = Course(
+        num_steps, scheduler, spacing, sigmas, eta, sampler.xl, sampler.original_steps, sampler.timestep_scaling
+    )
+    levels, factors = FORMULAS[solver](course)
+    _check_levels(solver, course, levels)
+    table = _in_networks_terms(factors, levels, scheduler.config.prediction_type)
     if not table.isfinite().all():
         raise CheckpointError(
             f"solver {solver} is undefined on this noise schedule for {scheduler.config.prediction_type!r} prediction: "
@@ -106,115 +117,78 @@ def solver_table(solver: Solver, num_steps: int, scheduler: DDIMScheduler) -> So
     )
 
 
-def _check_schedule(scheduler: DDIMScheduler) -> None:
-    if scheduler.config.prediction_type not in _PREDICTION_TYPES:
+def _check_schedule(solver: Solver, scheduler: DDIMScheduler) -> None:
+    config = scheduler.config
+    if config.prediction_type not in _PREDICTION_TYPES:
         raise CheckpointError(
-            f"prediction type {scheduler.config.prediction_type!r} is not supported; "
+            f"prediction type {config.prediction_type!r} is not supported; "
             f"it must be one of {', '.join(_PREDICTION_TYPES)}"
         )
-    if scheduler.config.thresholding:
+    if config.thresholding:
         raise CheckpointError("the scheduler asks for dynamic thresholding, which latent diffusion does not use")
-
-
-def _check_levels(solver: Solver, num_steps: int, levels: _Levels, scheduler: DDIMScheduler) -> None:
-    last = scheduler.config.num_train_timesteps - 1
-    timesteps = levels.timesteps
-    descending = bool((timesteps.diff() < 0).all())
-    if len(timesteps) != num_steps or not descending or timesteps[0] > last or timesteps[-1] < 0:
+    if solver is Solver.HEUN and config.rescale_betas_zero_snr:
         raise InvalidRequestError(
-            f"{num_steps} steps of {solver}: with {scheduler.config.timestep_spacing!r} spacing they do not fall on "
-            f"different timesteps between 0 and {last}; ask for fewer steps"
+            "solver heun: the model's noise schedule is rescaled to reach zero signal (rescale_betas_zero_snr), which "
+            "this solver is not defined for; take another"
         )
 
 
-def _in_networks_terms(data_columns: Tensor, levels: _Levels, prediction_type: str) -> Tensor:
-    """(S, 4) factors on x, x0, the last x0 and noise -> (S, K) table on the network's own kind of prediction.
+def _check_mix(solver: Solver, spacing: Spacing | None, sigmas: Sigmas | None, eta: float | None) -> None:
+    """Refuse what diffusers' scheduler of the solver's name does not take, or would pass over in silence."""
+    if sigmas is not None and solver not in TAKING[sigmas]:
+        takers = ", ".join(sorted(TAKING[sigmas]))
+        raise InvalidRequestError(f"sigmas {sigmas} are not defined for {solver}; solvers that take them: {takers}")
+    if spacing is not None and solver in CONSISTENCY:
+        raise InvalidRequestError(
+            f"spacing {spacing}: {solver} has the timesteps that the model was distilled at; leave it out"
+        )
+    if spacing is not None and sigmas is Sigmas.AYS:
+        raise InvalidRequestError(f"spacing {spacing}: sigmas ays name their own timesteps; leave one of them out")
+    if eta is not None and solver not in _ETA:
+        raise InvalidRequestError(f"eta {eta:g}: {solver} leaves no choice of it; it is for {', '.join(sorted(_ETA))}")
+
+
+def _check_levels(solver: Solver, course: Course, levels: Levels) -> None:
+    last = course.scheduler.config.num_train_timesteps - 1
+    timesteps = levels.timesteps
+    begins = ratio(levels)[::2] if solver is Solver.HEUN else ratio(levels)
+    descending = bool((begins.diff() < 0).all() and (timesteps.diff() <= 0).all())
+    if len(begins) != course.num_steps or not descending or timesteps[0] > last or timesteps[-1] < 0:
+        spacing = course.spacing or course.scheduler.config.timestep_spacing
+        levelled = f"sigmas {course.sigmas}" if course.sigmas is not None else f"{str(spacing)!r} spacing"
+        raise InvalidRequestError(
+            f"{course.num_steps} steps of {solver}: with {levelled} they do not fall on different timesteps between "
+            f"0 and {last}; ask for fewer steps"
+        )
+
+
+def _in_networks_terms(factors: Factors, levels: Levels, prediction_type: str) -> Tensor:
+    """Factors on the predicted x0 -> (S, K) table on the network's own kind of prediction.
 
     The slot e' of the step holds eps for a network that predicts eps, and x0 for the other two: that stays
     defined where a level has no signal (zero terminal signal-to-noise ratio).
     """
-    on_x, on_x0, on_history, on_noise = data_columns.unbind(1)
     input_scale = torch.hypot(levels.alpha, levels.sigma).reciprocal()
-    zero, one = torch.zeros_like(on_x), torch.ones_like(on_x)
+    zero, one = torch.zeros_like(factors.x), torch.ones_like(factors.x)
     p, q, u, w = {
         "epsilon": (zero, one, levels.alpha.reciprocal(), -levels.sigma / levels.alpha),
         "v_prediction": (levels.alpha * input_scale**2, -levels.sigma * input_scale, zero, one),
         "sample": (zero, one, zero, one),
     }[prediction_type]
-    table = torch.zeros(len(on_x), len(StepColumns), dtype=torch.float64)
-    table[:, StepColumns.INPUT_SCALE] = input_scale
-    table[:, StepColumns.P], table[:, StepColumns.Q] = p, q
-    table[:, StepColumns.U], table[:, StepColumns.W] = u, w
-    table[:, StepColumns.A], table[:, StepColumns.B] = on_x + on_x0 * u, on_x0 * w
-    table[:, StepColumns.C], table[:, StepColumns.D] = on_history, on_noise
-    return table
-
-
-def _first_order(levels: _Levels) -> Tensor:
-    """Factors (S, 4) of the first-order step from each level to the next."""
-    on_x = levels.next_sigma / levels.sigma
-    on_x0 = levels.next_alpha - levels.alpha * on_x
-    return torch.stack((on_x, on_x0, torch.zeros_like(on_x), torch.zeros_like(on_x)), 1)
-
-
-def _ddim(num_steps: int, scheduler: DDIMScheduler) -> tuple[_Levels, Tensor]:
-    ddim = DDIMScheduler.from_config(scheduler.config)
-    ddim.set_timesteps(num_steps)
-    cumulative = ddim.alphas_cumprod.double()
-    start = cumulative[ddim.timesteps.clamp(0, len(cumulative) - 1)]
-    before = ddim.timesteps - ddim.config.num_train_timesteps // num_steps
-    end = torch.where(before >= 0, cumulative[before.clamp_min(0)], ddim.final_alpha_cumprod.double())
-    levels = _Levels(
-        ddim.timesteps, start.sqrt(), (1 - start).sqrt(), end.sqrt(), (1 - end).sqrt(), ddim.init_noise_sigma
-    )
-    return levels, _first_order(levels)
-
-
-def _euler_levels(scheduler: EulerDiscreteScheduler | EulerAncestralDiscreteScheduler, num_steps: int) -> _Levels:
-    """Levels with alpha = 1: the latent is x0 plus noise, and the network's input is rescaled."""
-    scheduler.set_timesteps(num_steps)
-    sigmas = scheduler.sigmas.double()
-    one = torch.ones_like(sigmas)
-    return _Levels(scheduler.timesteps, one[:-1], sigmas[:-1], one[1:], sigmas[1:], float(scheduler.init_noise_sigma))
-
-
-def _euler(num_steps: int, scheduler: DDIMScheduler) -> tuple[_Levels, Tensor]:
-    levels = _euler_levels(EulerDiscreteScheduler.from_config(scheduler.config), num_steps)
-    return levels, _first_order(levels)
-
-
-def _euler_ancestral(num_steps: int, scheduler: DDIMScheduler) -> tuple[_Levels, Tensor]:
-    """Step below the next level, then add the noise that reaches it."""
-    levels = _euler_levels(EulerAncestralDiscreteScheduler.from_config(scheduler.config), num_steps)
-    on_x = (levels.next_sigma / levels.sigma) ** 2
-    added = levels.next_sigma * (1 - on_x).sqrt()
-    return levels, torch.stack((on_x, 1 - on_x, torch.zeros_like(on_x), added), 1)
-
-
-def _dpmpp_2m(num_steps: int, scheduler: DDIMScheduler) -> tuple[_Levels, Tensor]:
-    """Extrapolate x0 to the middle of the step in log signal-to-noise ratio: algorithm 2 of arXiv 2211.01095."""
-    dpm = DPMSolverMultistepScheduler.from_config(
-        scheduler.config, algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", lower_order_final=True
-    )
-    dpm.set_timesteps(num_steps)
-    sigmas = dpm.sigmas.double()
-    alpha = (1 + sigmas**2).rsqrt()
-    sigma = sigmas * alpha
-    levels = _Levels(dpm.timesteps, alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], dpm.init_noise_sigma)
-    columns = _first_order(levels)
-    ends_first_order = dpm.config.euler_at_final or dpm.config.final_sigmas_type == "zero" or num_steps < _FEW_STEPS
-    second = slice(1, num_steps - 1 if ends_first_order else num_steps)
-    step = -sigmas.log().diff()
-    weight = step[1:] / step[:-1] / 2
-    weight = weight[: len(columns[second])]
-    columns[second, 2] = -weight * columns[second, 1]
-    columns[second, 1] *= 1 + weight
-    return levels, columns
-
-
-_BUILDERS = {
-    Solver.DDIM: _ddim,
-    Solver.EULER: _euler,
-    Solver.EULER_ANCESTRAL: _euler_ancestral,
-    Solver.DPMPP_2M: _dpmpp_2m,
-}
+    columns = {
+        StepColumns.INPUT_SCALE: input_scale,
+        StepColumns.P: p,
+        StepColumns.Q: q,
+        StepColumns.U: u,
+        StepColumns.W: w,
+        StepColumns.A: factors.x + factors.x0 * u,
+        StepColumns.B: factors.x0 * w,
+        StepColumns.C: factors.last,
+        StepColumns.D: factors.noise,
+        StepColumns.G: factors.carried,
+        StepColumns.KX: factors.keep_x + factors.keep_x0 * u,
+        StepColumns.KE: factors.keep_x0 * w,
+        StepColumns.KH: factors.keep_last,
+        StepColumns.KL: factors.keep_carried,
+    }
+    return torch.stack([columns.get(column, zero) for column in StepColumns], 1)

@@ -63,12 +63,19 @@ class Asking:
         )
 
     def _stage(self, options: TwigOptions) -> Stage:
-        drawing = self.config.drawing
+        drawing, (start, stop) = self.config.drawing, options.guidance_interval or (0.0, 1.0)
+        rescale = options.guidance_rescale
         return Stage(
             steps=options.steps or min(drawing.steps, self.config.bounds.steps),
-            guidance_scale=options.guidance or drawing.guidance,
+            guidance_scale=drawing.guidance if options.guidance is None else options.guidance,
+            guidance_start=start,
+            guidance_stop=stop,
+            guidance_rescale=drawing.guidance_rescale if rescale is None else rescale,
             solver=options.solver or drawing.solver,
             lora=options.lora,
+            spacing=options.spacing or drawing.spacing,
+            sigmas=options.sigmas or drawing.sigmas,
+            eta=options.eta,
         )
 
     def _tightened(self, options: TwigOptions, stage: Stage) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..api.choices import Preset, PromptSyntax, Solver
+from ..api.choices import Preset, PromptSyntax, Sigmas, Solver, Spacing
 from ..api.errors import ForeignFileError
 from ..api.prompts import MAX_PROMPT
 from ..api.reading import parse_json, shown
-from ..api.settings import MAX_ADAPTERS, AdapterWeight, Settings, Windowed
+from ..api.settings import MAX_ADAPTERS, AdapterWeight, Fraction, Settings, Windowed
 from .errors import ApiError, wrong_field
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -53,21 +53,27 @@ class ControlBody(Windowed):
 class TwigOptions(Settings):
     """What a client may ask of Twig beyond the API, `extra_body={"twig": {...}}`.
 
-    seed: drawn by lot unless given, and told in the answer. prompt_syntax, clip_skip: as of a request. lora: weights of
-    the operator's adapters that draft and final are drawn with; draft_lora: of those that the draft has instead.
-    preset, rule, retries: only tighter than the operator's. controls: where the operator allows them. always: avoid
-    also where the gate would stay shut. draft, mask, explain, sheet, manifest: have them in the answer. priority: up to
-    the key's. deadline: seconds after which the answer is 504. background: a job that outlives the connection, answered
-    by 202.
+    seed: drawn by lot unless given, and told in the answer. guidance_interval: fractions of the steps that guidance
+    acts from and to. spacing, sigmas, eta and the rest of how is drawn: as of a `Stage`; prompt_syntax, clip_skip: as
+    of a request. lora: weights of the operator's adapters that draft and final are drawn with; draft_lora: of those
+    that the draft has instead. preset, rule, retries: only tighter than the operator's. controls: where the operator
+    allows them. always: avoid also where the gate would stay shut. draft, mask, explain, sheet, manifest: have them in
+    the answer. priority: up to the key's. deadline: seconds after which the answer is 504. background: a job that
+    outlives the connection, answered by 202.
     """
 
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     preset: Preset | None = None
     steps: int | None = Field(default=None, ge=1, le=1000)
-    guidance: float | None = Field(default=None, ge=1, le=50)
+    guidance: float | None = Field(default=None, ge=0, le=50)
+    guidance_interval: tuple[Fraction, Fraction] | None = None
+    guidance_rescale: Fraction | None = None
     solver: Solver | None = None
     lora: dict[str, AdapterWeight] = Field(default={}, max_length=MAX_ADAPTERS)
     draft_lora: dict[str, AdapterWeight] | None = Field(default=None, max_length=MAX_ADAPTERS)
+    spacing: Spacing | None = None
+    sigmas: Sigmas | None = None
+    eta: Fraction | None = None
     negative_prompt: str = ""
     prompt_syntax: PromptSyntax = PromptSyntax.WEIGHTED
     clip_skip: int | None = Field(default=None, ge=0, le=64)
@@ -83,6 +89,13 @@ class TwigOptions(Settings):
     priority: int | None = Field(default=None, ge=-100, le=100)
     deadline: float | None = Field(default=None, gt=0)
     background: bool = False
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] > value[1]:
+            raise ValueError(f"must not end before it starts, got {value[0]:g} to {value[1]:g}")
+        return value
 
 
 class ImageBody(Settings):

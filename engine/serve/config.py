@@ -8,11 +8,11 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from ..api.choices import Precision, Prediction, Preset, Solver
+from ..api.choices import Precision, Prediction, Preset, Sigmas, Solver, Spacing
 from ..api.errors import InvalidRequestError
 from ..api.reading import MAX_JSON, MEBIBYTE, first_problem, read_text, shown
 from ..api.rules import Rule
-from ..api.settings import Settings
+from ..api.settings import Fraction, Settings
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -78,14 +78,18 @@ class Drawing(Settings):
 
     preset: the lightest that clients may ask for, and what they get who ask for none. rule: in the language of
     `twig.engine.api.rules`; without one the model's calibrated limits hold. review: whether a picture that the rule
-    leaves to a person is delivered, marked so, or withheld until one has looked.
+    leaves to a person is delivered, marked so, or withheld until one has looked. solver, spacing, sigmas: the model's
+    own if None.
     """
 
     preset: Preset = Preset.DEFAULT
     rule: str | None = None
     steps: int = Field(default=20, ge=1, le=1000)
-    guidance: float = Field(default=5.0, ge=1, le=50)
-    solver: Solver = Solver.DDIM
+    guidance: float = Field(default=5.0, ge=0, le=50)
+    guidance_rescale: Fraction = 0.0
+    solver: Solver | None = None
+    spacing: Spacing | None = None
+    sigmas: Sigmas | None = None
     review: Literal["deliver", "withhold"] = "withhold"
 
     @field_validator("rule")

@@ -15,7 +15,8 @@ from ..judging.judge import Judge
 from ..models.checkpoint import Components
 from ..models.pictures import eight_bits
 from ..models.transfers import fetched, sent
-from ..sampling.solver import solver_table
+from ..sampling.rows import guidance_pair
+from ..sampling.solver import stage_table
 from .decoding import Decoder, check_finite, finite
 
 
@@ -95,8 +96,9 @@ class Segmenting:
         pixels = (self.decoder.decode if self._measures_drafts else self.decoder.preview)(latents)
         tables = [{"finite": f, "drawn": d} for f, d in zip(finite(latents), eight_bits(pixels), strict=True)]
         for job, table in zip(jobs, tables, strict=True):
-            if job.draft.guidance_scale != 1:
-                table["magnitudes"] = self.arenas.arena(job).magnitudes[job.slot, : job.draft.steps]
+            plan = job.trajectory.plan if job.trajectory is not None else ()
+            if plan and all(guidance_pair(rows) for rows in plan):
+                table["magnitudes"] = self.arenas.arena(job).magnitudes[job.slot, : len(plan)]
             if job.shared.masses:
                 table["masses"] = torch.stack(job.shared.masses)
         return pixels, tables
@@ -112,8 +114,7 @@ class Segmenting:
         The root mean square over the latent of eps(x, prompt) - eps(x, negative prompt), before the guidance scale:
         what Wen et al. (ICLR 2024) and Jain et al. (CVPR 2025) tell recited pictures by.
         """
-        stage = job.draft
-        scale = solver_table(stage.solver, stage.steps, self.components.scheduler).noise_scale
+        scale = stage_table(job.draft, self.components.scheduler, self.components.sampler).noise_scale
         return (torch.from_numpy(measured).double() * scale).numpy()
 
     def _keep_draft(self, job: Job, reference: Tensor, found: Mapping[str, np.ndarray]) -> None:

@@ -21,7 +21,7 @@ from ..models.checkpoint import Components
 from ..models.transfers import sent
 from ..sampling.noise import seeded_noise
 from ..sampling.rows import plan_rows
-from ..sampling.solver import SolverTable, solver_table
+from ..sampling.solver import SolverTable, stage_table
 
 
 class Starting:
@@ -41,7 +41,7 @@ class Starting:
         table = self._table(stage)
         latent = self._noise(job, job.request.seed) * table.init_noise_sigma
         state = SlotState(latent, table.columns, job.request.seed, job.shared.texts, further=job.shared.hints)
-        plan = plan_rows(stage, further=job.request.controls)
+        plan = plan_rows(stage, further=job.request.controls, embedded=job.embedded)
         self._start(job, state, stage, Trajectory(plan, tuple(table.timesteps.tolist())))
 
     def start_redraft(self, job: Job) -> None:
@@ -59,7 +59,7 @@ class Starting:
         seed, table = witness_seed(job.request.seed, len(shared.agreements)), self._table(stage)
         latent = self._noise(job, seed) * table.init_noise_sigma
         state = SlotState(latent, table.columns, seed, shared.texts, further=shared.hints)
-        plan = witness_plan(stage, job.request.controls)
+        plan = witness_plan(stage, job.request.controls, job.embedded)
         self._start(job, state, stage, Trajectory(plan, tuple(table.timesteps.tolist())))
 
     @torch.inference_mode()
@@ -88,7 +88,7 @@ class Starting:
             sharpness=sharpness_lengths(policy.initial_noise, table, own.noise.shape),
             further=shared.hints,
         )
-        plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control, request.controls)
+        plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control, request.controls, job.embedded)
         probes = sharpness_probes(policy.initial_noise)
         self._start(job, state, request.final, Trajectory(plan, tuple(table.timesteps.tolist()), probes))
 
@@ -103,12 +103,12 @@ class Starting:
 
     def _start(self, job: Job, state: SlotState, stage: Stage, trajectory: Trajectory) -> None:
         assert job.slot is not None
-        trajectory.adapters = self.components.chosen(stage)
+        trajectory.adapters, trajectory.rescale = self.components.chosen(stage), stage.guidance_rescale
         self.arenas.arena(job).write(job.slot, state)
         job.trajectory = trajectory
 
     def _table(self, stage: Stage) -> SolverTable:
-        return solver_table(stage.solver, stage.steps, self.components.scheduler)
+        return stage_table(stage, self.components.scheduler, self.components.sampler)
 
     def _noise(self, job: Job, seed: int) -> Tensor:
         return seeded_noise(self.components.unet.config.in_channels, job.shape, seed)

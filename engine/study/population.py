@@ -80,6 +80,7 @@ def generated(
     results = engine.generate(requests, on_event)
     if failed := [result for result in results if result.error is not None]:
         raise InvalidRequestError(f"{failed[0].request.prompt!r} could not be drawn: {failed[0].error}")
+    stage = results[0].request.draft  # with the model's own solver where none was named
     described = f"{len(results)} pairs generated from {len(captions)} captions, {stage.steps} steps of {stage.solver}"
     digest = _digest(
         [engine.components.hashes["unet"], stage.model_dump_json(), str(seed), str(per_caption), *captions]

@@ -152,24 +152,29 @@ def step_arguments():
         torch.randn(3, 4, 6, 5), torch.randn(3, 4, 6, 5), torch.randn(4, 4, 6, 5), torch.tensor([2, -1]),
         torch.tensor([[0, 1, 0, 0], [0, 0, 0, 0]]), torch.tensor([[2.0, -1.0, 0, 0], [0, 0, 0, 0]]),
         torch.tensor([1, 0]), torch.randn(3, 2, len(StepColumns)), torch.rand(3, 6, 5), torch.arange(3),
+        torch.randn(3, 4, 6, 5), torch.tensor([[0, 1], [0, 0]]), torch.tensor([0.7, 0.0]),
     )  # fmt: skip
 
 
 def test_one_step_by_hand():
     arguments = step_arguments()
-    x, old = arguments[0][2].clone(), arguments[1][2].clone()
+    x, old, carried = arguments[0][2].clone(), arguments[1][2].clone(), arguments[10][2].clone()
     untouched = arguments[0][:2].clone()
-    _, p, q, a, b, c, d, u, w, m, r, n = arguments[7][2, 1].tolist()
-    eps = p * x + q * (2 * arguments[2][0] - arguments[2][1])
+    _, p, q, a, b, c, d, u, w, m, r, n, g, kx, ke, kh, kl = arguments[7][2, 1].tolist()
+    guided, text = 2 * arguments[2][0] - arguments[2][1], arguments[2][1]
+    guided = 0.7 * guided * text.std() / guided.std() + 0.3 * guided
+    eps = p * x + q * guided
     x0 = u * x + w * eps
     solver, fresh = (
         philox_normal(torch.tensor([2]), 1, stream, (4, 6, 5))[0] for stream in (NoiseStream.SOLVER, NoiseStream.MASK)
     )
-    new = a * x + b * eps + c * old + d * solver
+    new = a * x + b * eps + c * old + g * carried + d * solver
+    kept = kx * x + ke * eps + kh * old + kl * carried
     new = new + m * arguments[8][2] * (r * x0 + n * fresh - new)
     denoise_step(*arguments)
     assert_close(arguments[0][2], new, 1e-5)
     assert_close(arguments[1][2], x0, 1e-5)
+    assert_close(arguments[10][2], kept, 1e-5)
     assert torch.equal(arguments[0][:2], untouched)
 
 

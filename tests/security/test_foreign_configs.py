@@ -154,7 +154,8 @@ def test_a_size_that_is_none_is_refused(folder, part, key, value):
 
 
 SCHEDULES = {
-    "use_karras_sigmas": True, "use_exponential_sigmas": True, "use_beta_sigmas": True, "use_lu_lambdas": True,
+    "use_karras_sigmas": "yes", "use_exponential_sigmas": 1, "use_beta_sigmas": [], "use_lu_lambdas": True,
+    "original_inference_steps": 0, "timestep_scaling": -1.0,
     "use_flow_sigmas": True, "use_dynamic_shifting": True, "thresholding": True, "timestep_type": "continuous",
     "interpolation_type": "log_linear", "final_sigmas_type": "sigma_min", "sigma_min": 0.1, "sigma_max": 9.0,
     "flow_shift": 3.0, "prediction_type": "flow_prediction", "timestep_spacing": "odd", "num_train_timesteps": True,
@@ -176,17 +177,25 @@ def test_a_schedule_that_is_not_served_is_refused_by_key(folder, name, key):
     ("key", "value"),
     [
         ("solver_order", 3),
-        ("algorithm_type", "sde-dpmsolver++"),
+        ("solver_order", ["\x1b[31m" * 99]),
+        ("algorithm_type", "dpmsolver"),
         ("euler_at_final", True),
         ("lower_order_final", False),
     ],
 )
-def test_orders_are_refused_of_the_solver_that_is_served_alone(folder, key, value):
+def test_orders_that_are_not_served_are_said_of_the_solver_that_stands_in(folder, key, value):
     path = folder / "scheduler/scheduler_config.json"
-    edit(path, _class_name="UniPCMultistepScheduler", **{key: value})
-    load(folder)
-    edit(path, _class_name="DPMSolverMultistepScheduler")
-    refused(folder, f"scheduler says {key} ")
+    edit(path, _class_name="DPMSolverMultistepScheduler", **{key: value})
+    said = load(folder).sampler.note
+    assert f"asks for {key}" in said
+    assert "dpmpp_2m stands in for it" in said
+    assert "\x1b" not in said
+    assert len(said) < 400
+
+
+def test_levels_of_two_kinds_are_refused(folder):
+    edit(folder / "scheduler/scheduler_config.json", use_karras_sigmas=True, use_beta_sigmas=True)
+    refused(folder, "use_karras_sigmas and use_beta_sigmas")
 
 
 @pytest.mark.parametrize("name", [None, 7, "os", "ControlNetModel", "MyScheduler"])

@@ -11,7 +11,7 @@ from ....engine.api.settings import Stage
 from ....engine.batching.carried import Shared
 from ....engine.batching.job import Job
 from ....engine.engine import Engine
-from ....engine.sampling.solver import solver_table
+from ....engine.sampling.solver import stage_table
 from ....engine.stages.encoding import Encoding
 from ....kernels import StepColumns
 from ..limits import ordinary_captions
@@ -79,7 +79,7 @@ class PrssEncoding(WenEncoding):
         noise = self._final_noise(job)
         nothing, prompted = self._predict(noise, empty), self._predict(noise.expand(len(prompts), -1, -1, -1), asked)
         guided = nothing + job.request.final.guidance_scale * (prompted - nothing)
-        columns = solver_table(Stage().solver, Stage().steps, self.components.scheduler).columns[0]
+        columns = stage_table(Stage(), self.components.scheduler, self.components.sampler).columns[0]
         p, q, a, b = (columns[column] for column in (StepColumns.P, StepColumns.Q, StepColumns.A, StepColumns.B))
         latents = a * noise + b * (p * noise + q * guided)
         contrast = self._predict(latents, asked, 1) - self._predict(latents, empty.expand(len(prompts), -1, -1), 1)

@@ -17,7 +17,7 @@ from ....engine.models.attention import RowConditions, latent_grids, text_kv
 from ....engine.models.checkpoint import Components
 from ....engine.sampling.noise import seeded_noise
 from ....engine.sampling.rows import Branch
-from ....engine.sampling.solver import solver_table
+from ....engine.sampling.solver import stage_table
 from ....engine.stages.decoding import Decoder
 from ....engine.stages.encoding import Encoding
 from ....engine.stages.segmenting import Segmenting
@@ -110,7 +110,7 @@ class WenEncoding(Encoding):
         denoiser, stage = self.networks.denoiser, Stage()
         kv = tuple(text_kv(denoiser.unet, denoiser.layers, states))
         conditions = RowConditions(kv, latent_grids(noise.shape, denoiser.num_levels))
-        table = solver_table(stage.solver, stage.steps, self.components.scheduler)
+        table = stage_table(stage, self.components.scheduler, self.components.sampler)
         timesteps = table.timesteps[step : step + 1].to(noise.device)
         sinusoids = denoiser.time_proj(timesteps).expand(len(noise), -1)
         return denoiser.unet(

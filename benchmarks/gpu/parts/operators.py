@@ -125,6 +125,7 @@ def step_arguments(bench: Bench, shape: tuple[int, int, int], jobs: int, eps: to
     return [
         normal(jobs + 1, *shape), normal(jobs + 1, *shape), eps, slots, integers(len(eps), jobs, 4), normal(jobs, 4),
         integers(5, jobs), normal(jobs + 1, 5, len(StepColumns)), masks, integers(2**40, jobs + 1),
+        normal(jobs + 1, *shape), integers(len(eps), jobs, 2), normal(jobs).relu(),
     ]  # fmt: skip
 
 
@@ -142,7 +143,7 @@ def check_step(bench: Bench) -> None:
             denoise_step(*ours)
             denoise_step_reference(*here)
             denoise_step_reference(*there)
-            for which, name in enumerate(("latents", "history")):
+            for which, name in ((0, "latents"), (1, "history"), (10, "carried")):
                 assert torch.equal(ours[which], here[which]), f"{name} {shape} {dtype} {layout}: not the reference's"
                 assert torch.equal(ours[which].cpu(), there[which]), f"{name} {shape} {dtype} {layout}: not a CPU's"
 
@@ -175,6 +176,7 @@ def check_noise(bench: Bench) -> None:
     places = torch.arange(4, device=bench.device)
     arguments[3], arguments[6], arguments[7] = places, torch.full_like(places, 11), table
     arguments[9] = torch.cat((seeds, seeds[:1])).to(bench.device)
+    arguments[12] = torch.zeros(4, device=bench.device)
     denoise_step(*arguments)
     assert torch.equal(arguments[0][:4].cpu(), expected), "out of the step"
 

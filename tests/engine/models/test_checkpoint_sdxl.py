@@ -57,17 +57,6 @@ def test_a_missing_second_part_is_named(folder, part, message):
         ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, r"cross_attention_dim is 80.* 32"),
         ("unet/config.json", {"_class_name": "UNetMotionModel"}, "holds a UNetMotionModel"),
         ("controlnet/config.json", {"_class_name": "ControlNetUnionModel"}, "holds a ControlNetUnionModel"),
-        (
-            "scheduler/scheduler_config.json",
-            {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"},
-            "EulerAncestralDiscreteScheduler as of a distilled model",
-        ),
-        (
-            "scheduler/scheduler_config.json",
-            {"timestep_spacing": "trailing"},
-            "EulerDiscreteScheduler as of a distilled model",
-        ),
-        ("scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, "LCMScheduler as of a distilled"),
         ("vae/config.json", {"latents_mean": [0.0] * 4}, "latents_mean"),
     ],
 )
@@ -80,8 +69,24 @@ def test_relatives_that_are_not_served_are_refused(folder, path, changes, messag
 def test_trailing_steps_to_zero_terminal_signal_are_no_sign_of_distillation(folder):
     changes = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
     edit(folder / "scheduler/scheduler_config.json", **changes)
-    kept = load(folder).scheduler.config
-    assert {name: kept[name] for name in changes} == changes
+    loaded = load(folder)
+    assert {name: loaded.scheduler.config[name] for name in changes} == changes
+    assert not loaded.sampler.distilled
+
+
+@pytest.mark.parametrize(
+    ("changes", "solver"),
+    [
+        ({"timestep_spacing": "trailing"}, "euler"),
+        ({"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}, "euler_ancestral"),
+        ({"_class_name": "LCMScheduler"}, "lcm"),
+        ({"_class_name": "TCDScheduler"}, "tcd"),
+    ],
+)
+def test_schedulers_of_distilled_models_are_told_apart(folder, changes, solver):
+    edit(folder / "scheduler/scheduler_config.json", **changes)
+    sampler = load(folder).sampler
+    assert (sampler.distilled, sampler.solver, sampler.xl) == (True, solver, True)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +95,7 @@ def test_trailing_steps_to_zero_terminal_signal_are_no_sign_of_distillation(fold
         ({"projection_class_embeddings_input_dim": 24 + 5 * 8}, r"input_dim is 64.*pooled text \(24\) and 6 numbers"),
         ({"in_channels": 9}, "in_channels is 9.*4"),
         ({"addition_embed_type": None}, "addition_embed_type is None.*text_time"),
-        ({"time_cond_proj_dim": 16}, "time_cond_proj_dim is 16"),
+        ({"time_cond_proj_dim": 15}, "time_cond_proj_dim is 15.*even width"),
     ],
 )
 def test_unets_of_the_refiner_and_others_are_refused(folder, components, changes, message):

@@ -106,8 +106,10 @@ def test_a_scheduler_is_what_its_configuration_says(tiny_checkpoint):
     assert given.scheduler.config.beta_end == 0.02
     assert given.sources["scheduler"] == "PNDMScheduler in memory"
     assert given.hashes["scheduler"] != usual.hashes["scheduler"]
-    with pytest.raises(CheckpointError, match="the scheduler in memory says use_karras_sigmas is True"):
-        load(tiny_checkpoint, scheduler=EulerDiscreteScheduler(use_karras_sigmas=True))
+    levelled = load(tiny_checkpoint, scheduler=EulerDiscreteScheduler(**schedule, use_karras_sigmas=True)).sampler
+    assert (levelled.solver, levelled.sigmas) == ("euler", "karras")
+    with pytest.raises(CheckpointError, match="the scheduler in memory says final_sigmas_type is 'sigma_min'"):
+        load(tiny_checkpoint, scheduler=EulerDiscreteScheduler(final_sigmas_type="sigma_min"))
     with pytest.raises(CheckpointError, match="must be a scheduler of diffusers, got 'ddim'"):
         load(tiny_checkpoint, scheduler="ddim")
 

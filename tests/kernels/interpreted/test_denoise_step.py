@@ -12,7 +12,10 @@ LIGHT = settings(
 )
 
 
-def step_inputs(slots, shape=(4, 5, 7), rows=6, dtype=torch.float32, seed=0, zero=()):
+WRITTEN = ("latents", "history", "carried")
+
+
+def step_inputs(slots, shape=(4, 5, 7), rows=6, dtype=torch.float32, seed=0, zero=(), rescale=True):
     generator = torch.Generator().manual_seed(seed)
     arena, jobs = 5, len(slots)
     coefficients = torch.randn(arena, 3, len(StepColumns), generator=generator)
@@ -29,15 +32,18 @@ def step_inputs(slots, shape=(4, 5, 7), rows=6, dtype=torch.float32, seed=0, zer
         "coefficients": coefficients,
         "masks": torch.rand(arena, *shape[1:], generator=generator),
         "seeds": torch.randint(-(2**62), 2**62, (arena,), generator=generator),
+        "carried": torch.randn(arena, *shape, generator=generator),
+        "pairs": torch.randint(0, rows, (jobs, 2), generator=generator),
+        "rescales": torch.rand(jobs, generator=generator) * rescale * torch.arange(jobs).fmod(3).ne(1),
     }
 
 
 def run_both(inputs):
-    expected = inputs | {name: inputs[name].clone() for name in ("latents", "history")}
-    actual = inputs | {name: inputs[name].clone() for name in ("latents", "history")}
+    expected = inputs | {name: inputs[name].clone() for name in WRITTEN}
+    actual = inputs | {name: inputs[name].clone() for name in WRITTEN}
     denoise_step_reference(**expected)
     launch_denoise_step(**actual)
-    for name in ("latents", "history"):
+    for name in WRITTEN:
         assert torch.equal(actual[name], expected[name]), name
     return actual
 
@@ -47,7 +53,21 @@ def test_the_step_equals_the_reference_bit_for_bit(dtype):
     run_both(step_inputs([3, 0, 4], dtype=dtype))
 
 
-@pytest.mark.parametrize("zero", [(StepColumns.D,), (StepColumns.M,), (StepColumns.D, StepColumns.M, StepColumns.C)])
+CARRYING = (StepColumns.G, StepColumns.KX, StepColumns.KE, StepColumns.KH, StepColumns.KL)
+
+
+@pytest.mark.parametrize(
+    "zero",
+    [
+        (StepColumns.D,),
+        (StepColumns.M,),
+        (StepColumns.D, StepColumns.M, StepColumns.C),
+        CARRYING,
+        (StepColumns.G,),
+        (StepColumns.KL, StepColumns.G),
+        (StepColumns.KX,),
+    ],
+)
 def test_terms_that_are_off(zero):
     run_both(step_inputs([1, 2], zero=zero))
 
@@ -69,7 +89,9 @@ def test_several_blocks_and_an_odd_end():
 
 
 def test_unused_rows_history_and_masks_do_not_poison():
-    inputs = step_inputs([1, 2], zero=(StepColumns.C, StepColumns.M))
+    inputs = step_inputs([1, 2], zero=(StepColumns.C, StepColumns.M, *CARRYING), rescale=False)
+    inputs["pairs"].fill_(0)
+    inputs["carried"].fill_(float("nan"))
     inputs["weights"][:, 2:] = 0
     inputs["rows"][:, :2] = 1
     inputs["rows"][:, 2:] = 0
@@ -80,10 +102,31 @@ def test_unused_rows_history_and_masks_do_not_poison():
     assert actual["latents"].isfinite().all()
     assert actual["history"][1:3].isfinite().all()
     assert actual["history"][0].isnan().all()
+    assert actual["carried"].isnan().all()
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 7), (3, 21, 37)])
+def test_rescaled_guidance_has_the_deviation_of_the_text(shape):
+    """At a rescale of 1 the guided prediction spreads as the conditional one does; a half is half way there."""
+    found = {}
+    for rescale in (0.0, 0.5, 1.0):
+        inputs = step_inputs([2], shape, zero=set(StepColumns) - {StepColumns.Q, StepColumns.B}, seed=3)
+        inputs["coefficients"][..., [StepColumns.Q, StepColumns.B]] = 1
+        inputs["rescales"].fill_(rescale)
+        found[rescale] = run_both(inputs)["latents"][2]
+    text = inputs["eps"][inputs["pairs"][0, 1]]
+    torch.testing.assert_close(found[1.0].std(), text.std(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found[0.5], (found[0.0] + found[1.0]) / 2)
+
+
+def test_guidance_without_deviation_stays_as_it_is():
+    inputs = step_inputs([2])
+    inputs["weights"].zero_()
+    assert run_both(inputs)["latents"].isfinite().all()
 
 
 def run_both_with_nan(inputs):
-    reference = inputs | {name: inputs[name].clone() for name in ("latents", "history")}
+    reference = inputs | {name: inputs[name].clone() for name in WRITTEN}
     denoise_step_reference(**reference)
     launch_denoise_step(**inputs)
     assert torch.equal(inputs["latents"], reference["latents"])
@@ -108,7 +151,7 @@ def test_channels_last_rows():
 def test_a_job_does_not_depend_on_its_company():
     inputs = step_inputs([3, 0, 4])
     together = run_both(inputs)
-    pick = {name: inputs[name][1:2] for name in ("slots", "rows", "weights", "steps")}
+    pick = {name: inputs[name][1:2] for name in ("slots", "rows", "weights", "steps", "pairs", "rescales")}
     alone = run_both(inputs | pick)
     assert torch.equal(alone["latents"][0], together["latents"][0])
 
@@ -135,7 +178,8 @@ def test_gather(dtype, layout):
     [
         ({"slots": torch.zeros(2, dtype=torch.int32)}, "slots must be torch.int64, got torch.int32"),
         ({"history": torch.zeros(5, 4, 5, 6)}, r"history must have shape \(5, 4, 5, 7\), got \(5, 4, 5, 6\)"),
-        ({"coefficients": torch.zeros(5, 3, 11)}, r"must have shape \(5, \*, 12\), got \(5, 3, 11\)"),
+        ({"coefficients": torch.zeros(5, 3, 11)}, r"must have shape \(5, \*, 17\), got \(5, 3, 11\)"),
+        ({"pairs": torch.zeros(2, 3, dtype=torch.int64)}, r"pairs must have shape \(2, 2\), got \(2, 3\)"),
         ({"masks": torch.zeros(5, 7, 5).transpose(1, 2)}, r"masks must be contiguous, got strides \(35, 1, 5\)"),
         ({"eps": torch.zeros(6, 4, 7, 5).transpose(2, 3)}, "eps's lines must follow each other"),
         ({"latents": torch.zeros(5, 4, 5, 7).double()}, "latents must be torch.float32, got torch.float64"),
