@@ -133,6 +133,10 @@ class Core:
         admission = self._door.admit(wanted)
         return rows_of(admission.request, self.judge.most_witnesses(wanted), admission.embedded)
 
+    def settled(self, request: GenerationRequest) -> GenerationRequest:
+        """Return what results name as their request: with the solver and noise levels that it leaves to the model."""
+        return self._door.settle(request)
+
     @property
     def queued_rows(self) -> int:
         """Rows of the UNet that everything unfinished will spend at least, what is cancelled left out."""
