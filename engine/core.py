@@ -143,6 +143,10 @@ class Core:
         """Tokens that a request's prompt has, start and end of each chunk included."""
         return self._door.prompt_tokens(request.prompt, request.prompt_syntax)
 
+    def settled(self, request: GenerationRequest) -> GenerationRequest:
+        """Return what results name as their request: with the solver and noise levels that it leaves to the model."""
+        return self._door.settle(request)
+
     @property
     def queued_rows(self) -> int:
         """Rows of the UNet that everything unfinished will spend at least, what is cancelled left out."""

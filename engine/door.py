@@ -65,12 +65,17 @@ class Door:
         """Return the request's latent shape and source, or raise InvalidRequestError naming the offending value."""
         height, width = self.check(request)
         _warn_of_marks(request)
-        warn_of_stages(request, self.components, self._said)
+        asked = self.settle(request)
         _check_mask(request)
         factor = self.components.vae_scale_factor
         shape, source = (height // factor, width // factor), _source(request, height, width)
         controls = {each.name: _pixels(each.image, height, width) for each in request.controls}
-        return Admission(shape, source, settled(request, self.components.sampler), self._embedded, controls)
+        return Admission(shape, source, asked, self._embedded, controls)
+
+    def settle(self, request: GenerationRequest) -> GenerationRequest:
+        """Fill in what `request` leaves to the model, and say, once each, what one may not expect of that."""
+        warn_of_stages(request, self.components, self._said)
+        return settled(request, self.components.sampler)
 
     def check(self, request: GenerationRequest) -> tuple[int, int]:
         """Return the picture's (height, width), or raise InvalidRequestError naming the offending value.

@@ -48,7 +48,7 @@ def folder_of(tiny_checkpoint, place, scheduler, unet=None):
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderTiny"],
-        **{key: [None, None] for key in ("safety_checker", "feature_extractor", "image_encoder")},
+        **{name: [None, None] for name in ("safety_checker", "feature_extractor", "image_encoder")},
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     shutil.rmtree(folder / "scheduler")

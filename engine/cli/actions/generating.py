@@ -100,6 +100,7 @@ def generate(
             signer=signer,
         )
         folder.prepare()
+        requests = [engine.settled(request) for request in requests]  # as the results will name them
         return _run(engine, requests, Report(folder, requests, preset, manner), fail_on_refused)
 
 

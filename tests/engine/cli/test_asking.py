@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from twig.engine.api.errors import InvalidRequestError
-from twig.engine.cli.asking import MOST_REQUESTS, check_number, gathered_prompts, seeds_of
+from twig.engine.cli.asking import MOST_REQUESTS, check_number, gathered_prompts, interval_of, seeds_of
 
 
 @pytest.fixture
@@ -78,3 +78,14 @@ def test_requests_of_one_command_are_bounded():
     check_number(["a"] * 64, range(64))
     with pytest.raises(InvalidRequestError, match=f"are 4160 requests, more than {MOST_REQUESTS}"):
         check_number(["a"] * 65, range(64))
+
+
+def test_an_interval_of_guidance_is_two_fractions():
+    assert interval_of(None) == {}
+    assert interval_of("0.1:0.8") == {"guidance_start": 0.1, "guidance_stop": 0.8}
+
+
+@pytest.mark.parametrize("text", ["0.5", "a:b", "", "0.1:0.2:0.3"])
+def test_what_is_no_interval_is_refused(text):
+    with pytest.raises(InvalidRequestError, match="--guidance-interval takes START:STOP"):
+        interval_of(text)

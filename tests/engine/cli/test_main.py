@@ -113,7 +113,8 @@ def test_generate_on_a_photo_with_every_option(tiny_checkpoint, tmp_path, capsys
     command = (
         f"--out {out} --model {tiny_checkpoint} --controlnet {tiny_checkpoint}/controlnet "
         f"--segmenter {tiny_checkpoint}/segmenter --source {tmp_path}/photo.png --mask {tmp_path}/mask.png "
-        "--width 32 --height 64 --seed 5 --steps 2 --guidance 2 --solver euler --negative moon --preset default "
+        "--width 32 --height 64 --seed 5 --steps 2 --guidance 2 --solver euler --sigmas karras --spacing trailing "
+        "--guidance-interval 0:0.9 --guidance-rescale 0.5 --negative moon --preset default "
         "--retries 1 --device cpu --dtype float32 --explain"
     )
     assert run(["generate", "a star", *command.split()]) == DONE
@@ -237,7 +238,12 @@ def test_a_replay_with_another_model_is_refused(copied, tiny_checkpoint, tmp_pat
         ("--limit-pixels 0", "'--limit-pixels': must be at least 1"),
         ("--prompts {tmp}/none.txt", "none.txt"),
         ("-n 0", "--num-images must be at least 1, got 0"),
-        ("--guidance 0.5", "--guidance must be at least 1, got 0.5"),
+        ("--guidance=-0.5", "--guidance must be at least 0, got -0.5"),
+        ("--guidance-interval 0.8", "--guidance-interval takes START:STOP"),
+        ("--guidance-interval 0.8:0.1", "--guidance-interval 0.8:0.1 ends before it starts"),
+        ("--guidance-interval 0:2", "--guidance-interval must be at most 1, got 2.0"),
+        ("--guidance-rescale 2", "--guidance-rescale must be at most 1, got 2"),
+        ("--sigmas karras", "--sigmas karras are not defined for ddim"),
         ("--guidance nan", "--guidance must be a finite number, got nan"),
         ("--variant fp16", "no part has weights of the --variant 'fp16'"),
         ("--revision main", "and --revision 'main' is of a hub id"),
@@ -245,7 +251,7 @@ def test_a_replay_with_another_model_is_refused(copied, tiny_checkpoint, tmp_pat
         ("--guidance much", "--guidance"),
         (
             "--solver magic",
-            "'--solver': 'magic' is not one of 'ddim', 'euler', 'euler_ancestral', 'dpmpp_2m'",
+            "'--solver': 'magic' is not one of 'ddim', 'euler', 'euler_ancestral', 'dpmpp_2m', 'dpmpp_2m_sde'",
         ),
         ("--rule @{tmp}/none.txt", "none.txt"),
         ("--rule @{tmp}/text.png", "clause 1 of the rule, 'hello': expected 'refuse' or 'review'"),
