@@ -124,7 +124,10 @@ CONDITIONS = (
         )
     ),
     *(Condition(f"text noise {noise:g}", noise=noise) for noise in (0.05, 0.1, 0.2, 0.4)),
-    *(Condition(solver.value, sampling={"solver": solver}) for solver in Solver if solver is not Solver.DDIM),
+    *(
+        Condition(solver.value, sampling={"solver": solver})
+        for solver in (Solver.EULER, Solver.EULER_ANCESTRAL, Solver.DPMPP_2M)
+    ),
     *(Condition(f"guidance {scale:g}", sampling={"guidance_scale": scale}) for scale in (2.0, 3.5, 8.0, 12.0)),
     *(Condition(f"{steps} steps", sampling={"steps": steps}) for steps in (8, 12, 35, 50)),
     Condition("128 x 128", side=128),

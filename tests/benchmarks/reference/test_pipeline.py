@@ -104,7 +104,7 @@ def test_final_under_unmoved_control_is_controlnet_pipelines_picture(components,
     torch.testing.assert_close(made.pixels, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("solver", list(Solver))
+@pytest.mark.parametrize("solver", [Solver.DDIM, Solver.EULER, Solver.EULER_ANCESTRAL, Solver.DPMPP_2M])
 def test_final_without_avoidance_is_a_draft_from_other_noise(components, drafted, solver):
     again = reference.draft(components, request(solver, seed=NOISE_SEED))
     made = final(components, drafted, solver=solver)
@@ -184,7 +184,7 @@ def test_masked_noise_at_the_last_step_of_euler_returns_the_prediction(component
     torch.testing.assert_close(noised.latent, final(components, drafted, **options).latent, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("solver", list(Solver))
+@pytest.mark.parametrize("solver", [Solver.DDIM, Solver.EULER, Solver.EULER_ANCESTRAL, Solver.DPMPP_2M])
 def test_masked_noise_keeps_the_latent_at_the_noise_level_of_its_step(components, drafted, solver):
     scheduler = make_scheduler(solver, components.scheduler)
     scheduler.set_timesteps(10)

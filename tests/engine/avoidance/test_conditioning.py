@@ -122,7 +122,7 @@ def table(solver, num_steps=10):
     return solver_table(solver, num_steps, scheduler)
 
 
-@pytest.mark.parametrize("solver", Solver)
+@pytest.mark.parametrize("solver", [s for s in Solver if s is not Solver.HEUN])
 def test_masked_noise_renoises_to_the_next_level(solver):
     steps = table(solver)
     columns = masked_noise_columns(steps, MaskedNoise(start=0.1, stop=0.4, strength=0.7))
