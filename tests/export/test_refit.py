@@ -1,5 +1,6 @@
 """Other weights in a graph that is there: the same graph as an export of them would be, without one."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,6 @@ from onnx import numpy_helper
 from torch import nn
 
 from twig.engine.backends.protocol import Precision, Wanted
-from twig.engine.models import memory
 from twig.engine.models.networks import Denoiser
 from twig.engine.models.tensors import Network, network_specs
 from twig.export import build
@@ -22,9 +22,9 @@ from twig.export.store import ArtifactStore
 def trained(part, seed):
     """A network of the same configuration with other weights, none of which is like another."""
     torch.manual_seed(seed)
-    twin = memory.twin(part, "unet" if hasattr(part, "conv_norm_out") else "vae")
-    twin.load_state_dict({name: torch.randn_like(tensor) for name, tensor in part.state_dict().items()}, assign=True)
-    return twin.requires_grad_(False)
+    made = copy.deepcopy(part)
+    made.load_state_dict({name: torch.randn_like(tensor) for name, tensor in part.state_dict().items()})
+    return made
 
 
 def wanted(components, network):
