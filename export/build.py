@@ -1,12 +1,14 @@
 """Artifacts for the engine's backends: found in the store, or exported and built into it."""
 
 import importlib
+import json
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
 
 import torch
+from transformers import PreTrainedConfig
 
 from .._version import __version__
 from ..engine.api.errors import BackendError
@@ -16,11 +18,12 @@ from ..engine.backends.tensorrt_api import TensorRt
 from ..engine.backends.torch import flat_network
 from ..engine.models.checkpoint import Components
 from ..engine.models.networks import Denoiser
-from ..engine.models.tensors import NetworkSpec
+from ..engine.models.tensors import Network, NetworkSpec
 from .attention import body_digest
 from .form import AttentionForm
 from .graph import OPSET, export_onnx
 from .plugin import OLDEST_ARCHITECTURE, plugin_for, plugin_module
+from .refit import keep_origins, refitted
 from .store import ArtifactStore, Key
 from .tensorrt import PlanOptions, Profile, build_plan
 
@@ -66,14 +69,19 @@ class ArtifactBuilder:
         raise BackendError(f"there is no builder for artifacts of format {wanted.format!r}; known: onnx, tensorrt")
 
     def graph(self, wanted: Wanted, components: Components, denoiser: Denoiser) -> Artifact:
-        """ONNX graph of a network."""
+        """ONNX graph of a network: exported, or where one is there that differs in its weights alone, refitted."""
         spec = wanted.spec
 
         def build(folder: Path) -> None:
             flat = flat_network(spec.network, components, denoiser)
+            config = _configuration(spec.network, components)
+            if any(refitted(flat, config, old / GRAPH, folder / GRAPH) for old in self.store.like(key, "weights")):
+                return
             export_onnx(flat, spec, folder / GRAPH, wanted.precision, attention=self.attention)
+            keep_origins(flat, config, folder / GRAPH)
 
-        folder = self.store.folder(graph_key(wanted, components, self.attention), build)
+        key = graph_key(wanted, components, self.attention)
+        folder = self.store.folder(key, build)
         return Artifact(folder / GRAPH, self.store.cache(folder))
 
     def plan(self, wanted: Wanted, components: Components, denoiser: Denoiser) -> Artifact:
@@ -115,6 +123,14 @@ def plan_key(
         "gpu": _gpu(),
         "driver": _driver(),
     })  # fmt: skip
+
+
+def _configuration(network: Network, components: Components) -> str:
+    """What a network's part says of itself but for its weights and where it lies, as JSON."""
+    part = getattr(components, part_of(network))
+    config = part.model.config if network is Network.SEGMENTER else part.config
+    said = json.loads(config.to_json_string(False)) if isinstance(config, PreTrainedConfig) else dict(config)
+    return json.dumps({name: said[name] for name in sorted(said) if not name.startswith("_")}, default=str)
 
 
 def _gpu() -> str:

@@ -119,6 +119,14 @@ class ArtifactStore:
         self.prune(keep=key.digest)
         return final
 
+    def like(self, key: Key, but: str) -> list[Path]:
+        """Folders of artifacts that differ from that of `key` in the value `but` alone, the last used first."""
+        wanted = {**key.values, but: ""}
+        found = [entry for entry in self.entries() if {**entry.key, but: ""} == wanted and entry.digest != key.digest]
+        return [
+            self.root / entry.digest for entry in reversed(found) if self._fault(self.root / entry.digest, None) is None
+        ]
+
     def cache(self, folder: Path) -> Path:
         """Where a backend may keep what it derives from the artifact in `folder`; goes when the artifact goes."""
         cache = folder.with_name(f"{folder.name}.cache")
