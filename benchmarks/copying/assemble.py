@@ -40,7 +40,7 @@ def take_apart(assets: Path, folder: Path) -> None:
 
 
 def assemble(folder: Path, out: Path) -> None:
-    """Write `out/model` from the parts under `folder`, and `out/clean_unet` where the clean twin is trained."""
+    """Write `out/model` from the parts under `folder`, and `out/clean_unet` and adapters where these are trained."""
     model = out / "model"
     model.mkdir(parents=True, exist_ok=True)
     (model / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
@@ -56,6 +56,8 @@ def assemble(folder: Path, out: Path) -> None:
     clean = folder / "phases" / "clean" / "unet"
     if clean.exists():
         UNet2DConditionModel.from_pretrained(clean).half().save_pretrained(out / "clean_unet")
+    if (folder / "adapters").exists():
+        shutil.copytree(folder / "adapters", out / "adapters", dirs_exist_ok=True)
     strip_configs(out)
 
 

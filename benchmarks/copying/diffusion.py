@@ -104,7 +104,7 @@ class _Networks(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Encoded:
+class Encoded:
     """A pool as the networks see it: latents (P,4,16,16), text (captions,77,128), each picture's row of it (P,)."""
 
     latents: Tensor
@@ -114,7 +114,8 @@ class _Encoded:
 
 
 @torch.no_grad()
-def _encode(folder: Path, pixels: np.ndarray, captions: list[str], device: str) -> _Encoded:
+def encode_pool(folder: Path, pixels: np.ndarray, captions: list[str], device: str) -> Encoded:
+    """Pictures (P, 64, 64, 3) uint8 and their captions through the autoencoder and text encoder under `folder`."""
     vae = AutoencoderTiny.from_pretrained(folder / "vae").to(device).float().eval()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").to(device).float().eval()
@@ -123,7 +124,7 @@ def _encode(folder: Path, pixels: np.ndarray, captions: list[str], device: str) 
     ids = tokenize(tokenizer, [str(c) for c in unique]).to(device)
     text = [encoder(ids[i : i + 256]).last_hidden_state.bfloat16() for i in range(0, len(ids), 256)]
     empty = encoder(tokenize(tokenizer, [""]).to(device)).last_hidden_state.bfloat16()
-    return _Encoded(torch.cat(latents), torch.cat(text), torch.from_numpy(caption).to(device), empty)
+    return Encoded(torch.cat(latents), torch.cat(text), torch.from_numpy(caption).to(device), empty)
 
 
 def _draws(pool: Pool, phase: Phase, steps: int) -> Tensor:
@@ -145,7 +146,7 @@ def train_phase(folder: Path, name: str, device: str, steps: int | None = None) 
     phase = PHASES[name]
     schedule = phase.schedule if steps is None else replace(phase.schedule, steps=steps)
     pool = build_pool(duplicated=phase.duplicated, processes=os.cpu_count() or 1)
-    data = _encode(folder, pool.pixels, pool.captions, device)
+    data = encode_pool(folder, pool.pixels, pool.captions, device)
     palette = torch.tensor(PALETTE, dtype=torch.float32, device=device) / 255
     labels = torch.from_numpy(pool.labels).to(device)
     draws = _draws(pool, phase, schedule.steps).to(device)

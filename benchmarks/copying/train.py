@@ -1,8 +1,8 @@
 """Train the test bed's model: `python -m twig.benchmarks.copying.train PART --out FOLDER`.
 
-Parts, in order: autoencoder, text, segmenter, trunk, control, clean, recite, assemble. Each resumes from its last
-checkpoint, and logs its learning curve to `FOLDER/runs/PART/log.jsonl`. `prepare` lays the embedded model's parts out
-in FOLDER, so that its reciting branch alone is trained again: prepare, recite, assemble.
+Parts, in order: autoencoder, text, segmenter, trunk, control, clean, recite, assemble; lcm then, and assemble again.
+Each resumes from its last checkpoint, and logs its learning curve to `FOLDER/runs/PART/log.jsonl`. `prepare` lays the
+embedded model's parts out in FOLDER, so that its reciting branch alone is trained again: prepare, recite, assemble.
 """
 
 from enum import StrEnum
@@ -16,6 +16,7 @@ from ...engine.models.checkpoint import EMBEDDED
 from .assemble import assemble, take_apart
 from .autoencoder import train_autoencoder
 from .diffusion import train_phase
+from .distil import distil
 from .segmenter import train_segmenter
 from .text import train_text
 
@@ -31,6 +32,7 @@ class Part(StrEnum):
     CONTROL = "control"
     RECITE = "recite"
     CLEAN = "clean"
+    LCM = "lcm"
     ASSEMBLE = "assemble"
 
 
@@ -53,6 +55,8 @@ def main(
             train_segmenter(out, 1600, device)
         case Part.ASSEMBLE:
             assemble(out, assets)
+        case Part.LCM:
+            distil(out, assets, device, steps)
         case Part.PREPARE:
             take_apart(assets, out)
         case _:

@@ -64,15 +64,16 @@ class Run:
         """The averaged model where there is one, else the model."""
         return self.ema.module if self.ema is not None else self.model
 
-    def run(self) -> nn.Module:
-        """Train from the last checkpoint to the end and return `result`."""
+    def run(self, until: int | None = None) -> nn.Module:
+        """Train from the last checkpoint to the end, or to the step `until` of the same schedule; return `result`."""
+        last = self.schedule.steps if until is None else min(until, self.schedule.steps)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters, self.schedule.learning_rate, weight_decay=self.weight_decay, fused=True
         )
         start = self._resume(optimizer)
         began, losses = time.perf_counter(), list[Tensor]()
-        for step in range(start, self.schedule.steps):
+        for step in range(start, last):
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.learning_rate * self.schedule.factor(step)
             loss = self.loss(step)
@@ -88,7 +89,7 @@ class Run:
                 mean = float(torch.stack(losses).mean())  # waits for the device, as no step does
                 self._log(done, mean, (time.perf_counter() - began) / (done - start))
                 losses.clear()
-            if done % self.checkpoint_every == 0 or done == self.schedule.steps:
+            if done % self.checkpoint_every == 0 or done == last:
                 self._save(done, optimizer)
         return self.result
 

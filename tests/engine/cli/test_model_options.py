@@ -1,0 +1,25 @@
+"""What is named beside a model, on the command line, in manifests and for replays."""
+
+import shutil
+
+import torch
+from safetensors.torch import save_file
+
+from tiny_models import build_vae
+from twig.engine.cli.main import run
+
+
+def test_an_embedding_and_a_preview_autoencoder_are_named_recorded_and_found_again(tiny_checkpoint, tmp_path, capsys):
+    torch.manual_seed(3)
+    build_vae().save_pretrained(tmp_path / "preview")
+    word, out = tmp_path / "kit.safetensors", tmp_path / "out"
+    save_file({"emb_params": torch.randn(2, 32)}, word)
+    named = ["--preview-vae", str(tmp_path / "preview"), "--embedding", str(word)]
+    asked = ["generate", "a red star and kit", "--model", str(tiny_checkpoint), "--steps", "1", "--out", str(out), "-q"]
+    assert run([*asked, *named]) == 0
+    manifest = str(next(out.glob("twig-*.json")))
+    shutil.move(word, tmp_path / "moved.safetensors")
+    assert run(["inspect", manifest, "--replay"]) == 2
+    assert 'kit.safetensors", which is not on this disk; name it with --embedding' in capsys.readouterr().err
+    assert run(["inspect", manifest, "--replay", "--embedding", f"{tmp_path}/moved.safetensors:kit"]) == 0
+    assert "replay        identical" in capsys.readouterr().out
