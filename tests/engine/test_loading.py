@@ -26,7 +26,7 @@ def unloaded(monkeypatch):
         ("limit", "'limit' is no option of an engine; did you mean 'limits'"),
         (
             "safety_checker",
-            "'safety_checker' is no option of an engine; known: arena_budget, artifacts, b",
+            "'safety_checker' is no option of an engine; known: adapters, arena_budget, artifacts, b",
         ),
         ("varient", "'varient' is no option of an engine; did you mean 'variant'"),
         ("components", "'components' is no option"),
