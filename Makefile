@@ -1,6 +1,7 @@
 # make demo    install into $(VENV) and draw the first pictures
 # make test    install with the development tools and run the tests, a worker for each core
 # make test-slow    the tests that are long by their nature
+# make test-full-size  models at their published sizes: 14 GB on the disk, 16 GB of memory
 # make test-serving    servers as processes of their own: signals, restarts, kills; the page in a real browser
 # make lint    ruff (lint and format) and mypy
 # make dist    wheel and source distribution into dist/
@@ -22,14 +23,17 @@ PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 # Not compiled on arrival: Python compiles what is imported, a small part of what is installed.
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
-.PHONY: demo test test-slow test-serving lint format types dist clean
+.PHONY: demo test test-slow test-serving test-full-size lint format types dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/twig generate "$(DEMO_PROMPT)" -n 4 --out "$(DEMO_OUT)"
 	@echo "The pictures are in $(DEMO_OUT); begin with the one that ends in -sheet.png"
 
 test: $(VENV)/.installed-dev
-	$(PYTEST) -m "not slow and not serving" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not serving and not full_size" $(PYTEST_ARGS)
+
+test-full-size: $(VENV)/.installed-dev
+	$(PYTEST) -n 0 -m full_size tests/full_size $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow $(PYTEST_ARGS)

@@ -1,5 +1,6 @@
 """Whether the parts of a checkpoint fit together, told from their configurations and shapes alone."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -18,7 +19,7 @@ _READING_ADDED = (
     "freq_shift",
 )
 
-_KINDS: dict[object, str] = {768: " (Stable Diffusion 1.x)", 1024: " (Stable Diffusion 2.x)", 2048: " (SDXL)"}
+_KINDS: Mapping[Any, str] = {768: " (Stable Diffusion 1.x)", 1024: " (Stable Diffusion 2.x)", 2048: " (SDXL)"}
 """Models whose text is as wide as that."""
 _ANOTHER = "name one that was trained for this model with controlnet=..."
 
@@ -131,6 +132,11 @@ def _residual_channels(unet: UNet2DConditionModel) -> list[int]:
     return channels
 
 
+def _told(name: str, value: Any) -> str:
+    """A value of a configuration, a text's width with the model that has it."""
+    return f"{value}{_KINDS.get(value, '') if name == 'cross_attention_dim' else ''}"
+
+
 def _check_controlnet(components: "Components", controlnet: ControlNetModel, what: str) -> None:
     unet, control = components.unet.config, controlnet.config
     _require(
@@ -139,9 +145,8 @@ def _check_controlnet(components: "Components", controlnet: ControlNetModel, wha
     )  # fmt: skip
     for name in ("in_channels", "cross_attention_dim", "block_out_channels", *_READING_ADDED):
         wanted, found = (tuple(v) if isinstance(v, list) else v for v in (unet[name], control[name]))
-        kinds = (_KINDS.get(value, "") if name == "cross_attention_dim" else "" for value in (found, wanted))
-        said, told = (f"{value}{kind}" for value, kind in zip((found, wanted), kinds, strict=True))
-        _require(found == wanted, f"{what}'s {name}", said, f"the UNet's {told}; {_ANOTHER}")
+        told = f"the UNet's {_told(name, wanted)}; {_ANOTHER}"
+        _require(found == wanted, f"{what}'s {name}", _told(name, found), told)
     residuals = [convolution.out_channels for convolution in controlnet.controlnet_down_blocks]
     wanted = _residual_channels(components.unet)
     _require(

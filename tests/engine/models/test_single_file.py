@@ -276,6 +276,12 @@ def test_what_is_of_folders_alone_is_refused_of_a_file(narrow):
         load(narrow("sd15")[2], revision="main")
 
 
+def test_engines_of_one_model_share_its_networks_memory(loaded):
+    one, other = (Engine(loaded("sd15")) for _ in range(2))
+    pairs = zip(one.components.unet.parameters(), other.components.unet.parameters(), strict=True)
+    assert all(mine.data_ptr() == theirs.data_ptr() for mine, theirs in pairs)
+
+
 def test_the_command_line_draws_from_a_single_file_and_replays(narrow, tmp_path, capsys):
     size = ["--width", "64", "--height", "64", "--steps", "1", "--preset", "off", "--out", str(tmp_path)]
     assert run(["generate", "a lighthouse", "--model", str(narrow("sd15")[2]), *size]) == 0
