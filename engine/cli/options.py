@@ -48,7 +48,7 @@ VaeOption = Annotated[
 PreviewVaeOption = Annotated[
     str | None,
     typer.Option(
-        help="Folder or hub id of a small autoencoder, TAESD's layout, that shows drafts and previews.",
+        help="Folder, single file or hub id of a small autoencoder, TAESD's layout, that shows drafts and previews.",
         rich_help_panel=MODEL,
     ),
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 
 from ..api.errors import CheckpointError
 from .networks import NUM_SIZES
@@ -113,6 +113,8 @@ def _check_latents(components: "Components") -> None:
 def _check_preview(components: "Components") -> None:
     """A decoder of drafts and previews must read the same latents as the autoencoder, and draw pictures of its size."""
     assert components.preview_vae is not None
+    found = type(components.preview_vae).__name__
+    _require(found == AutoencoderTiny.__name__, "the preview autoencoder", found, "an AutoencoderTiny, as TAESD is")
     preview, factor = components.preview_vae.config, components.vae_scale_factor
     latents = components.vae.config.latent_channels
     _require(

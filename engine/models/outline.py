@@ -187,6 +187,7 @@ def _files(named: Mapping[str, Source], xl: bool) -> dict[str, FilePart]:
     open_file: Mapping[str, Callable[[Path], FilePart]] = {
         "controlnet": single_file.controlnet,
         "vae": partial(single_file.autoencoder, xl=xl),
+        "preview_vae": partial(single_file.autoencoder, xl=xl),
     }
     for name, file in files.items():
         if controls.kind_of(name) not in open_file:

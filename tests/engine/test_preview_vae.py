@@ -67,6 +67,17 @@ def test_latents_are_scaled_as_diffusers_scales_them_for_it(tiny_xl_checkpoint, 
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
+def test_it_may_be_a_single_file_and_must_be_tiny_and_of_the_models_scale(tiny_checkpoint, tmp_path):
+    name = "diffusion_pytorch_model.safetensors"
+    AutoencoderTiny().save_pretrained(tmp_path / "tiny")
+    with pytest.raises(CheckpointError, match="preview autoencoder's pixels per latent is 8, but must be"):
+        load(tiny_checkpoint, preview_vae=tmp_path / "tiny" / name)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    AutoencoderKL(block_out_channels=(32, 32, 32, 32), **blocks).save_pretrained(tmp_path / "large")
+    with pytest.raises(CheckpointError, match="preview autoencoder is AutoencoderKL, but must be an AutoencoderTiny"):
+        load(tiny_checkpoint, preview_vae=tmp_path / "large" / name)
+
+
 def test_it_shows_drafts_and_previews_and_changes_nothing_else(engines):
     request = PLAIN.model_copy(update={"preview": 1})
     (before, plain), (after, previewed) = (drawn(engine, request) for engine in engines)
