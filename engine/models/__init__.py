@@ -1,1 +1,1 @@
-"""A checkpoint's files as components: layouts, networks, attention, tensors, segmenters."""
+"""A checkpoint's files as components: layouts, networks, attention, adapters, tensors, segmenters."""
