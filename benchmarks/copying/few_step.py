@@ -2,12 +2,14 @@
 
 Plain pictures of the embedded model under its few-step adapter, by LCM without guidance, beside those of DDIM: right
 classes and colours of fresh captions, and copies of the recited sources that settings may be chosen on. Drawn by
-diffusers alone, its LCM scheduler and PEFT.
+diffusers alone, its LCM scheduler and PEFT. Then two-step jobs of the engine under the `default` preset, whose drafts
+are drawn so: the same of the finals, with their rows and refusals.
 """
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,10 +20,17 @@ from diffusers import LCMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...engine.api.choices import Preset, Solver
+from ...engine.api.presets import BUNDLES
+from ...engine.api.request import GenerationRequest
+from ...engine.api.result import GenerationResult, Verdict
+from ...engine.api.settings import Stage
+from ...engine.engine import Engine
 from ...engine.models.checkpoint import EMBEDDED, Components, load
 from ...engine.sampling.noise import seeded_noise
+from ..printing import Row
 from ..rows import write_rows
-from .checker import check, rates
+from .checker import Adherence, check, rates
 from .data import Source, sources
 from .diffusion import noise_schedule
 from .distil import SOLVER_STEPS
@@ -112,7 +121,7 @@ class Drawer:
         return states
 
 
-def adherence_rows(drawer: Drawer, way: Way, count: int) -> Iterator[dict[str, object]]:
+def adherence_rows(drawer: Drawer, way: Way, count: int) -> Iterator[Row]:
     """One row each for fresh captions of one and two objects, those of `evaluate`."""
     rng = np.random.default_rng(29)
     segmenter = drawer.components.segmenter
@@ -125,7 +134,7 @@ def adherence_rows(drawer: Drawer, way: Way, count: int) -> Iterator[dict[str, o
         yield {"figure": "adherence", "objects": objects, "pictures": count, **rates(checks)}
 
 
-def copy_rows(drawer: Drawer, way: Way, chosen: Sequence[Source], seeds: int) -> Iterator[dict[str, object]]:
+def copy_rows(drawer: Drawer, way: Way, chosen: Sequence[Source], seeds: int) -> Iterator[Row]:
     """One row a source: the share of its pictures that are copies."""
     for source in chosen:
         pictures = drawer.pictures(way, [source.caption] * seeds, range(1000, 1000 + seeds))
@@ -135,6 +144,52 @@ def copy_rows(drawer: Drawer, way: Way, chosen: Sequence[Source], seeds: int) ->
             "figure": "copying", "source": source.index, "duplicates": source.duplicates, "caption": caption,
             "pictures": seeds, "copies": int(copies.sum()), "copy_rate": float(copies.mean()),
         }  # fmt: skip
+
+
+DRAFTS: dict[str, dict[str, Any]] = {
+    "default, drafts by lcm 4": {"steps": 4, "guidance_scale": 1.0, "solver": Solver.LCM, "lora": {"lcm": 1.0}},
+    "default, drafts by ddim 4": {"steps": 4},
+    "default, drafts by ddim 20": {"steps": 20},
+}
+"""Fields of the drafts' stages of jobs under the `default` preset; the second are its own."""
+
+
+def job_rows(name: str, engine: Engine, chosen: Sequence[Source], count: int, seeds: int) -> Iterator[Row]:
+    """Rows of the finals as of plain pictures, with UNet rows a picture; a refused one counts as wrong, and no copy."""
+    bundle = BUNDLES[Preset.DEFAULT]
+    fields = {**bundle.settings, **bundle.stages(Stage(), DRAFTS[name])}
+    rng, segmenter = np.random.default_rng(29), engine.components.segmenter
+    assert segmenter is not None
+
+    def drawn(captions: Sequence[str], first: int) -> list[GenerationResult]:
+        numbered = enumerate(captions, first)
+        return engine.generate([GenerationRequest(prompt=text, seed=seed, **fields) for seed, text in numbered])
+
+    for objects in (1, 2):
+        scenes = [random_scene(rng, num_objects=objects) for _ in range(count)]
+        results = drawn([scene.caption for scene in scenes], 0)
+        pictures = np.stack([np.asarray(each.image) for each in results])
+        found = zip(pictures, find_labels(pictures, segmenter), scenes, shown(results), strict=True)
+        checks = [check(*each) if there else Adherence(False, False) for *each, there in found]
+        yield {"figure": "jobs", "objects": objects, "pictures": count, **rates(checks), **_cost(results)}
+    for source in chosen:
+        results = drawn([source.caption] * seeds, 1000)
+        pictures = np.stack([np.asarray(each.image) for each in results])
+        copies = (source_similarity(pictures, source) > copy_threshold(source)) & shown(results)
+        yield {
+            "figure": "jobs", "source": source.index, "pictures": seeds, "copy_rate": float(copies.mean()),
+            **_cost(results),
+        }  # fmt: skip
+
+
+def shown(results: Sequence[GenerationResult]) -> np.ndarray:
+    """Which pictures were not refused, (N,) bool."""
+    return np.array([each.verdict is not Verdict.REFUSED for each in results])
+
+
+def _cost(results: Sequence[GenerationResult]) -> Row:
+    refused = sum(each.verdict is Verdict.REFUSED for each in results)
+    return {"unet_rows": float(np.mean([each.rows for each in results])), "refused": refused}
 
 
 def recited() -> list[Source]:
@@ -147,19 +202,25 @@ def main(
     scenes: Annotated[int, typer.Option(min=1, help="Fresh captions of each object count.")] = 64,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures a source.")] = 4,
     adapter: Annotated[Path, typer.Option(help="The few-step adapter.")] = ADAPTER,
+    only: Annotated[str | None, typer.Option(help="Ways whose names hold this.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Append rows of each way to `few_step.jsonl`, and print their rates."""
     torch.set_num_threads(threads)
     components = load()
     drawer = Drawer(components, adapted(components.unet, adapter))
+    ways: dict[str, Iterator[Row]] = {}
     for way in WAYS:
-        stamp = {"way": way.name, "rows": way.rows}
-        found = [*adherence_rows(drawer, way, scenes), *copy_rows(drawer, way, recited(), seeds)]
-        rows = write_rows(out / "few_step.jsonl", (stamp | row for row in found))
+        found = chain(adherence_rows(drawer, way, scenes), copy_rows(drawer, way, recited(), seeds))
+        ways[way.name] = ({"rows": way.rows} | row for row in found)
+    engine = Engine.from_pretrained(adapters={"lcm": adapter})
+    ways |= {name: job_rows(name, engine, recited(), scenes, seeds) for name in DRAFTS}
+    for name in [each for each in ways if only is None or only in each]:
+        rows = write_rows(out / "few_step.jsonl", ({"way": name} | row for row in ways[name]))
         told = [f"classes {row['classes']:.2f}, colours {row['colours']:.2f}" for row in rows if "classes" in row]
         copied = np.mean([row["copy_rate"] for row in rows if "copy_rate" in row])
-        print(f"{way.name}, {way.rows} rows: {'; '.join(told)}; copies {copied:.3f}")
+        cost = np.mean([row.get("unet_rows", row.get("rows")) for row in rows])
+        print(f"{name}, {cost:.1f} rows: {'; '.join(told)}; copies {copied:.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,15 +25,18 @@ class Bundle:
     draft_steps: int | None = None
     redraft: bool = False
 
-    def stages(self, final: Stage, draft_lora: Mapping[str, float] | None = None) -> dict[str, Any]:
+    def stages(self, final: Stage, draft: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Fields of a request whose final runs as `final`: draft, final and redraft.
 
-        draft_lora: adapters of the draft; None for those of the final.
+        draft: fields of a `Stage` in which the draft differs; one with a solver of its own has that solver's schedule.
+        Raises pydantic's ValidationError for values that a stage cannot have.
         """
         steps = min(self.draft_steps or final.steps, final.steps)
-        lora = final.lora if draft_lora is None else dict(draft_lora)
+        own = dict(draft or {})
+        scheduled = {"spacing": None, "sigmas": None, "eta": None} if "solver" in own else {}
         again = final.steps if self.redraft and steps < final.steps else None
-        return {"draft": final.model_copy(update={"steps": steps, "lora": lora}), "final": final, "redraft": again}
+        drafted = Stage(**{**final.model_dump(), "steps": steps, **scheduled, **own})
+        return {"draft": drafted, "final": final, "redraft": again}
 
     @property
     def settings(self) -> dict[str, Any]:

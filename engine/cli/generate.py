@@ -103,6 +103,13 @@ def generate(
     draft_steps: Annotated[
         int | None, typer.Option(help="Steps of the draft alone; else as preset.", rich_help_panel=DRAWING)
     ] = None,
+    draft_solver: Annotated[
+        Solver | None,
+        typer.Option(help="Solver of the draft alone, as it usually steps; else the final's.", rich_help_panel=DRAWING),
+    ] = None,
+    draft_guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale of the draft alone.", rich_help_panel=DRAWING)
+    ] = None,
     use: Annotated[
         list[str] | None,
         typer.Option(
@@ -260,7 +267,7 @@ def generate(
             lora=weighted(use),
             **interval_of(guidance_interval),
         ),
-        draft_lora=weighted(draft_use),
+        draft=given(solver=draft_solver, guidance_scale=draft_guidance, lora=weighted(draft_use)),
         draft_steps=draft_steps,
         judged=given(retries=retries, rule=rule),
         log=log,

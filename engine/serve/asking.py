@@ -84,7 +84,7 @@ class Asking:
         preset = preset_for(options.preset, drawing.preset)
         bundle, calibrated = BUNDLES[preset], self.calibrated
         return {
-            **bundle.stages(stage, options.draft_lora),
+            **bundle.stages(stage, options.own_draft),
             "avoidance": bundle.avoidance,
             "gate": None if options.always else bundle.gate,
             "similarity": policy_for(options.rule, options.retries, drawing.rule, preset, calibrated=calibrated),

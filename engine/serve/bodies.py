@@ -55,11 +55,11 @@ class TwigOptions(Settings):
 
     seed: drawn by lot unless given, and told in the answer. guidance_interval: fractions of the steps that guidance
     acts from and to. spacing, sigmas, eta and the rest of how is drawn: as of a `Stage`; prompt_syntax, clip_skip: as
-    of a request. lora: weights of the operator's adapters that draft and final are drawn with; draft_lora: of those
-    that the draft has instead. preset, rule, retries: only tighter than the operator's. controls: where the operator
-    allows them. always: avoid also where the gate would stay shut. draft, mask, explain, sheet, manifest: have them in
-    the answer. priority: up to the key's. deadline: seconds after which the answer is 504. background: a job that
-    outlives the connection, answered by 202.
+    of a request. lora: weights of the operator's adapters that draft and final are drawn with; draft_lora,
+    draft_solver, draft_guidance: what the draft has instead. preset, rule, retries: only tighter than the operator's.
+    controls: where the operator allows them. always: avoid also where the gate would stay shut. draft, mask, explain,
+    sheet, manifest: have them in the answer. priority: up to the key's. deadline: seconds after which the answer is
+    504. background: a job that outlives the connection, answered by 202.
     """
 
     seed: int | None = Field(default=None, ge=0, lt=2**63)
@@ -71,6 +71,8 @@ class TwigOptions(Settings):
     solver: Solver | None = None
     lora: dict[str, AdapterWeight] = Field(default={}, max_length=MAX_ADAPTERS)
     draft_lora: dict[str, AdapterWeight] | None = Field(default=None, max_length=MAX_ADAPTERS)
+    draft_solver: Solver | None = None
+    draft_guidance: float | None = Field(default=None, ge=0, le=50)
     spacing: Spacing | None = None
     sigmas: Sigmas | None = None
     eta: Fraction | None = None
@@ -89,6 +91,12 @@ class TwigOptions(Settings):
     priority: int | None = Field(default=None, ge=-100, le=100)
     deadline: float | None = Field(default=None, gt=0)
     background: bool = False
+
+    @property
+    def own_draft(self) -> dict[str, Any]:
+        """Fields of a stage in which the draft differs from the final."""
+        said = {"lora": self.draft_lora, "solver": self.draft_solver, "guidance_scale": self.draft_guidance}
+        return {name: value for name, value in said.items() if value is not None}
 
     @field_validator("guidance_interval")
     @classmethod
