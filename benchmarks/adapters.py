@@ -14,6 +14,7 @@ import torch
 import typer
 from torch import Tensor
 
+from ..engine.api.choices import Precision
 from ..engine.backends.networks import Networks
 from ..engine.batching.scheduler import Limits
 from ..engine.engine import Engine
@@ -23,7 +24,6 @@ from ..engine.models.checkpoint import Components
 from ..engine.models.lora import Adapter, Factor
 from ..engine.models.networks import DenoiserInputs
 from ..engine.models.tensors import Sizes
-from ..engine.records.manifest import Precision
 from .gpu.bench import Bench
 from .gpu.calls import as_graph, made_inputs
 from .options import DeviceOption, DtypeOption, ModelOption, OutOption, ThreadsOption, load_plain

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from ..engine.api.choices import Precision
 from ..engine.api.errors import BackendError, InvalidRequestError
 from ..engine.api.request import GenerationRequest
 from ..engine.api.result import GenerationResult
@@ -29,7 +30,6 @@ from ..engine.batching.scheduler import Limits
 from ..engine.engine import Engine
 from ..engine.models.checkpoint import load
 from ..engine.models.tensors import Network, Sizes, control_inputs, unet_inputs
-from ..engine.records.manifest import Precision
 from ..export.build import ArtifactBuilder
 from ..export.graph import example_inputs
 from ..export.parity import image_ssim

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
+from ..engine.api.choices import Precision
 from ..engine.backends.options import TorchOptions
 from ..engine.engine import Engine
 from ..engine.models.checkpoint import load
-from ..engine.records.manifest import Precision
 from .backends import BASELINE, qualities
 from .options import DeviceOption, ModelOption, OutOption, Setup, ThreadsOption, set_up
 from .printing import Row

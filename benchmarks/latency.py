@@ -14,9 +14,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from ..engine.api.choices import Precision
 from ..engine.api.request import SimilarityPolicy
 from ..engine.batching.scheduler import ContinuousPolicy, Limits
-from ..engine.records.manifest import Precision
 from .contenders import CONTINUOUS, POLICIES, REFERENCE, STATIC, contenders, gate
 from .options import (
     ClockOption,

@@ -12,9 +12,9 @@ import torch
 import transformers
 import typer
 
+from ..engine.api.choices import Precision
 from ..engine.batching.scheduler import Limits
 from ..engine.models.checkpoint import Components, load
-from ..engine.records.manifest import Precision
 from .clocks import ClockKind
 from .contenders import Models
 

@@ -25,12 +25,12 @@ import torch
 import typer
 from PIL import Image
 
+from ..engine.api.choices import Precision
 from ..engine.api.request import Gate, GenerationRequest, SimilarityPolicy
 from ..engine.batching.carried import Shared
 from ..engine.batching.job import Job
 from ..engine.batching.scheduler import ContinuousPolicy, Limits
 from ..engine.engine import Engine
-from ..engine.records.manifest import Precision
 from .options import DeviceOption, DtypeOption, ModelOption, OutOption, RowsOption, SlotsOption, ThreadsOption, set_up
 from .printing import Row, line
 from .rows import write_rows

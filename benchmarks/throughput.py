@@ -15,10 +15,10 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from ..engine.api.choices import Precision
 from ..engine.batching.scheduler import ContinuousPolicy, Limits
 from ..engine.engine import Engine
 from ..engine.estimates import rows_of
-from ..engine.records.manifest import Precision
 from .clocks import ClockKind, Spent, stopwatch
 from .contenders import REFERENCE, Contender, EngineContender, contenders, gate, quality
 from .costs import CostMeter, Costs

@@ -18,7 +18,7 @@ from .batching.faults import device_failed, memory_ran_out
 from .batching.graphs import GraphPool
 from .batching.scheduler import Limits, Policy, Scheduler
 from .batching.streams import Streams
-from .door import MAX_PIXELS, MAX_STEPS, Door, check_dtypes
+from .door import MAX_PIXELS, MAX_STEPS, Door
 from .estimates import rows_due, rows_of
 from .judging.judge import Judge
 from .judging.registry import Registry
@@ -27,6 +27,7 @@ from .lifecycle import Lifecycle
 from .loading import of_pipeline
 from .loop import Loop
 from .models.checkpoint import Components
+from .models.fitting import check_dtypes
 from .models.networks import Denoiser
 from .results import Results
 from .routing import Outbox, Turns

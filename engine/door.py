@@ -4,16 +4,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from .api.choices import PromptSyntax, Warp
-from .api.errors import CheckpointError, InvalidRequestError, TwigWarning
+from .api.errors import InvalidRequestError, TwigWarning
 from .api.mechanisms import Avoidance
 from .api.pixels import Picture, load_picture
 from .api.reading import shown
 from .api.request import Framing, GenerationRequest
-from .api.settings import Stage
 from .estimates import draft_run, final_run
 from .judging.judge import Judge
 from .models.checkpoint import Components
@@ -85,8 +83,6 @@ class Door:
         request = settled(request, self.components.sampler)
         height, width = self._size(request)
         check_stages(request, self.components, self.max_steps)
-        for stage, settings in (("draft", request.draft), ("final", request.final)):
-            check_adapters(stage, settings, self.components)
         self._check_redraft(request)
         chunks = max(self._check_prompt(*each, request.prompt_syntax) for each in _prompts(request))
         self._check_skip(request)
@@ -248,38 +244,6 @@ class Door:
             raise InvalidRequestError(
                 f"avoidance.repulsion: the works were registered at {width} x {height} pixels, the picture is "
                 f"{shape[1] * factor} x {shape[0] * factor}; ask for their size, or set repulsion to null"
-            )
-
-
-def check_adapters(stage: str, settings: Stage, components: Components) -> None:
-    """Every adapter that a stage names must be kept here. Raises InvalidRequestError."""
-    known = components.adapters
-    if strange := sorted(settings.lora.keys() - known.keys()):
-        there = f"the adapters are {', '.join(sorted(known))}" if known else "no adapters were loaded"
-        raise InvalidRequestError(
-            f"{stage}.lora: there is no adapter {shown(repr(strange[0]), 80)}; {there}; load others with adapters=..."
-        )
-
-
-def check_dtypes(components: Components, dtype: torch.dtype) -> None:
-    """Raise CheckpointError unless every network of `components` computes in the engine's `dtype`.
-
-    The autoencoder may stay in float32, where it overflows in float16.
-    """
-    networks = {
-        "unet": components.unet, "controlnet": components.controlnet, "vae": components.vae,
-        "preview_vae": components.preview_vae,
-        "segmenter": components.segmenter.model if components.segmenter is not None else None,
-        "text_encoder": components.text_encoder, "text_encoder_2": components.text_encoder_2,
-        **components.controlnets,
-    }  # fmt: skip
-    for name, network in networks.items():
-        if network is None:
-            continue
-        wanted = {dtype, torch.float32} if name == "vae" and components.upcast_vae else {dtype}
-        if strange := {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()} - wanted:
-            raise CheckpointError(
-                f"the {name} is in {strange.pop()}, the engine computes in {dtype}; load the model with dtype={dtype}"
             )
 
 

@@ -23,7 +23,8 @@ from .models.lora import Fused
 from .models.outline import outlined
 from .models.parts import Vae
 from .models.textual_inversion import Inversions
-from .records.manifest import Manifest, ModelRecord
+from .records.manifest import Manifest
+from .records.model_record import ModelRecord
 from .routing import Listener
 
 

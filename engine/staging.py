@@ -7,6 +7,7 @@ from diffusers import DDIMScheduler
 
 from .api.choices import Solver
 from .api.errors import CheckpointError, InvalidRequestError, TwigWarning
+from .api.reading import shown
 from .api.request import GenerationRequest
 from .api.settings import Stage
 from .models.checkpoint import Components
@@ -34,6 +35,7 @@ def check_stages(request: GenerationRequest, components: Components, max_steps: 
             asked = said if count == stage.steps else f"{said} of {stage.solver}, which asks the network {count} times,"
             raise InvalidRequestError(f"{asked} exceed this engine's {max_steps}, its max_steps")
         check_steps(name, stage, components.scheduler, components.sampler)
+        _check_adapters(name, stage, components)
     if request.avoidance.masked_noise is not None and request.final.solver in _CARRYING:
         raise InvalidRequestError(
             f"avoidance.masked_noise renews noise after each step, which {request.final.solver} goes back on at the "
@@ -47,6 +49,16 @@ def check_steps(name: str, stage: Stage, scheduler: DDIMScheduler, sampler: Samp
         stage_table(stage, scheduler, sampler)
     except (InvalidRequestError, CheckpointError) as error:
         raise InvalidRequestError(f"{name}: {error}") from error
+
+
+def _check_adapters(name: str, stage: Stage, components: Components) -> None:
+    """Every adapter that a stage names must be kept here. Raises InvalidRequestError."""
+    known = components.adapters
+    if strange := sorted(stage.lora.keys() - known.keys()):
+        there = f"the adapters are {', '.join(sorted(known))}" if known else "no adapters were loaded"
+        raise InvalidRequestError(
+            f"{name}.lora: there is no adapter {shown(repr(strange[0]), 80)}; {there}; load others with adapters=..."
+        )
 
 
 def warn_of_stages(asked: GenerationRequest, components: Components, said: set[str]) -> None:

@@ -15,7 +15,7 @@ import transformers
 import typer
 from diffusers.utils import logging as diffusers_logging
 
-from ...engine.records.manifest import Precision
+from ...engine.api.choices import Precision
 from ..printing import line
 from .bench import Bench
 from .models import SD15

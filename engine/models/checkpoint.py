@@ -25,7 +25,8 @@ from .bank import Bank
 from .fitting import check_fit
 from .layout import Source
 from .lora import Adapter, Fused, adaptable, read_adapter
-from .outline import EMBEDDED, PIPELINES, Outline, outlined
+from .model_index import PIPELINES
+from .outline import EMBEDDED, Outline, outlined
 from .parts import Vae
 from .segmentation import Segmenter
 from .textual_inversion import (

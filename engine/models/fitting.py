@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 
 from ..api.errors import CheckpointError
@@ -160,3 +161,25 @@ def _check_controlnet(components: "Components", controlnet: ControlNetModel, wha
     shrinks, factor = 2 ** (len(control.conditioning_embedding_out_channels) - 1), components.vae_scale_factor
     _require(shrinks == factor, f"{what}'s hint pixels per latent", shrinks, f"the autoencoder's {factor}")
     _require(not control.global_pool_conditions, f"{what}'s global_pool_conditions", True, "False")
+
+
+def check_dtypes(components: "Components", dtype: torch.dtype) -> None:
+    """Raise CheckpointError unless every network of `components` computes in the engine's `dtype`.
+
+    The autoencoder may stay in float32, where it overflows in float16.
+    """
+    networks = {
+        "unet": components.unet, "controlnet": components.controlnet, "vae": components.vae,
+        "preview_vae": components.preview_vae,
+        "segmenter": components.segmenter.model if components.segmenter is not None else None,
+        "text_encoder": components.text_encoder, "text_encoder_2": components.text_encoder_2,
+        **components.controlnets,
+    }  # fmt: skip
+    for name, network in networks.items():
+        if network is None:
+            continue
+        wanted = {dtype, torch.float32} if name == "vae" and components.upcast_vae else {dtype}
+        if strange := {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()} - wanted:
+            raise CheckpointError(
+                f"the {name} is in {strange.pop()}, the engine computes in {dtype}; load the model with dtype={dtype}"
+            )

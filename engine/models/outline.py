@@ -1,7 +1,6 @@
 """What a checkpoint's files say before any weights are read: its layout, its parts, and where each of them lies."""
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,45 +10,39 @@ from typing import Any
 from diffusers import AutoencoderTiny, DiffusionPipeline, MultiControlNetModel, SchedulerMixin
 
 from ..api.choices import Prediction
-from ..api.errors import CheckpointError, TwigWarning
+from ..api.errors import CheckpointError
 from ..api.reading import shown
-from . import configs, controls, layout, single_file
+from . import controls, layout, single_file
 from .bank import FILE as BANK_FILE
 from .file_parts import FilePart
 from .layout import Source
 from .lora import Fused, named_adapters, named_files
-from .parts import SEGMENTERS, Vae
+from .model_index import (
+    INDEX_KEYS,
+    OPTIONAL,
+    PIPELINES,
+    REQUIRED,
+    WITHOUT_WEIGHTS,
+    XL_PIPELINES,
+    XL_REQUIRED,
+    check_index,
+    check_single,
+    check_whole,
+    pipeline_of,
+    warn_unfiltered,
+)
+from .parts import Vae
 from .textual_inversion import Inversions, named_embeddings
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "model"
 """Folder of the model that comes with the package."""
 
-_XL_PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionXLControlNetPipeline", "StableDiffusionXLImg2ImgPipeline")
-
-PIPELINES = (
-    "StableDiffusionPipeline",
-    "StableDiffusionControlNetPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "LatentConsistencyModelPipeline",
-    *_XL_PIPELINES,
-)
-"""Pipelines of diffusers whose folders are read."""
-
-REQUIRED = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-XL_REQUIRED = (*REQUIRED, "tokenizer_2", "text_encoder_2")
-_OPTIONAL = ("controlnet", "segmenter")
-_WITHOUT_WEIGHTS = ("tokenizer", "tokenizer_2", "scheduler")
-INDEX_KEYS = frozenset({
-    "_class_name", "_diffusers_version", "_name_or_path", "safety_checker", "feature_extractor", "image_encoder",
-    "requires_safety_checker", "force_zeros_for_empty_prompt", "add_watermarker", "requires_aesthetics_score",
-})  # fmt: skip
-"""What else an index says: parts that check or describe pictures, and settings."""
 _FILES = ("*.json", "*.txt", "*.safetensors")
 _MODEL_FILES = (
     "model_index.json",
     "calibration.json",
     BANK_FILE,
-    *(f"{p}/{f}" for p in (*XL_REQUIRED, *_OPTIONAL, f"{controls.PART}[0-9]") for f in _FILES),
+    *(f"{p}/{f}" for p in (*XL_REQUIRED, *OPTIONAL, f"{controls.PART}[0-9]") for f in _FILES),
 )
 
 
@@ -83,7 +76,7 @@ class Outline:
     @property
     def xl(self) -> bool:
         """Whether it is in SDXL's layout."""
-        return self.pipeline in _XL_PIPELINES
+        return self.pipeline in XL_PIPELINES
 
     @property
     def zero_empty(self) -> bool:
@@ -144,13 +137,13 @@ def _of_folder(
 ) -> Outline:
     """A model in a folder, or in the hub; what was `named` beside it may be single files."""
     folder = layout.locate(EMBEDDED if source is None else source, _MODEL_FILES, revision, subfolder)
-    _check_whole(folder)
+    check_whole(folder)
     index = layout.read_json(folder / "model_index.json")
-    pipeline = _pipeline(folder, index)
-    _check_index(folder, index)
+    pipeline = pipeline_of(folder, index)
+    check_index(folder, index)
     if index.get("requires_safety_checker") or index.get("safety_checker") not in (None, [None, None]):
-        _warn_unfiltered(folder)
-    files = _files(named, pipeline in _XL_PIPELINES)
+        warn_unfiltered(folder)
+    files = _files(named, pipeline in XL_PIPELINES)
     calibration, bank = folder / "calibration.json", folder / BANK_FILE
     return Outline(
         pipeline,
@@ -172,7 +165,7 @@ def _of_file(
     files = _files(named, found.xl)
     folders = {name: layout.locate(source, _FILES) for name, source in _without(named, files).items()}
     return Outline(
-        _XL_PIPELINES[0] if found.xl else PIPELINES[0],
+        XL_PIPELINES[0] if found.xl else PIPELINES[0],
         _checked(folders, None),
         {**found.given, **given},
         {"force_zeros_for_empty_prompt": True} if found.xl else {},
@@ -231,7 +224,7 @@ def outlined_pipeline(
     for part in {controls.kind_of(part) for part in given} - {*XL_REQUIRED, "controlnet"} - INDEX_KEYS:
         raise CheckpointError(f"the {name} has a part {shown(part, 80)}, which is not served")
     if "safety_checker" in given:
-        _warn_unfiltered(f"the {name}")
+        warn_unfiltered(f"the {name}")
     first, further = controls.told_apart(controlnet)
     elsewhere = _present(controlnet=first, segmenter=segmenter, preview_vae=preview_vae, **further)
     return Outline(
@@ -258,28 +251,18 @@ def _in_memory(part: object) -> str:
     return f"{type(part).__name__} in memory"
 
 
-def _pipeline(folder: Path, index: Mapping[str, Any]) -> str:
-    """Name of the pipeline that an index is of, if it is served."""
-    pipeline = index.get("_class_name")
-    if pipeline not in PIPELINES:
-        raise CheckpointError(f"{folder} holds a {pipeline}; the layouts served are those of {', '.join(PIPELINES)}")
-    if index.get("requires_aesthetics_score"):
-        raise CheckpointError(f"{folder} asks for an aesthetics score, as SDXL's refiner does; give the base model")
-    return str(pipeline)
-
-
 def _folders(folder: Path, pipeline: str, elsewhere: Mapping[str, Source], given: Mapping[str, Any]) -> dict[str, Path]:
     """Folder of each part, by name: of the model's own, and of what lies `elsewhere`."""
-    needed = XL_REQUIRED if pipeline in _XL_PIPELINES else REQUIRED
+    needed = XL_REQUIRED if pipeline in XL_PIPELINES else REQUIRED
     own = [name for name in needed if name not in (*elsewhere, *given)]
     if missing := [name for name in own if not (folder / name).is_dir()]:
         raise CheckpointError(f"{folder} lacks {', '.join(missing)}; a {pipeline} needs {', '.join(needed)}")
     folders = {name: folder / name for name in own}
-    for name in _OPTIONAL:
+    for name in OPTIONAL:
         if name not in (*elsewhere, *given) and (folder / name).is_dir():
             folders[name] = folder / name
     if "segmenter" not in elsewhere:
-        _check_single(folder, "segmenter")
+        check_single(folder, "segmenter")
     folders |= {path.name: path for path in sorted(folder.glob(f"{controls.PART}[0-9]*")) if path.is_dir()}
     return folders | {name: layout.locate(source, _FILES) for name, source in elsewhere.items()}
 
@@ -289,54 +272,8 @@ def _checked(folders: dict[str, Path], variant: str | None) -> dict[str, Path]:
     found = set()
     for name, part in folders.items():
         layout.check_files(part, name)
-        if name not in _WITHOUT_WEIGHTS:
+        if name not in WITHOUT_WEIGHTS:
             found.add(layout.weights(part, variant)[0])
     if variant is not None and variant not in found:
         raise CheckpointError(f"no part has weights of the variant={variant!r}; leave it out")
     return folders
-
-
-_PLACES = {"ControlNetModel": "controlnet", "AutoencoderKL": "vae", "AutoencoderTiny": "vae"}
-
-
-def _check_whole(folder: Path) -> None:
-    """Say of the folder of a part, or of an adapter, in a whole model's place what it is."""
-    layout.check_no_adapter(folder, "model")
-    if not os.path.lexists(folder / "model_index.json") and os.path.lexists(folder / "config.json"):
-        held = layout.class_named(layout.read_json(folder / "config.json")) or "part of a model"
-        place = "segmenter" if held in SEGMENTERS else _PLACES.get(held)
-        advice = f"give it with {place}=... beside a model" if place else "give the folder of the whole model"
-        raise CheckpointError(f"{shown(folder)} has no model_index.json: it holds a {shown(held, 80)} alone; {advice}")
-
-
-def _check_index(folder: Path, index: dict[str, Any]) -> None:
-    """Every part that the index names must be one that is read, or one that a picture does not depend on."""
-    configs.check_code(folder, index)
-    for name, value in index.items():
-        library = value[0] if isinstance(value, list) and value else None
-        if name in XL_REQUIRED + _OPTIONAL:
-            if library is not None and library not in ("diffusers", "transformers"):
-                raise CheckpointError(
-                    f"{folder} takes its {name} from {shown(repr(value), 80)}, code that is not run here"
-                )
-        elif name not in INDEX_KEYS and value not in (None, [None, None]):
-            raise CheckpointError(
-                f"{folder} names a part {shown(name, 80)}, {shown(repr(value), 80)}, which is not served; the parts "
-                f"served are {', '.join(XL_REQUIRED + _OPTIONAL)}"
-            )
-
-
-def _check_single(folder: Path, name: str) -> None:
-    """Raise CheckpointError for `name_1` and so on beside the part `name`."""
-    if more := sorted(path.name for path in folder.glob(f"{name}_[0-9]*")):
-        raise CheckpointError(
-            f"{folder} holds {name} and {shown(', '.join(more), 80)}; one is served, name it with {name}=..."
-        )
-
-
-def _warn_unfiltered(model: object) -> None:
-    warnings.warn(
-        f"{shown(model)} asks for a safety checker, which is not run here: pictures are not filtered",
-        TwigWarning,
-        stacklevel=4,
-    )

@@ -20,7 +20,8 @@ from ..api.writing import check_folder, held, sweep, write_new, write_whole
 from .audit import LOG_NAME, AuditLog, Event, file_hash
 from .credentials import Signer
 from .explaining import explanation_arrays, explanation_json, explanation_picture
-from .manifest import InputRecord, Manifest, Modelled, ModelRecord, pixel_hash
+from .manifest import InputRecord, Manifest, Modelled, pixel_hash
+from .model_record import ModelRecord
 from .naming import SUFFIXES, call_name, run_name
 from .pictures import png, sheet_png
 from .placing import Place, place

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from twig.engine.api.choices import Precision
 from twig.engine.api.mechanisms import Avoidance
 from twig.engine.api.request import GenerationRequest
 from twig.engine.api.result import Attempt, Explanation, GenerationResult, Score, Verdict
-from twig.engine.records.manifest import ModelRecord, Precision
+from twig.engine.records.model_record import ModelRecord
 
 ResultMaker = Callable[..., GenerationResult]
 TOKENS = ("<|startoftext|>", "a</w>", "star</w>", "<|endoftext|>", "<|endoftext|>", "<|endoftext|>")

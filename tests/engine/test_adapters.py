@@ -13,7 +13,8 @@ from twig.engine.backends.options import TorchOptions
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
 from twig.engine.models.checkpoint import load
-from twig.engine.records.manifest import Manifest, ModelRecord
+from twig.engine.records.manifest import Manifest
+from twig.engine.records.model_record import ModelRecord
 from twig.engine.replay import replay
 from watched import final_latents
 

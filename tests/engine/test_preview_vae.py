@@ -18,7 +18,8 @@ from twig.engine.cli.options import EngineChoice
 from twig.engine.engine import Engine
 from twig.engine.judging.registry import index_works
 from twig.engine.models.checkpoint import load
-from twig.engine.records.manifest import Manifest, ModelRecord
+from twig.engine.records.manifest import Manifest
+from twig.engine.records.model_record import ModelRecord
 from twig.engine.replay import replay
 
 STAGE = Stage(steps=2, guidance_scale=3.0)

@@ -5,12 +5,14 @@ import random
 
 import pytest
 
+from twig.engine.api.choices import Precision
 from twig.engine.api.errors import TwigError
 from twig.engine.api.mechanisms import Avoidance
 from twig.engine.api.request import GenerationRequest
 from twig.engine.api.result import Attempt, GateDecision, GenerationResult, Score, Verdict
 from twig.engine.cli.main import run
-from twig.engine.records.manifest import Manifest, ModelRecord, Precision
+from twig.engine.records.manifest import Manifest
+from twig.engine.records.model_record import ModelRecord
 
 pytestmark = pytest.mark.slow
 

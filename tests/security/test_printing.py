@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 
+from twig.engine.api.choices import Precision
 from twig.engine.api.errors import (
     BackendError,
     CheckpointError,
@@ -26,7 +27,8 @@ from twig.engine.cli.main import run
 from twig.engine.cli.status import UNEXPECTED
 from twig.engine.judging.registry_file import Work
 from twig.engine.records.audit import AuditLog
-from twig.engine.records.manifest import Manifest, ModelRecord, Precision
+from twig.engine.records.manifest import Manifest
+from twig.engine.records.model_record import ModelRecord
 
 pytestmark = pytest.mark.slow
 

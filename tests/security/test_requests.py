@@ -15,9 +15,9 @@ from twig.engine.api.mechanisms import Avoidance, DelayedGuidance, MaskedAttenti
 from twig.engine.api.request import Framing, Gate, GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import Attempt, Score, Verdict
 from twig.engine.api.settings import Solver, Stage
-from twig.engine.door import check_dtypes
 from twig.engine.engine import Engine
 from twig.engine.models.checkpoint import load
+from twig.engine.models.fitting import check_dtypes
 
 pytestmark = pytest.mark.slow
 

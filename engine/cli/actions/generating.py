@@ -25,7 +25,8 @@ from ...models.vocabulary import unknown_text
 from ...records.audit import LOG_NAME, AuditLog
 from ...records.credentials import Signer
 from ...records.inspection import read_mask
-from ...records.manifest import InputRecord, ModelRecord
+from ...records.manifest import InputRecord
+from ...records.model_record import ModelRecord
 from ...records.output import OutputFolder
 from ..interruption import interrupted_between_steps
 from ..options import EngineChoice, Manner

@@ -14,7 +14,8 @@ from ...api.reading import quoted
 from ...api.request import Control
 from ...engine import Engine
 from ...records.inspection import Beside, differs, in_log, in_picture, integrity, lines, read_mask, saved_picture
-from ...records.manifest import InputRecord, Manifest, ModelRecord
+from ...records.manifest import InputRecord, Manifest
+from ...records.model_record import ModelRecord
 from ...records.wording import why_text
 from ...replay import replay
 from ..asking import controls_of

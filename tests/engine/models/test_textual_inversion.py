@@ -20,7 +20,8 @@ from twig.engine.engine import Engine
 from twig.engine.models.checkpoint import load
 from twig.engine.models.textual_inversion import extend_encoder, extended_tokenizer
 from twig.engine.models.vocabulary import unknown_words
-from twig.engine.records.manifest import Manifest, ModelRecord
+from twig.engine.records.manifest import Manifest
+from twig.engine.records.model_record import ModelRecord
 from twig.engine.replay import replay
 
 LIMITS = Limits(slots=2, rows=8)

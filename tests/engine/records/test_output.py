@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from twig.engine.api.choices import Precision
 from twig.engine.api.errors import RecordError
 from twig.engine.api.request import GenerationRequest
 from twig.engine.api.result import Verdict
 from twig.engine.records.audit import AuditLog
 from twig.engine.records.credentials import Signer, credentials_of
-from twig.engine.records.manifest import InputRecord, Machine, Manifest, Precision
+from twig.engine.records.manifest import InputRecord, Machine, Manifest
 from twig.engine.records.naming import run_name
 from twig.engine.records.output import OutputFolder
 from twig.engine.records.secret import Secret
