@@ -135,7 +135,9 @@ class GenerationRequest(Portable, Settings):
 
     prompt: str
     negative_prompt: str = ""
-    prompt_syntax: PromptSyntax = PromptSyntax.WEIGHTED
+    prompt_syntax: PromptSyntax = Field(
+        default=PromptSyntax.WEIGHTED, exclude_if=lambda value: value is PromptSyntax.WEIGHTED
+    )
     clip_skip: int | None = Field(default=None, ge=0, le=64, exclude_if=_is_none)
     seed: int = Field(default=0, ge=0, lt=2**63)
     width: int | None = Field(default=None, ge=8, le=8192)

@@ -2,18 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..api.errors import InvalidRequestError
 from ..api.reading import read_stdin, read_text, shown
-from ..api.request import Control
 
 MOST_REQUESTS = 4096
 """Prompts times seeds of one command: all their pictures are held until their contact sheets are drawn."""
 
 STDIN = "-"
 
-_SCALED = re.compile(r"(.+?)(?::(\d+(?:\.\d*)?|\.\d+))?", re.DOTALL)
 _LARGEST_SEED = 2**63 - 1
 _RANGE = re.compile(r"\s*(\d+)(?:\s*(?:\.\.|-)\s*(\d+))?\s*")
 
@@ -49,22 +46,6 @@ def seeds_of(text: str) -> list[int]:
             raise InvalidRequestError(f"--seed {part.strip()} is {last - first + 1} seeds, more than {MOST_REQUESTS}")
         found |= dict.fromkeys(range(first, last + 1))
     return list(found)
-
-
-def controls_of(texts: Sequence[str]) -> tuple[Control, ...]:
-    """Read control images like "canny=edges.png" or "canny=edges.png:0.5".
-
-    Raises InvalidRequestError for other text.
-    """
-    found = []
-    for text in texts:
-        name, equals, place = text.partition("=")
-        match = _SCALED.fullmatch(place)
-        if not (name and equals and match):
-            raise InvalidRequestError(f"--control takes NAME=FILE or NAME=FILE:SCALE, got {shown(repr(text))}")
-        scale = {} if match[2] is None else {"scale": float(match[2])}
-        found.append(Control(name=name, image=Path(match[1]), **scale))
-    return tuple(found)
 
 
 def check_number(prompts: Sequence[str], seeds: Sequence[int]) -> None:

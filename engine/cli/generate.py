@@ -7,7 +7,7 @@ import typer
 
 from ..api.choices import PURPOSES, Preset, PromptSyntax, Sigmas, Solver, Spacing, Warp
 from . import actions
-from .asking import check_number, controls_of, gathered_prompts, interval_of, seeds_of
+from .asking import check_number, gathered_prompts, interval_of, seeds_of
 from .options import (
     AVOIDING,
     DRAWING,
@@ -254,8 +254,8 @@ def generate(
             height=height,
             num_images=num_images,
             explain=explain,
-            controls=controls_of(control or []) or None,
         ),
+        controls=control or [],
         stage=given(
             steps=steps,
             guidance_scale=guidance,

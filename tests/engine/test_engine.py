@@ -112,7 +112,7 @@ def test_explain_says_what_moved(engine):
             },
             "spikes are found in a draft",
         ),
-        ({"similarity": SimilarityPolicy(limits={"lpips": 0.1})}, "unknown metric 'lpips'"),
+        ({"similarity": SimilarityPolicy(limits={"lpips": 0.1})}, "lpips is measured where it is asked for"),
         ({"similarity": SimilarityPolicy(limits={"ssim": 1.5})}, r"limits: ssim lies in -1..1, got 1.5"),
         ({"similarity": SimilarityPolicy(limits={"phash": 65})}, r"limits: phash lies in 0..64, got 65"),
         ({"similarity": SimilarityPolicy(rule="retry 1; refuse if sim > 0.4")}, "'sim' .did you mean 'ssim'"),

@@ -19,8 +19,11 @@ HERE = Machine.here("cpu")
 def test_the_same_result_replays_as_identical(make_result, model):
     outcome = compare(Manifest.of(make_result(), model), make_result(), HERE, make_result().image)
     assert outcome.identical
-    compared = "draft, mask, label_map, control_map, image, saved picture, request, verdict, error, rule, scores"
-    assert str(outcome) == f"identical in {compared}, attempts, gate, rows, on the same kind of machine"
+    compared = "draft, mask, label_map, control_map, image, saved picture, request"
+    assert str(outcome) == (
+        f"identical in {compared}, reading of the prompts, verdict, error, rule, scores, attempts, gate, rows, "
+        "on the same kind of machine"
+    )
 
 
 def test_a_different_image_is_measured(make_result, model):

@@ -19,6 +19,7 @@ pytest.importorskip("triton", reason="the plugin's kernel is compiled by triton"
 pytest.importorskip("tensorrt_rtx", reason="builds plans without a GPU")
 pytest.importorskip("onnx", reason="onnx is not installed")
 
+import onnx
 import tensorrt_rtx as rtx
 
 from twig.engine.api.errors import BackendError
@@ -246,7 +247,7 @@ def test_a_plan_for_every_gpu_holds_the_oldest_ones_kernel(tmp_path, components,
 
     def write(flat, spec, path, precision, *, attention):
         forms.append(attention)
-        path.write_text("graph")
+        onnx.save(onnx.ModelProto(), path)
 
     monkeypatch.setattr(build, "export_onnx", write)
     monkeypatch.setattr(build, "build_plan", lambda *_: host.launch(2, 16, 77)[1].encode())

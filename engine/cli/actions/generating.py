@@ -33,6 +33,7 @@ from ..options import EngineChoice, Manner
 from ..progress import StageBars
 from ..status import DONE, REFUSED, USER_ERROR
 from ..warning import complain, hush
+from .controlling import controls_of
 from .engines import load_engine
 from .reporting import Report
 
@@ -51,6 +52,7 @@ def generate(
     source: Path | None,
     mask: Path | None,
     settings: Mapping[str, Any],
+    controls: Sequence[str],
     stage: Mapping[str, Any],
     draft: Mapping[str, Any],
     draft_steps: int | None,
@@ -64,17 +66,18 @@ def generate(
     """Draw each of `prompts` from each of `seeds` into the folder `out`; return the exit code.
 
     settings, stage, judged: fields that were given of the request, of both its stages and of its similarity policy,
-    whose rule may be @FILE. gate: avoid only where a draft looks recalled, or always; warp: of the control map; draft:
-    fields of a `Stage` in which the draft differs; draft_steps: of the draft alone, None as `preset` says. sign:
-    certificate and key of content credentials. log: a file, or the URL of a database, whose lines name manifests from
-    the folder that this runs in; None for the file in `out`. fail_on_refused: a refused picture has an exit code of its
-    own.
+    whose rule may be @FILE. controls: NAME=FILE or NAME=FILE:SCALE each. gate: avoid only where a draft looks recalled,
+    or always; warp: of the control map; draft: fields of a `Stage` in which the draft differs; draft_steps: of the
+    draft alone, None as `preset` says. sign: certificate and key of content credentials. log: a file, or the URL of a
+    database, whose lines name manifests from the folder that this runs in; None for the file in `out`.
+    fail_on_refused: a refused picture has an exit code of its own.
     """
     photo = None if source is None else load_picture(source)
     avoided = None if mask is None else read_mask(mask)
     bundle = _bundle(preset, gate, draft_steps)
     fields: dict[str, Any] = {
         **settings,
+        "controls": controls_of(controls),
         **bundle.stages(Stage(**stage), draft),
         "avoidance": bundle.avoidance if warp is None else _warped(bundle.avoidance, warp),
         "gate": bundle.gate,

@@ -18,9 +18,9 @@ from ...records.manifest import InputRecord, Manifest
 from ...records.model_record import ModelRecord
 from ...records.wording import why_text
 from ...replay import replay
-from ..asking import controls_of
 from ..options import EngineChoice, Manner, given
 from ..status import DIFFERS, DONE
+from .controlling import controls_of
 from .engines import load_engine
 from .speaking import say, write_json
 

@@ -136,5 +136,6 @@ def test_a_controlnet_that_reads_blue_green_red_gives_the_librarys_residuals(tmp
 
 def test_every_served_key_of_the_denoising_networks_is_proven_here():
     proven = {"in_channels", "out_channels", "sample_size", "cross_attention_dim"}
+    proven |= {"time_cond_proj_dim"}  # by whole pipelines, in test_few_steps.py
     for name, cases in (("UNet2DConditionModel", UNETS), ("ControlNetModel", CONTROLS)):
         assert SERVED[name] <= proven | {key for options in cases for key in options}, name

@@ -97,7 +97,6 @@ def test_a_file_that_names_no_processor_is_of_its_models_usual_one(usual):
         ({"image_processor_type": "ViTImageProcessor"}, "ViTImageProcessor.*those served are Segformer"),
         ({"image_processor_type": ["SegformerImageProcessor"]}, "those served are"),
         ({"do_center_crop": True}, "do_center_crop True, which is not served"),
-        ({"crop_size": 5}, "crop_size 5"),
         ({"pad_size": {"height": 9, "width": 9}}, "pad_size"),
         ({"size_divisor": 32, "image_processor_type": "SegformerImageProcessor"}, "size_divisor 32"),
         ({"crop_pct": 0.9}, "crop_pct 0.9"),

@@ -126,9 +126,10 @@ def test_a_word_is_known_whole_and_in_any_case(taught):
 
 def test_the_door_counts_all_its_tokens(tiny_checkpoint, tmp_path):
     save_file({"<long>": vectors(74, 32)}, tmp_path / "long.safetensors")
-    engine = Engine.from_pretrained(tiny_checkpoint, embeddings=tmp_path / "long.safetensors", limits=LIMITS)
+    long = tmp_path / "long.safetensors"
+    engine = Engine.from_pretrained(tiny_checkpoint, embeddings=long, limits=LIMITS, max_prompt_chunks=1)
     engine.admit(GenerationRequest(prompt="<long> star", avoidance=Avoidance.off()))
-    with pytest.raises(InvalidRequestError, match=r"has 78 tokens"):
+    with pytest.raises(InvalidRequestError, match="has 80 tokens in 2 chunks"):
         engine.admit(GenerationRequest(prompt="<long> red star", avoidance=Avoidance.off()))
 
 
