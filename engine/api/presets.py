@@ -34,8 +34,8 @@ class Bundle:
         steps = min(self.draft_steps or final.steps, final.steps)
         own = dict(draft or {})
         scheduled = {"spacing": None, "sigmas": None, "eta": None} if "solver" in own else {}
-        again = final.steps if self.redraft and steps < final.steps else None
         drafted = Stage(**{**final.model_dump(), "steps": steps, **scheduled, **own})
+        again = final.steps if self.redraft and drafted.steps < final.steps else None
         return {"draft": drafted, "final": final, "redraft": again}
 
     @property
