@@ -108,7 +108,7 @@ class Core:
             self.streams,
             num_slots=self.limits.slots,
             max_steps=max_steps,
-            num_tokens=components.max_tokens,
+            num_tokens=self.networks.num_tokens,
             max_tokens=self.networks.max_chunks * components.max_tokens,
             budget=usual_budget(device) if arena_budget is None else arena_budget,
             protected=registry.latents if registry is not None else None,

@@ -95,7 +95,7 @@ class Networks:
                 f"max_prompt_chunks {self.max_chunks}: a compiled UNet or ControlNet reads one chunk; leave it out, or "
                 "run these networks by torch"
             )
-        self.specs = network_specs(components, denoiser)
+        self.specs = network_specs(components, denoiser, self.max_chunks)
         self.chosen: dict[Network, Chosen] = {}
         self._ready: dict[Network, Runnable] = {}
         self._uneven: dict[Network, Runnable] = {}
@@ -108,6 +108,11 @@ class Networks:
         self._served, self._vae = options.denoiser(denoiser), options.autoencoder(components.vae)
         preview = components.preview_vae
         self._preview = None if preview is None else options.autoencoder(preview)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the shortest call of UNet and ControlNet: one chunk."""
+        return self.components.max_tokens
 
     @property
     def all_torch(self) -> bool:

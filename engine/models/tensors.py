@@ -81,11 +81,12 @@ class Sizes:
         return axes
 
 
-def network_specs(components: Components, denoiser: Denoiser) -> dict[Network, NetworkSpec]:
-    """Return the table for one checkpoint: the networks that it has, on prompts of one chunk."""
-    specs = [unet_spec(denoiser, components.max_tokens), *_vae_specs(components), *_text_specs(components)]
+def network_specs(components: Components, denoiser: Denoiser, chunks: int = 1) -> dict[Network, NetworkSpec]:
+    """Return the table for one checkpoint: the networks that it has. chunks: of the longest prompt."""
+    tokens = chunks * components.max_tokens
+    specs = [unet_spec(denoiser, tokens), *_vae_specs(components), *_text_specs(components)]
     if denoiser.controlnet is not None:
-        specs.append(controlnet_spec(denoiser, components.max_tokens))
+        specs.append(controlnet_spec(denoiser, tokens, hiding=chunks > 1))
     if components.segmenter is not None:
         specs.append(_segmenter_spec(components))
     return {spec.network: spec for spec in specs}
@@ -109,8 +110,8 @@ def unet_spec(denoiser: Denoiser, num_tokens: int) -> NetworkSpec:
     return _denoising(Network.UNET, denoiser, inputs, [predicted])
 
 
-def controlnet_spec(denoiser: Denoiser, num_tokens: int) -> NetworkSpec:
-    """`ControlInputs` of rows that hide no tokens, laid flat; the outputs are the UNet's residuals."""
+def controlnet_spec(denoiser: Denoiser, num_tokens: int, *, hiding: bool = False) -> NetworkSpec:
+    """`ControlInputs` laid flat; the outputs are the UNet's residuals. hiding: whether rows may hide tokens."""
     assert denoiser.controlnet is not None
     config = denoiser.controlnet.config
     inputs = [
@@ -121,13 +122,16 @@ def controlnet_spec(denoiser: Denoiser, num_tokens: int) -> NetworkSpec:
         TensorSpec("hint", ("rows", config.block_out_channels[0], "height", "width")),
         TensorSpec("scale", ("rows",), torch.float32),
     ]
+    if hiding:
+        inputs.append(TensorSpec("tokens", ("rows", len(TokenRow), num_tokens), torch.float32))
     return _denoising(Network.CONTROLNET, denoiser, inputs, _residuals(denoiser))
 
 
 def flatten(inputs: DenoiserInputs | ControlInputs) -> tuple[Tensor, ...]:
     """Tensors of a call in the table's order."""
     if isinstance(inputs, ControlInputs):
-        return inputs.sample, inputs.time_proj, *inputs.text_kv, *inputs.added, inputs.hint, inputs.scale
+        hidden = () if inputs.tokens is None else (inputs.tokens,)
+        return inputs.sample, inputs.time_proj, *inputs.text_kv, *inputs.added, inputs.hint, inputs.scale, *hidden
     conditions = inputs.mask_pyramid, inputs.tokens, inputs.scalars
     return inputs.sample, inputs.time_proj, *inputs.text_kv, *inputs.added, *conditions, *(inputs.residuals or ())
 
@@ -143,8 +147,8 @@ def unet_inputs(tensors: Sequence[Tensor], denoiser: Denoiser) -> DenoiserInputs
 def control_inputs(tensors: Sequence[Tensor], denoiser: Denoiser) -> ControlInputs:
     """Undo `flatten` for a ControlNet."""
     sample, time_proj, *rest = tensors
-    text_kv, added, (hint, scale) = _split(rest, len(denoiser.control_layers), len(denoiser.added_widths))
-    return ControlInputs(sample, time_proj, text_kv, added, hint, scale)
+    text_kv, added, others = _split(rest, len(denoiser.control_layers), len(denoiser.added_widths))
+    return ControlInputs(sample, time_proj, text_kv, added, *others)
 
 
 def _split(tensors: Sequence[Tensor], *counts: int) -> list[tuple[Tensor, ...]]:
