@@ -38,6 +38,10 @@ def export(
     segmenter: Annotated[str | None, typer.Option(help="Folder or hub id of a segmentation model.")] = None,
     precision: Annotated[Precision, typer.Option(help="What networks compute in.")] = Precision.FP32,
     buckets: Annotated[str, typer.Option(help="Row counts to build and check at.")] = "1,2,4,8",
+    chunks: Annotated[
+        int,
+        typer.Option(min=1, max=8, help="Chunks of the longest prompt, for an engine with as many max_prompt_chunks."),
+    ] = 1,
     attention: Annotated[
         AttentionForm,
         typer.Option(
@@ -60,7 +64,9 @@ def export(
         print(_repositories().write_repository(out, config))
         return 0
     parts = {"model": model, "controlnet": controlnet, "segmenter": segmenter}
-    return _commands().export_model(to.value, parts, precision.value, buckets, store, attention, compared=check)
+    return _commands().export_model(
+        to.value, parts, precision.value, buckets, store, attention, compared=check, chunks=chunks
+    )
 
 
 @artifacts_app.command("list")

@@ -45,8 +45,12 @@ def export_model(
     attention: AttentionForm,
     *,
     compared: bool,
+    chunks: int = 1,
 ) -> int:
-    """Build every network that the runtime calls, and print parity, sizes and times."""
+    """Build every network that the runtime calls, and print parity, sizes and times.
+
+    chunks: of the longest prompt; an engine finds what is built by its own `max_prompt_chunks`.
+    """
     backend, rows = BACKENDS[to], _buckets(buckets)
     if backend is Backend.OPENVINO and attention is not AttentionForm.INLINE:
         raise BackendError(f"OpenVINO reads no function bodies: attention must be inline for it, not {attention.value}")
@@ -61,6 +65,7 @@ def export_model(
         buckets=rows,
         device=torch.device("cpu"),
         dtype=torch.float32,
+        max_chunks=chunks,
     )
     runs_here = backend is not Backend.TENSORRT
     before = len(builder.store.ledger())
@@ -73,7 +78,7 @@ def export_model(
     for row in builder.store.ledger()[before:]:
         print(f"{row.key['network']:14}{row.size / 2**20:9.1f} MiB {row.seconds:8.1f} s  {row.key['format']}")
     if compared and runs_here:
-        print(f"{'final images':14}SSIM to PyTorch {_image_ssim(components, settings, rows):.4f}")
+        print(f"{'final images':14}SSIM to PyTorch {_image_ssim(components, settings, rows, chunks):.4f}")
     return OK
 
 
@@ -112,14 +117,14 @@ def _compared(networks: Networks, network: Network, rows: Sequence[int]) -> list
         return compare(spec, reference, lambda inputs: networks(network, inputs), calls)
 
 
-def _image_ssim(components: Components, settings: BackendSettings, rows: Sequence[int]) -> float:
+def _image_ssim(components: Components, settings: BackendSettings, rows: Sequence[int], chunks: int) -> float:
     """SSIM between the finals of a two-step job on PyTorch and on the backend."""
     request = GenerationRequest(prompt=PARITY_PROMPT, num_images=2)
     pictures = []
     for backend in ("torch", settings.backend):
         engine = Engine(
             components, backend=backend, precision=settings.precision, artifacts=settings.artifacts,
-            limits=Limits(rows=max(rows)),
+            limits=Limits(rows=max(rows)), max_prompt_chunks=chunks,
         )  # fmt: skip
         results = engine.generate(request)
         failed = [result.error for result in results if result.image is None]

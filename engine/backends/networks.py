@@ -90,11 +90,6 @@ class Networks:
         self.max_chunks = usual_chunks(settings.backend) if max_chunks is None else max_chunks
         if self.max_chunks < 1:
             raise InvalidRequestError(f"max_prompt_chunks {self.max_chunks}: a prompt takes at least 1")
-        if self.max_chunks > 1 and not _denoises_in_torch(self.wanted):
-            raise InvalidRequestError(
-                f"max_prompt_chunks {self.max_chunks}: a compiled UNet or ControlNet reads one chunk; leave it out, or "
-                "run these networks by torch"
-            )
         self.specs = network_specs(components, denoiser, self.max_chunks)
         self.chosen: dict[Network, Chosen] = {}
         self._ready: dict[Network, Runnable] = {}
@@ -111,8 +106,9 @@ class Networks:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the shortest call of UNet and ControlNet: one chunk."""
-        return self.components.max_tokens
+        """Tokens of the shortest call of UNet and ControlNet: one chunk, or all where one of them is compiled."""
+        length = self.components.max_tokens
+        return length if _denoises_in_torch(self.wanted) else length * self.max_chunks
 
     @property
     def all_torch(self) -> bool:
@@ -320,7 +316,7 @@ class Networks:
 
 
 def usual_chunks(backend: BackendChoice) -> int:
-    """Most chunks of a prompt unless told: compiled networks read one."""
+    """Most chunks of a prompt unless told: compiled networks read as many tokens in every call, and so but one."""
     chosen = dict.fromkeys(SERVED, backend) if isinstance(backend, str) else backend
     return USUAL_CHUNKS if _denoises_in_torch(chosen) else 1
 

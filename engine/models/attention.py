@@ -145,7 +145,7 @@ def _plain_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> T
 def _attention_to_seen(query: Tensor, key: Tensor, value: Tensor, heads: int, tokens: Tensor) -> Tensor:
     """Plain attention to the tokens that are not hidden: the rule is off, whatever the mask."""
     nothing = torch.zeros_like(query[..., :1], dtype=torch.float32)
-    off = neutral_scalars(len(query), query.device)
+    off = neutral_scalars(query.shape[0], query.device)
     return masked_attention(query, key, value, nothing, tokens, off, heads=heads, grid=(query.shape[1], 1))
 
 

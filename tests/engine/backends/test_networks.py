@@ -51,15 +51,22 @@ def test_the_same_pictures_on_every_backend(
     )
 
 
-LONG = REQUESTS[1].model_copy(update={"prompt": "a (red:1.3) star BREAK a blue house"})
+LONG = [
+    REQUESTS[0],
+    REQUESTS[1].model_copy(update={"prompt": "a (red:1.3) star BREAK a blue house"}),
+    REQUESTS[2].model_copy(update={"clip_skip": 1}),
+]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_compiled_networks_take_one_chunk(make_engine, backend):
-    with pytest.raises(InvalidRequestError, match="this engine takes 1"):
-        make_engine(backend).admit(LONG)
-    with pytest.raises(InvalidRequestError, match="a compiled UNet or ControlNet reads one chunk"):
-        make_engine(backend, max_prompt_chunks=2)
+def test_compiled_networks_take_the_chunks_that_they_were_made_for(make_engine, backend):
+    with pytest.raises(InvalidRequestError, match="this engine takes 1; give it max_prompt_chunks=2 or more"):
+        make_engine(backend).admit(LONG[1])
+    results = make_engine(backend, max_prompt_chunks=2).generate(LONG)
+    for found, wanted in zip(results, make_engine().generate(LONG), strict=True):
+        assert found.error is None
+        assert np.abs(np.asarray(found.image, float) - np.asarray(wanted.image, float)).max() <= 2
 
 
 def test_networks_choose_one_by_one(make_engine, reference):
