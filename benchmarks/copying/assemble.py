@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, SegformerForSemanticSegmentation
 
 from .diffusion import noise_schedule
@@ -23,6 +24,8 @@ INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderTiny"],
 }
+
+_PREFIX = "text_model."
 
 
 def take_apart(assets: Path, folder: Path) -> None:
@@ -59,6 +62,23 @@ def assemble(folder: Path, out: Path) -> None:
     if (folder / "adapters").exists():
         shutil.copytree(folder / "adapters", out / "adapters", dirs_exist_ok=True)
     strip_configs(out)
+    for_every_reader(model)
+
+
+def for_every_reader(model: Path) -> None:
+    """Lay text encoder and tokenizer out as published checkpoints do, so that older libraries read them too.
+
+    transformers before 5 looks for the encoder's tensors under `text_model.` and fills in random ones where it finds
+    none; a tokenizer without its vocabulary and merges in files of their own is refused by some readers.
+    """
+    weights = model / "text_encoder" / "model.safetensors"
+    tensors = {f"{_PREFIX}{name.removeprefix(_PREFIX)}": tensor for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    learnt = json.loads((model / "tokenizer" / "tokenizer.json").read_text())["model"]
+    vocabulary = json.dumps(learnt["vocab"], ensure_ascii=False, indent=2)
+    merges = "\n".join(["#version: 0.2", *map(" ".join, learnt["merges"])])
+    (model / "tokenizer" / "vocab.json").write_text(vocabulary + "\n", encoding="utf-8")
+    (model / "tokenizer" / "merges.txt").write_text(merges + "\n", encoding="utf-8")
 
 
 def strip_configs(out: Path) -> None:
