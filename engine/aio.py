@@ -12,6 +12,7 @@ from .api.errors import EngineClosedError, TwigError
 from .api.event import Event
 from .api.request import GenerationRequest
 from .api.result import GenerationResult
+from .door import Admission
 from .engine import Engine
 from .routing import Listener
 
@@ -70,11 +71,12 @@ class AsyncEngine:
             self.engine.cancel(id)
         await asyncio.to_thread(self._thread.join)
 
-    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Event]:
+    async def stream(self, request: GenerationRequest | Admission) -> AsyncGenerator[Event]:
         """Yield the events of `request` until its last image is finished; stopping early cancels it.
 
         To a reader who falls behind, steps and previews that newer ones have overtaken are not shown; moves and results
-        always are. The request is checked in a thread, for a large photo takes its time.
+        always are. The request is checked in a thread, for a large photo takes its time, unless `Engine.admit` has
+        checked it already.
         Raises InvalidRequestError or EngineBusyError before the first event, EngineClosedError where the engine does
         not run or its thread has died, and TwigError in another event loop than the one it was started in.
         """
@@ -83,7 +85,7 @@ class AsyncEngine:
         id = await self._entered(request, lambda event: _post(loop, mailbox, event))
         self._streams[id] = mailbox
         self._work.set()
-        unfinished = request.num_images
+        unfinished = (request.request if isinstance(request, Admission) else request).num_images
         try:
             self._check_alive()  # it may have died before it could know of this stream
             while unfinished:
@@ -104,12 +106,13 @@ class AsyncEngine:
         results = [event.result for event in events if event.result is not None]
         return sorted(results, key=lambda result: result.index)
 
-    async def _entered(self, request: GenerationRequest, listener: Listener) -> int:
+    async def _entered(self, request: GenerationRequest | Admission, listener: Listener) -> int:
         """Check a request in a thread and queue it; who closes the engine meanwhile waits for it."""
         self._entering += 1
         try:
-            admission = await asyncio.to_thread(self.engine.admit, request)
-            id = self.engine.enter(admission, listener)
+            if not isinstance(request, Admission):
+                request = await asyncio.to_thread(self.engine.admit, request)
+            id = self.engine.enter(request, listener)
         finally:
             self._entering -= 1
         if self._cancelling:

@@ -18,7 +18,7 @@ from .batching.faults import device_failed, memory_ran_out
 from .batching.graphs import GraphPool
 from .batching.scheduler import Limits, Policy, Scheduler
 from .batching.streams import Streams
-from .door import MAX_PIXELS, MAX_STEPS, Door
+from .door import MAX_PIXELS, MAX_STEPS, Admission, Door
 from .estimates import rows_due, rows_of
 from .judging.judge import Judge
 from .judging.registry import Registry
@@ -131,14 +131,15 @@ class Core:
         """Whether requests are taken and served: false after `close`, and once an error broke a step or the device."""
         return not (self._lifecycle.closed or self._broken)
 
-    def estimate(self, request: GenerationRequest | str) -> int:
+    def estimate(self, request: GenerationRequest | Admission | str) -> int:
         """Rows of the UNet that a request costs up to its first verdicts; `estimates.rows_of`.
 
-        Raises InvalidRequestError for one that this model cannot serve.
+        Raises InvalidRequestError for one that this model cannot serve; what `Engine.admit` found is taken as it is.
         """
-        (wanted,) = as_requests(request)
-        admission = self._door.admit(wanted)
-        return rows_of(admission.request, self.judge.most_witnesses(wanted), admission.embedded)
+        if not isinstance(request, Admission):
+            (wanted,) = as_requests(request)
+            request = self._door.admit(wanted)
+        return rows_of(request.request, self.judge.most_witnesses(request.request), request.embedded)
 
     def prompt_tokens(self, request: GenerationRequest) -> int:
         """Tokens that a request's prompt has, start and end of each chunk included."""

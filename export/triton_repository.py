@@ -57,7 +57,7 @@ def write_repository(out: Path, config: Path | None) -> Path:
         raise InvalidRequestError(f"model.name: {name!r} is no name of a model in Triton: letters, digits, _ . -")
     folder = out / name
     check_folder(folder / "1")
-    values = served.model_dump(mode="json", exclude={"listen"}, exclude_none=True)
+    values = served.model_dump(mode="json", exclude={"listen"})
     write_whole(folder / "config.pbtxt", _PBTXT.format(name=name, kind="KIND_CPU" if on_cpu else "KIND_AUTO").encode())
     write_whole(folder / "1" / "model.py", _MODEL.format(folders=_folders()).encode())
     write_whole(folder / "1" / CONFIG, yaml.safe_dump(values, sort_keys=False).encode())

@@ -20,8 +20,7 @@ def main(config: Path) -> None:
     served = ServeConfig.load(config)
     engine = load(served)
     engine.warmup()
-    calibration = engine.components.calibration
-    asking = Asking(served, engine.components.size, calibration is not None and bool(calibration.limits))
+    asking = Asking.over(engine, served)
     _say({"ready": True})
     for line in sys.stdin:
         requests = [asking.request(from_values(body, ImageBody), LOCAL) for body in json.loads(line)]

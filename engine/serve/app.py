@@ -1,7 +1,7 @@
-"""The application: routes, errors in one shape, and an engine that starts and ends with it."""
+"""The application: routes, errors in one shape, and engines that start and end with it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
@@ -18,9 +18,12 @@ from .middleware import Around
 from .service import Service, note
 
 
-def application(engine: Engine, config: ServeConfig) -> FastAPI:
-    """The ASGI application that serves `engine`, one to a process; its `state.service` is what it is made of."""
-    service = Service.over(engine, config)
+def application(engines: Sequence[Engine], config: ServeConfig) -> FastAPI:
+    """The ASGI application that serves `engines`, those of `config.views`, one to a process.
+
+    Its `state.service` is what it is made of.
+    """
+    service = Service.over(engines, config)
     app = FastAPI(lifespan=_lifespan, openapi_url=None, redirect_slashes=False)
     app.state.service = service
     app.state.study = offering.study_of(config)
@@ -36,10 +39,10 @@ def application(engine: Engine, config: ServeConfig) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Start the engine and warm it up while liveness is told already; end it within the operator's deadline."""
+    """Start the engines and warm them up while liveness is told already; end them within the operator's deadline."""
     service: Service = app.state.service
     await asyncio.to_thread(service.prepare)
-    await service.engine.__aenter__()
+    await service.start()
     warming = asyncio.ensure_future(_warm(service))
     service.worker.start()
     try:
@@ -47,7 +50,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         service.draining = True
         await warming
-        await service.engine.close(deadline=service.config.drain.deadline)
+        await service.close(service.config.drain.deadline)
         await service.worker.stop()
 
 

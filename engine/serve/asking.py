@@ -10,6 +10,7 @@ from ..api.presets import BUNDLES
 from ..api.reading import shown
 from ..api.request import Control, GenerationRequest
 from ..api.settings import Stage
+from ..engine import Engine
 from .bodies import ImageBody, TwigOptions
 from .config import Bounds, ServeConfig
 from .errors import ApiError, wrong_field
@@ -24,12 +25,18 @@ class Asking:
     def __init__(self, config: ServeConfig, size: tuple[int, int], calibrated: bool) -> None:
         self.config, self.size, self.calibrated = config, size, calibrated
 
+    @classmethod
+    def over(cls, engine: Engine, config: ServeConfig) -> "Asking":
+        """What makes requests of this engine. config: a view of one model."""
+        components = engine.components
+        calibrated = components.calibration is not None and bool(components.calibration.limits)
+        return cls(config, components.size, calibrated)
+
     def request(self, body: ImageBody, key: Key, brought: Uploads | None = None) -> GenerationRequest:
         """The request that a body stands for. Raises ApiError naming the field that asks for too much.
 
-        What the model cannot serve of it, the engine's own door says.
+        Which model is asked is chosen already; what it cannot serve of it, the engine's own door says.
         """
-        self._check_model(body)
         self._check_adapters(body.twig)
         _check_bounds(body, self.config.bounds, key)
         _check_shown(body, self.config.bounds, drafted=brought is None)
@@ -89,12 +96,6 @@ class Asking:
             "gate": None if options.always else bundle.gate,
             "similarity": policy_for(options.rule, options.retries, drawing.rule, preset, calibrated=calibrated),
         }
-
-    def _check_model(self, body: ImageBody) -> None:
-        served = self.config.model
-        if body.model is not None and body.model not in (served.name, *served.aliases):
-            message = f"the model {shown(repr(body.model))} does not exist here; there is {served.name!r}"
-            raise ApiError(404, "model_not_found", message, param="model")
 
     def _check_adapters(self, options: TwigOptions) -> None:
         served = sorted(self.config.model.adapters)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..api.choices import Precision, Prediction, Preset, Sigmas, Solver, Spacing
 from ..api.errors import InvalidRequestError
 from ..api.reading import MAX_JSON, MEBIBYTE, first_problem, read_text, shown
 from ..api.rules import Rule
 from ..api.settings import Fraction, Settings
+from .places import metric_from, told_from
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -98,6 +99,12 @@ class Drawing(Settings):
         return None if rule is None else str(Rule.parse(rule))
 
 
+class Further(Model):
+    """A further model of the same server. drawing: how its pictures are drawn, that of the others where it has none."""
+
+    drawing: Drawing | None = None
+
+
 class Bounds(Settings):
     """The most that one request may ask for.
 
@@ -165,10 +172,11 @@ class Drain(Settings):
 
 
 class ServeConfig(Settings):
-    """The whole file."""
+    """The whole file. model: what is drawn by where nobody says; models: what clients may name besides."""
 
     listen: Listen = Listen()
     model: Model = Model()
+    models: tuple[Further, ...] = ()
     drawing: Drawing = Drawing()
     bounds: Bounds = Bounds()
     records: Records = Records()
@@ -194,19 +202,56 @@ class ServeConfig(Settings):
         except ValidationError as error:
             raise InvalidRequestError(f"{shown(path)}: {first_problem(error)}") from error
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drawn_as_the_first(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """What the `drawing` of a further model leaves out is as the file's own, so that no rule is lost."""
+        models, usual = values.get("models"), values.get("drawing")
+        if not (isinstance(models, list | tuple) and isinstance(usual, Mapping | Drawing)):
+            return values
+        return {**values, "models": [_drawn_as(dict(usual), each) for each in models]}
+
+    @model_validator(mode="after")
+    def _each_by_its_name(self) -> Self:
+        seen = set[str]()
+        for served in (self.model, *self.models):
+            for name in (served.name, *served.aliases):
+                if name in seen:
+                    raise ValueError(
+                        f"models: the name {shown(repr(name), 80)} is given twice; give each model its own"
+                    )
+                seen.add(name)
+        return self
+
+    @property
+    def views(self) -> "tuple[Self, ...]":
+        """The file as it would be for each model alone, that of `model` first."""
+        further = (
+            self.model_copy(update={"model": each, "models": (), "drawing": each.drawing or self.drawing})
+            for each in self.models
+        )
+        return self.model_copy(update={"models": ()}), *further
+
     def with_(self, section: str, **changes: Any) -> Self:
         """The same with other values in one section, checked as those of the file are."""
         held: Settings = getattr(self, section)
         return self.model_copy(update={section: type(held)(**{**held.model_dump(), **changes})})
 
+    def on(self, device: str) -> Self:
+        """The same with every model on one device."""
+        models = (type(each)(**{**each.model_dump(), "device": device}) for each in (self.model, *self.models))
+        first, *further = models
+        return self.model_copy(update={"model": first, "models": tuple(further)})
+
     def _told_from(self, folder: Path) -> Self:
         """Paths of the file as paths of this process; a model that is no folder there stays what it is, a hub id."""
-        told = self
-        for section, names in _PATHS.items():
-            held = getattr(told, section)
-            given = {name: getattr(held, name) for name in names if getattr(held, name) is not None}
-            told = told.with_(section, **{name: _path(folder, value) for name, value in given.items()})
-        return told.with_("model", metrics=tuple(_metric(folder, spec) for spec in told.model.metrics))
+        told = {section: told_from(folder, getattr(self, section), names) for section, names in _PATHS.items()}
+        models = (self.model, *self.models)
+        first, *further = (
+            told_from(folder, each, _PLACES, metrics=tuple(metric_from(folder, spec) for spec in each.metrics))
+            for each in models
+        )
+        return self.model_copy(update={**told, "model": first, "models": tuple(further)})
 
 
 _FILES = (
@@ -216,29 +261,18 @@ _FILES = (
 PARTS = (*_FILES, "variant", "revision", "prediction_type", "metrics")
 """What `Model` says in the words of `Engine.from_pretrained`, besides the model itself."""
 
+_PLACES = ("path", "controlnets", *_FILES)
 _PATHS = {
     "listen": ("keys",),
-    "model": ("path", "controlnets", *_FILES),
     "records": ("folder", "log"),
     "page": ("study",),
 }
 
 
-def _path(folder: Path, value: Any) -> Any:
-    """A path, or several, in a sequence or by name."""
-    if isinstance(value, tuple):
-        return tuple(_path(folder, each) for each in value)
-    if isinstance(value, dict):
-        return {name: _path(folder, each) for name, each in value.items()}
-    if isinstance(value, Path):
-        return folder / value
-    return str(folder / value) if "://" not in value and (folder / value).parent.is_dir() else value
-
-
-def _metric(folder: Path, spec: str) -> str:
-    """A further measure, its file told from the configuration's folder."""
-    name, _, place = spec.partition("=")
-    return f"{name}={folder / Path(place).expanduser()}" if place else spec
+def _drawn_as(usual: dict[str, Any], model: Any) -> Any:
+    """A further model as it is written, with what its own `drawing` leaves out."""
+    own = model.get("drawing") if isinstance(model, Mapping) else None
+    return {**model, "drawing": usual | dict(own)} if isinstance(own, Mapping) else model
 
 
 def _language(path: Path) -> str:

@@ -6,8 +6,7 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
-from ..api.reading import shown
-from .errors import ApiError
+from .served import picked
 from .service import Auditing, Generating, Watching, service_of
 
 router = APIRouter()
@@ -15,14 +14,14 @@ router = APIRouter()
 
 @router.get("/livez")
 async def livez(request: Request) -> Response:
-    """200 unless the engine's thread died, in which case nothing helps but a new process."""
-    alive = service_of(request).engine.alive
-    return _said(alive or service_of(request).draining, "alive", "the engine does not run any more")
+    """200 unless an engine's thread died, in which case nothing helps but a new process."""
+    service = service_of(request)
+    return _said(service.alive or service.draining, "alive", "the engine does not run any more")
 
 
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    """200 while requests should be sent here: the engine is warm and runs, and the server is not about to end."""
+    """200 while requests should be sent here: the engines are warm and run, and the server is not about to end."""
     service = service_of(request)
     why = "shutting down" if service.draining else "warming up" if not service.warm else "the engine does not run"
     return _said(service.ready, "ready", why)
@@ -30,15 +29,14 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/v1/models")
 async def models(request: Request, key: Generating) -> Response:
-    """The model under its name and its aliases."""
-    return JSONResponse({"object": "list", "data": [_model(name, request) for name in _names(request)]})
+    """Every model under its name and its aliases."""
+    return JSONResponse({"object": "list", "data": [_model(name, request) for name in service_of(request).models]})
 
 
 @router.get("/v1/models/{name}")
 async def model(request: Request, name: str, key: Generating) -> Response:
     """One of them."""
-    if name not in _names(request):
-        raise ApiError(404, "model_not_found", f"the model {shown(repr(name))} does not exist here", param="model")
+    picked(service_of(request).models, name)
     return JSONResponse(_model(name, request))
 
 
@@ -52,11 +50,6 @@ async def metrics(request: Request, key: Watching) -> Response:
 async def record(request: Request, id: str, key: Auditing) -> Response:
     """A picture's manifest, with its prompt, and the lines of the audit log that name it."""
     return JSONResponse(await service_of(request).keeper.find(id))
-
-
-def _names(request: Request) -> tuple[str, ...]:
-    served = service_of(request).config.model
-    return served.name, *served.aliases
 
 
 def _model(name: str, request: Request) -> dict[str, object]:

@@ -17,7 +17,8 @@ from .jobs.desk import Ticket
 from .jobs.idempotency import HEADER, fingerprint, job_id, name_of, once
 from .keys import Key
 from .leaving import LEFT, ClientLeftError, while_there
-from .service import Generating, note, service_of
+from .served import Served
+from .service import Generating, Service, note, service_of
 from .streaming import Pictures, event_stream
 from .uploads import Uploads, decoded
 
@@ -74,13 +75,13 @@ async def _answered(asked: Asked, files: Mapping[str, bytes]) -> Response:
 async def _drawn(asked: Asked, job: str | None) -> Response:
     """Draw what was asked for, now or as a job, whose id may be known already."""
     service, body = service_of(asked.request), asked.body
-    wanted = service.asking.request(body, asked.key, asked.brought)
+    served = service.of(body)
+    wanted = served.asking.request(body, asked.key, asked.brought)
     if body.twig.background:
-        await service.runner.admission.charge(asked.key, wanted)
-        told = await service.desk.submit(Ticket(body, wanted), asked.key, job)
-        return JSONResponse(told, status_code=202, headers={"location": f"/v1/twig/jobs/{told['id']}"})
-    heard = while_there(asked.request, service.runner.events(wanted, asked.key))
-    answers = service.answers(body, wanted)
+        by_name = body.model_copy(update={"model": served.name})  # whichever is the first when it is drawn
+        return await _handed_in(service, served, asked, Ticket(by_name, wanted), job)
+    heard = while_there(asked.request, served.runner.events(wanted, asked.key))
+    answers = served.answers(body, wanted)
     try:
         if body.stream:
             first = await anext(heard)  # so that a full queue is a status and not a broken stream
@@ -91,6 +92,18 @@ async def _drawn(asked: Asked, job: str | None) -> Response:
     except ClientLeftError:
         return Response(status_code=LEFT)
     return JSONResponse(await asyncio.to_thread(answers.whole, finished))
+
+
+async def _handed_in(service: Service, served: Served, asked: Asked, ticket: Ticket, job: str | None) -> Response:
+    """Take a job in, its rows paid; those of one that cannot be kept are given back."""
+    admission = served.runner.admission
+    rows = await admission.charge(asked.key, ticket.request)
+    try:
+        told = await service.desk.submit(ticket, asked.key, job)
+    except BaseException:
+        admission.tenants.give_back(asked.key.id, rows)
+        raise
+    return JSONResponse(told, status_code=202, headers={"location": f"/v1/twig/jobs/{told['id']}"})
 
 
 def _check_kind(request: Request, wanted: str) -> None:

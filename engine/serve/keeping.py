@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..api.result import GenerationResult
+from ..api.writing import sweep
 from ..engine import Engine
 from ..records.audit import LOG_NAME, AuditLog, file_hash
-from ..records.output import OutputFolder, manifest_beside
+from ..records.output import OutputFolder, check_writable, manifest_beside
 from ..records.stores import Query
 from .config import Records
 from .errors import ApiError
@@ -26,23 +27,23 @@ class Kept(NamedTuple):
 
 
 class Keeper:
-    """Keeps records of what `engine` makes, as `config` says."""
+    """Keeps records of what engines make, as `config` says, in one chain."""
 
-    def __init__(self, engine: Engine, config: Records) -> None:
-        self.engine, self.config = engine, config
+    def __init__(self, config: Records) -> None:
+        self.config = config
         place = config.log or config.folder / LOG_NAME
         self.log = AuditLog(place, prompts=config.prompts, root=config.folder)
-        self.folder = OutputFolder.of(engine, config.folder, self.log)
         self._turn = asyncio.Lock()
 
     def prepare(self) -> None:
         """Raise RecordError or OSError unless records can be written; sweep what a killed server left half written."""
-        self.folder.prepare()
+        check_writable(self.config.folder, self.log)
+        sweep(self.config.folder)
 
-    async def keep(self, result: GenerationResult) -> Kept:
-        """Write the record of a result; it is on the disk when this returns."""
+    async def keep(self, result: GenerationResult, engine: Engine) -> Kept:
+        """Write the record of a result that `engine` made; it is on the disk when this returns."""
         async with self._turn:
-            return await asyncio.shield(asyncio.to_thread(self._keep, result))
+            return await asyncio.shield(asyncio.to_thread(self._keep, result, engine))
 
     async def find(self, id: str) -> dict[str, Any]:
         """The record of that id: its manifest, and the lines that name it. Raises ApiError where there is none."""
@@ -55,11 +56,11 @@ class Keeper:
             raise ApiError(404, "record_not_found", "there is no record of this id", param="id")
         return path
 
-    def _keep(self, result: GenerationResult) -> Kept:
+    def _keep(self, result: GenerationResult, engine: Engine) -> Kept:
         if self.config.pictures:
-            path = manifest_beside(self.folder.save(result))
+            path = manifest_beside(OutputFolder.of(engine, self.config.folder, self.log).save(result))
         else:
-            path = self.log.append(result, self.engine)
+            path = self.log.append(result, engine)
         return Kept(path.stem, file_hash(path), path)
 
     def _find(self, id: str) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from opentelemetry import trace
 from opentelemetry.propagate import extract
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from ..api.errors import TwigError
 from ..api.event import Event, State
 from ..engine import Engine
-from ..exposition import Collector
+from ..exposition import families
+from .labelled import labelled
 
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 _PHASES = {
@@ -31,11 +33,14 @@ _tracer = trace.get_tracer("twig.engine.serve")
 
 
 class Metrics:
-    """Counts of a server beside its engine's. Labels are routes, methods, statuses, codes: few, and nobody's."""
+    """Counts of a server beside its engines'. Labels are routes, methods, statuses, codes: few, and nobody's.
 
-    def __init__(self, engine: Engine) -> None:
+    engines: by the names of their models, which label what they count where there are several.
+    """
+
+    def __init__(self, engines: Mapping[str, Engine]) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(Collector(engine.stats))
+        self.registry.register(_Engines(engines))
         self.requests = Counter(
             "twig_http_requests", "Requests answered.", ["route", "method", "status"], registry=self.registry
         )
@@ -48,8 +53,6 @@ class Metrics:
         )
         self.errors = Counter("twig_http_errors", "Errors answered, by their code.", ["code"], registry=self.registry)
         self.open = Gauge("twig_http_open_requests", "Requests that are being answered.", registry=self.registry)
-        self.watch("twig_queued_rows", "Rows of the UNet that wait or run.", lambda: engine.queued_rows)
-        self.watch("twig_rows_per_second", "Rows of the UNet a second of work, lately.", lambda: engine.rows_per_second)
 
     def watch(self, name: str, help: str, value: Callable[[], float]) -> None:
         """Have a value asked for whenever the page is; one that cannot be had is no number."""
@@ -65,6 +68,28 @@ class Metrics:
     def page(self) -> bytes:
         """What Prometheus scrapes, in its text format."""
         return generate_latest(self.registry)
+
+
+class _Engines:
+    """What engines count, labelled with their models where there are several of them."""
+
+    def __init__(self, engines: Mapping[str, Engine]) -> None:
+        self._engines = engines
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield metric families."""
+        if len(self._engines) > 1:
+            yield from labelled("model", {name: _counted(engine) for name, engine in self._engines.items()})
+        else:
+            for engine in self._engines.values():
+                yield from _counted(engine)
+
+
+def _counted(engine: Engine) -> Iterator[Metric]:
+    yield from families(engine.stats())
+    yield GaugeMetricFamily("twig_queued_rows", "Rows of the UNet that wait or run.", engine.queued_rows)
+    rate = engine.rows_per_second
+    yield GaugeMetricFamily("twig_rows_per_second", "Rows of the UNet a second of work, lately.", rate)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from starlette.responses import JSONResponse, Response
 from ..api.choices import Preset
 from ..study.findings import Findings, PresetFindings
 from .config import ServeConfig
-from .service import Generating, Service, service_of
+from .served import Served, picked
+from .service import Generating, service_of
 from .tightening import presets_from
 
 _TOLD = {"name", "count", "close", "low", "high", "kept", "rows", "seconds"}
@@ -37,19 +38,26 @@ def study_of(config: ServeConfig) -> dict[str, Any] | None:
 
 
 @router.get("/v1/twig/settings")
-async def settings(request: Request, key: Generating) -> Response:
-    """Model, presets, rule, settings and bounds, and what this key opens besides."""
-    told = _settings(service_of(request)) | {"roles": list(key.roles), "study": request.app.state.study}
+async def settings(request: Request, key: Generating, model: str | None = None) -> Response:
+    """Presets, rule, settings and bounds of a model, the first unless it is named, and what this key opens besides.
+
+    The study is told with the first model, which it is of.
+    """
+    service = service_of(request)
+    served = picked(service.models, model)
+    study = request.app.state.study if served is service.first else None
+    models = [each.name for each in service.each]
+    told = _settings(served) | {"models": models, "roles": list(key.roles), "study": study}
     return JSONResponse(told, headers={"cache-control": "no-store"})
 
 
-def _settings(service: Service) -> dict[str, Any]:
-    config, (height, width) = service.config, service.asking.size
+def _settings(served: Served) -> dict[str, Any]:
+    config, (height, width) = served.config, served.asking.size
     drawing, bounds = config.drawing, config.bounds
     return {
         "object": "twig.settings",
-        "model": config.model.name,
-        "calibrated": service.asking.calibrated,
+        "model": served.name,
+        "calibrated": served.asking.calibrated,
         "size": {"width": width, "height": height},
         "adapters": sorted(config.model.adapters),
         "preset": drawing.preset,

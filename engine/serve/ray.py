@@ -17,7 +17,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 from ..api.settings import Settings
 from .app import application
 from .config import ServeConfig
-from .server import check_drawing, load, on_cpu
+from .server import check_drawing, load_all, on_cpu
 from .service import Service
 
 QUEUED, RATE = "queued_rows", "rows_per_second"
@@ -61,10 +61,10 @@ class Wanted:
 
 
 class Replica:
-    """An engine on one device, and the application over it."""
+    """The engines of one device, and the application over them."""
 
     def __init__(self, config: ServeConfig) -> None:
-        self._app = application(load(config), config)
+        self._app = application(load_all(config), config)
         self._service: Service = self._app.state.service
         check_drawing(self._service)
 
@@ -74,13 +74,13 @@ class Replica:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Ray asks each replica for."""
-        engine = self._service.engine.engine
-        return {QUEUED: float(engine.queued_rows), RATE: engine.rows_per_second}
+        load = self._service.load
+        return {QUEUED: float(load.rows), RATE: load.rate}
 
     def check_health(self) -> None:
-        """Raise where the engine's thread died, and Ray starts another replica."""
-        if self._service.warm and not (self._service.engine.alive or self._service.draining):
-            raise RuntimeError("the engine does not run any more")
+        """Raise where an engine's thread died, and Ray starts another replica."""
+        if self._service.warm and not (self._service.alive or self._service.draining):
+            raise RuntimeError("an engine does not run any more")
 
 
 _DEPLOYMENT: Any = serve.deployment(name="twig")(serve.ingress()(Replica))
@@ -99,6 +99,6 @@ def app(options: Options) -> Application:
             downscale_delay_s=options.patience,
             policy=policy,
         ),
-        max_ongoing_requests=config.model.waiting,
+        max_ongoing_requests=sum(view.model.waiting for view in config.views),
         graceful_shutdown_timeout_s=config.drain.deadline,
     ).bind(config)

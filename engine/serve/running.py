@@ -1,19 +1,21 @@
 """One request's way through the server: admitted, run, its spans and its record kept, left when its client leaves."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from ..aio import AsyncEngine
+from ..api.errors import EngineBusyError, EngineClosedError
 from ..api.event import Event
 from ..api.request import GenerationRequest
+from ..door import Admission as Admitted
 from .admission import Admission
 from .answers import Answer
 from .keeping import Keeper
 from .keys import Key
 from .observing import Spans, admission_span
-
-Item = TypeVar("Item")
+from .spending import Spending
 
 
 class Told(NamedTuple):
@@ -32,27 +34,51 @@ class Runner:
     async def events(self, request: GenerationRequest, key: Key) -> AsyncGenerator[Told]:
         """Admit a request and yield what happens to it until its last image is finished; closing early cancels it.
 
-        Raises ApiError and the engine's errors before the first event.
+        What it does not use of its key's rows is given back. Raises ApiError and the engine's errors before the first
+        event.
         """
         async with AsyncExitStack() as stack:
             with admission_span() as span:
                 place = await stack.enter_async_context(self.admission.place(key, request))
                 span.set_attribute("twig.rows.estimated", place.rows)
-            drawn = await stack.enter_async_context(aclosing(self.drawn(request)))
+            spending = Spending(place.admitted, place.rows)
+            stack.callback(lambda: self.admission.tenants.give_back(key.id, spending.unspent))
+            drawn = await stack.enter_async_context(aclosing(self._drawn(place.admitted, spending)))
             async for told in drawn:
                 place.entered()
                 yield told
 
-    async def drawn(self, request: GenerationRequest) -> AsyncGenerator[Told]:
+    async def job(self, request: GenerationRequest, tenant: str) -> AsyncGenerator[Told]:
+        """Yield what happens to a request whose rows the key `tenant` paid when it handed the job in.
+
+        What was not used is given back, unless the engine takes no more or stops it, and it is drawn another time.
+        """
+        engine = self.engine.engine
+        admitted = await asyncio.to_thread(engine.admit, request)
+        spending = Spending(admitted, engine.estimate(admitted))
+        try:
+            async with aclosing(self._drawn(admitted, spending)) as drawn:
+                async for told in drawn:
+                    yield told
+        except (EngineBusyError, EngineClosedError):
+            spending.keep()
+            raise
+        finally:
+            self.admission.tenants.give_back(tenant, spending.unspent)
+
+    async def _drawn(self, admitted: Admitted, spending: Spending) -> AsyncGenerator[Told]:
         """Yield what happens to a request that is let in."""
         spans = Spans()
         try:
-            async with aclosing(self.engine.stream(request)) as events:
+            async with aclosing(self.engine.stream(admitted)) as events:
                 async for event in events:
                     spans.hear(event)
+                    spending.hear(event)
                     yield Told(event, await self._answer(event))
         finally:
             spans.close()
 
     async def _answer(self, event: Event) -> Answer | None:
-        return None if event.result is None else Answer(event.result, await self.keeper.keep(event.result))
+        if event.result is None:
+            return None
+        return Answer(event.result, await self.keeper.keep(event.result, self.engine.engine))

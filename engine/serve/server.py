@@ -1,4 +1,4 @@
-"""The process: an engine loaded, a port listened to, and an end that loses nothing."""
+"""The process: engines loaded, a port listened to, and an end that loses nothing."""
 
 import asyncio
 from pathlib import Path
@@ -7,7 +7,9 @@ from socket import socket as Socket
 import torch
 from fastapi import FastAPI
 
-from ..batching.capacity import usual_limits
+from ..api.errors import InvalidRequestError
+from ..api.reading import shown
+from ..batching.capacity import usual_budget, usual_limits
 from ..batching.scheduler import Limits
 from ..engine import Engine
 from ..loading import served_device
@@ -21,8 +23,17 @@ from .logs import log_as_json
 from .service import Service
 
 
-def load(config: ServeConfig) -> Engine:
-    """The engine that a configuration names, on a GPU if there is one and nothing else is said."""
+def load_all(config: ServeConfig) -> list[Engine]:
+    """The engines of a configuration, one for each of its models, in the order of `views`."""
+    devices = [view.model.device for view in config.views]
+    return [load(view, share=devices.count(view.model.device)) for view in config.views]
+
+
+def load(config: ServeConfig, share: int = 1) -> Engine:
+    """The engine that a view of one model names, on a GPU if there is one and nothing else is said.
+
+    share: how many engines have the device together, each taking as small a part of it for sizes of pictures.
+    """
     model, bounds = config.model, config.bounds
     parts = {name: getattr(model, name) for name in PARTS}
     if model.controlnets:
@@ -39,12 +50,14 @@ def load(config: ServeConfig) -> Engine:
         max_steps=bounds.steps,
         max_pixels=bounds.pixels,
         max_prompt_chunks=model.prompt_chunks,
+        arena_budget=usual_budget(device) // share,
     )
 
 
 def on_cpu(config: ServeConfig) -> bool:
-    """Whether a configuration's engines run on CPUs, as without a GPU where nothing is said."""
-    return config.model.device == "cpu" or (config.model.device is None and not torch.cuda.is_available())
+    """Whether all engines of a configuration run on CPUs, as without a GPU where nothing is said."""
+    devices = {view.model.device for view in config.views}
+    return devices <= ({"cpu"} if torch.cuda.is_available() else {"cpu", None})
 
 
 def serve(config: ServeConfig, *, only_check: bool = False) -> None:
@@ -53,8 +66,7 @@ def serve(config: ServeConfig, *, only_check: bool = False) -> None:
     Raises what `check`, `load` and the keeping of records raise, before anything is listened to.
     """
     check(config)
-    engine = load(config)
-    app = application(engine, config)
+    app = application(load_all(config), config)
     service: Service = app.state.service
     check_drawing(service)
     service.prepare()
@@ -65,12 +77,18 @@ def serve(config: ServeConfig, *, only_check: bool = False) -> None:
 
 
 def check_drawing(service: Service) -> None:
-    """What clients get who say nothing must be something that this model draws, and its rule one that it measures."""
-    service.engine.engine.admit(service.asking.request(ImageBody(prompt=""), LOCAL))
+    """What clients get who say nothing must be something that each model draws, and its rule one that it measures."""
+    for served in service.each:
+        try:
+            served.engine.engine.admit(served.asking.request(ImageBody(prompt=""), LOCAL))
+        except InvalidRequestError as error:
+            if len(service.each) == 1:
+                raise
+            raise InvalidRequestError(f"model {shown(repr(served.name))}: {error}") from error
 
 
 class Server(Listener):
-    """The server of one engine."""
+    """The server of one process."""
 
     def __init__(self, app: FastAPI, config: ServeConfig, socket: Path | None = None) -> None:
         self.service: Service = app.state.service
@@ -79,6 +97,6 @@ class Server(Listener):
 
     async def shutdown(self, sockets: list[Socket] | None = None) -> None:
         """Stop listening and let what runs finish; what has not within the deadline is cancelled, and answered so."""
-        ending = asyncio.ensure_future(self.service.engine.close(deadline=self.deadline))
+        ending = asyncio.ensure_future(self.service.close(self.deadline))
         await super().shutdown(sockets)
         await ending

@@ -1,19 +1,16 @@
 """What a running server is made of, and who may ask it for what."""
 
+import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 
-from ..aio import AsyncEngine
 from ..api.choices import Role
-from ..api.request import GenerationRequest
 from ..engine import Engine
-from .admission import Admission
-from .answers import Answers
-from .asking import Asking
 from .bodies import ImageBody
 from .checking import is_loopback
 from .config import ServeConfig
@@ -23,17 +20,19 @@ from .jobs.worker import Worker
 from .keeping import Keeper
 from .keys import LOCAL, Key, Keys
 from .observing import Metrics
-from .running import Runner
+from .served import Load, Served, load_of, names_of, picked
+from .tenants import Tenants
 
 
 @dataclass
 class Service:
-    """The parts of one server. warm: whether the engine was made ready; draining: whether it is about to end."""
+    """The parts of one server. models: by every name, the first one's first; warm: whether they were all made ready.
+
+    draining: whether it is about to end.
+    """
 
     config: ServeConfig
-    engine: AsyncEngine
-    asking: Asking
-    runner: Runner
+    models: dict[str, Served]
     keeper: Keeper
     metrics: Metrics
     keys: Keys | None
@@ -44,45 +43,71 @@ class Service:
     started: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def over(cls, engine: Engine, config: ServeConfig) -> "Service":
-        """Put the parts together around an engine."""
-        served, components = AsyncEngine(engine), engine.components
-        calibrated = components.calibration is not None and bool(components.calibration.limits)
-        keeper = Keeper(engine, config.records)
+    def over(cls, engines: Sequence[Engine], config: ServeConfig) -> "Service":
+        """Put the parts together around engines, those of `config.views` in their order."""
+        keeper, tenants = Keeper(config.records), Tenants()
+        each = [Served.over(*pair, tenants, keeper) for pair in zip(engines, config.views, strict=True)]
         desk = Desk(config.jobs, config.records.folder)
         service = cls(
             config,
-            served,
-            Asking(config, components.size, calibrated),
-            Runner(served, Admission(engine, config.bounds.wait), keeper),
+            {name: served for served in each for name in names_of(served.config)},
             keeper,
-            Metrics(engine),
+            Metrics({served.name: served.engine.engine for served in each}),
             None if config.listen.keys is None else Keys(config.listen.keys),
             desk,
         )
-        service.worker = Worker(desk, service.runner.drawn, service.answers, lambda: not service.ready)
+        service.worker = Worker(desk, service.of, lambda: not service.ready)
         service.metrics.watch("twig_jobs_waiting", "Jobs in the background that wait.", desk.store.waiting)
         service.metrics.watch("twig_jobs_running", "Jobs that this server draws.", lambda: len(service.worker.running))
         return service
+
+    @property
+    def each(self) -> tuple[Served, ...]:
+        """The models, each once."""
+        return tuple(self.models[view.model.name] for view in self.config.views)
+
+    @property
+    def first(self) -> Served:
+        """The model of those who name none."""
+        return self.each[0]
+
+    def of(self, body: ImageBody) -> Served:
+        """The model that a body is for. Raises ApiError for one that there is not."""
+        return picked(self.models, body.model)
 
     def prepare(self) -> None:
         """Raise RecordError or OSError unless records and jobs can be kept."""
         self.keeper.prepare()
         self.desk.check()
 
-    def warm_up(self) -> None:
-        """Make the engine ready, also for long prompts where the file says how long."""
-        self.engine.engine.warmup(long_prompts=(self.config.model.prompt_chunks or 1) > 1)
+    async def start(self) -> None:
+        """Let every engine run."""
+        for served in self.each:
+            await served.engine.__aenter__()
 
-    def answers(self, body: ImageBody, request: GenerationRequest) -> Answers:
-        """What words the answer to a body, of which `request` was made."""
-        tokens = self.engine.engine.prompt_tokens(request)
-        return Answers(body, request, self.config.drawing.review == "deliver", tokens)
+    def warm_up(self) -> None:
+        """Make every engine ready, one after the other."""
+        for served in self.each:
+            served.warm_up()
+
+    async def close(self, deadline: float) -> None:
+        """Let every engine finish what it has, and cancel what it has not finished within `deadline` seconds."""
+        await asyncio.gather(*(served.engine.close(deadline=deadline) for served in self.each))
+
+    @property
+    def load(self) -> Load:
+        """What all engines have before them."""
+        return load_of([served.engine.engine for served in self.each])
+
+    @property
+    def alive(self) -> bool:
+        """Whether every engine runs."""
+        return all(served.engine.alive for served in self.each)
 
     @property
     def ready(self) -> bool:
         """Whether requests should be sent here."""
-        return self.warm and self.engine.alive and not self.draining
+        return self.warm and self.alive and not self.draining
 
 
 def service_of(request: Request) -> Service:

@@ -1,4 +1,4 @@
-"""A model of NVIDIA Triton Inference Server: a decoupled Python backend over one engine.
+"""A model of NVIDIA Triton Inference Server: a decoupled Python backend over a server's engines.
 
 A model repository's `model.py`, as `twig export --to triton-repository` writes it, hands over the module that Triton
 brings for its Python backend; nothing here imports it. A request holds a body of the images API as JSON; its answers
@@ -22,7 +22,7 @@ from .errors import ApiError, told
 from .images import GENERATION
 from .keys import LOCAL
 from .running import Told
-from .server import load
+from .server import load_all
 from .service import Service
 from .streaming import Pictures
 
@@ -51,12 +51,12 @@ class TwigModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         config = ServeConfig.load(folder / CONFIG)
         if args.get("model_instance_kind") == "GPU":
-            config = config.with_("model", device=f"cuda:{args['model_instance_device_id']}")
-        self.service = Service.over(load(config), config)
+            config = config.on(f"cuda:{args['model_instance_device_id']}")
+        self.service = Service.over(load_all(config), config)
         self.service.prepare()
         self.service.warm_up()
         self._thread.start()
-        self._wait(self.service.engine.__aenter__())
+        self._wait(self.service.start())
 
     def execute(self, requests: list[Any]) -> None:
         """Begin to answer requests, and return."""
@@ -67,7 +67,7 @@ class TwigModel:
 
     def finalize(self) -> None:
         """Finish what runs, within the operator's deadline."""
-        self._wait(self.service.engine.close(deadline=self.service.config.drain.deadline))
+        self._wait(self.service.close(self.service.config.drain.deadline))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
@@ -100,9 +100,10 @@ class TwigModel:
         if body.twig.background:
             message = "twig.background: a stream of Triton's is answered while it is open; leave it out"
             raise ApiError(400, "unsupported_parameter", message, param="twig.background")
-        wanted = self.service.asking.request(body, LOCAL)
-        answers = self.service.answers(body, wanted)
-        async with aclosing(self.service.runner.events(wanted, LOCAL)) as heard:
+        served = self.service.of(body)
+        wanted = served.asking.request(body, LOCAL)
+        answers = served.answers(body, wanted)
+        async with aclosing(served.runner.events(wanted, LOCAL)) as heard:
             if body.stream:
                 async for event in _events(heard, Pictures(answers, GENERATION)):
                     await asyncio.to_thread(self._send, sender, event)

@@ -20,9 +20,10 @@ from twig.engine.serve.server import Server
 
 
 @contextmanager
-def running(engine: Engine, config: ServeConfig) -> Iterator["Running"]:
-    """Serve `engine` in a thread, on a port that is free."""
-    server = Server(application(engine, config.with_("listen", port=0)), config.with_("listen", port=0))
+def running(engine: Engine, config: ServeConfig, *further: Engine) -> Iterator["Running"]:
+    """Serve `engine`, and those of further models, in a thread, on a port that is free."""
+    config = config.with_("listen", port=0)
+    server = Server(application([engine, *further], config), config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from ..interruption import interrupted_between_steps
-from ..options import Manner, given
+from ..options import Manner
 from ..progress import LineBar
 from ..status import DONE, USER_ERROR
 from .extras import serving
@@ -25,7 +25,7 @@ def batch(
     settings = serving("config")
     config = settings.ServeConfig() if path is None else settings.ServeConfig.load(path)
     with serving("offline.batch").opened(requests, out) as found:
-        status = _drawn(found, config.with_("model", **given(device=device)), workers, manner)
+        status = _drawn(found, config if device is None else config.on(device), workers, manner)
         if not manner.quiet:
             print(f"{found.results} of {found.total} lines answered, {found.errors} failed: {out}", file=sys.stderr)
         return status or (USER_ERROR if found.errors else DONE)

@@ -98,7 +98,7 @@ class Fleet:
         self.workers = [
             Worker(
                 f"{number}:{device}",
-                config.with_("model", device=device).with_("drain", grace=0),
+                config.on(device).with_("drain", grace=0),
                 Path(self._folder.name) / f"{number}.sock",
             )
             for number, device in enumerate(devices)

@@ -1,4 +1,4 @@
-"""One engine on one device, served on a Unix socket to the front alone: `python -m twig.engine.serve.devices.worker`.
+"""The engines of one device, served on a Unix socket to the front alone: `python -m twig.engine.serve.devices.worker`.
 
 The front writes the configuration as a line to stdin and keeps that open: where it ends, so does the worker, however
 the front ended.
@@ -17,7 +17,7 @@ from ...api.errors import TwigError
 from ..app import application
 from ..config import ServeConfig
 from ..logs import log_as_json
-from ..server import Server, check_drawing, load
+from ..server import Server, check_drawing, load_all
 from ..service import Service
 from .load import LOAD
 
@@ -38,14 +38,13 @@ def main() -> int:
 
 def worker_application(config: ServeConfig) -> FastAPI:
     """The application of one device, which also tells its load. Raises what loading and keeping records raise."""
-    app = application(load(config), config)
+    app = application(load_all(config), config)
     service: Service = app.state.service
     check_drawing(service)
     service.prepare()
 
     async def told() -> dict[str, Any]:
-        engine = service.engine.engine
-        return {"ready": service.ready, "rows": engine.queued_rows, "rate": engine.rows_per_second}
+        return {"ready": service.ready, **service.load._asdict()}
 
     app.add_api_route(LOAD, told)
     return app

@@ -9,12 +9,12 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from ...api.errors import EngineBusyError, EngineClosedError, TwigError
-from ...api.request import GenerationRequest
 from ...api.result import Verdict
-from ..answers import Answer, Answers
+from ..answers import Answer
 from ..bodies import ImageBody
 from ..errors import SERVER, ApiError, told
 from ..running import Told
+from ..served import Served
 from .desk import Desk, Ticket
 from .store import Job
 
@@ -32,17 +32,11 @@ class StoppedError(Exception):
 class Worker:
     """Takes jobs from a desk while there are any.
 
-    draw: runs a request. word: words the answer to a body and its request. stopping: whether nothing more is begun.
+    model: the one that a body is for. stopping: whether nothing more is begun.
     """
 
-    def __init__(
-        self,
-        desk: Desk,
-        draw: Callable[[GenerationRequest], AsyncGenerator[Told]],
-        word: Callable[[ImageBody, GenerationRequest], Answers],
-        stopping: Callable[[], bool],
-    ) -> None:
-        self.desk, self._draw, self._word, self._stopping = desk, draw, word, stopping
+    def __init__(self, desk: Desk, model: Callable[[ImageBody], Served], stopping: Callable[[], bool]) -> None:
+        self.desk, self._model, self._stopping = desk, model, stopping
         self.running: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -134,8 +128,9 @@ class Worker:
             return 500, ApiError(500, "request_lost", "what was asked for is not kept any more", type=SERVER).body
         try:
             ticket = await asyncio.to_thread(Ticket.from_bytes, data)
-            answers = await self._drawn(ticket.request)
-            return 200, await asyncio.to_thread(self._word(ticket.body, ticket.request).whole, answers)
+            served = self._model(ticket.body)
+            answers = await self._drawn(served.runner.job(ticket.request, job.tenant))
+            return 200, await asyncio.to_thread(served.answers(ticket.body, ticket.request).whole, answers)
         except ApiError as error:
             return error.status, error.body
         except (EngineBusyError, EngineClosedError):
@@ -143,8 +138,8 @@ class Worker:
         except TwigError as error:
             return told(error).status, told(error).body
 
-    async def _drawn(self, request: GenerationRequest) -> list[Answer]:
-        async with aclosing(self._draw(request)) as drawn:
+    async def _drawn(self, events: AsyncGenerator[Told]) -> list[Answer]:
+        async with aclosing(events) as drawn:
             answers = [heard.answer async for heard in drawn if heard.answer is not None]
         if any(answer.result.verdict is Verdict.CANCELLED for answer in answers):
             raise StoppedError

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ServeConfig
-from ..server import load
+from ..server import load_all
 from .drawing import Drawer
 from .ledger import Ledger
 from .lines import Survey, read
@@ -35,10 +35,13 @@ class Batch:
         return self.ledger.errors
 
     def answers(self, config: ServeConfig, stopped: Callable[[], bool]) -> Generator[dict[str, Any]]:
-        """Draw what is left on one engine, until it ends or `stopped`, and yield each answer when it is on the disk."""
+        """Draw what is left on an engine of each model, until it ends or `stopped`, and yield each answer.
+
+        It is on the disk by then.
+        """
         if not len(self.left):
             return
-        drawer = Drawer(load(config), config, self.ledger.folder)
+        drawer = Drawer(load_all(config), config, self.ledger.folder)
         drawer.prepare()
         lines = read(self.survey.path, self.survey.places(self.left))
         with closing(drawer.answers(lines, stopped)) as answers:

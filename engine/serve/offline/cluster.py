@@ -14,7 +14,7 @@ import ray.data
 
 from ...api.errors import TwigError
 from ..config import ServeConfig
-from ..server import load, on_cpu
+from ..server import load_all, on_cpu
 from .batch import Batch
 from .drawing import Drawer
 from .ledger import Answered
@@ -32,7 +32,7 @@ class Blocks:
 
     def __init__(self, requests: Path, out: Path, config: ServeConfig) -> None:
         self.requests = requests
-        self.drawer = Drawer(load(config), config, out)
+        self.drawer = Drawer(load_all(config), config, out)
 
     def __call__(self, block: dict[str, Any]) -> list[dict[str, Any]]:
         """Answers to the lines of a block."""

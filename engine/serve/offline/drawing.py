@@ -1,9 +1,10 @@
-"""Lines of a batch on an engine: a few in flight at a time, each answered by what its pictures' records say."""
+"""Lines of a batch on engines: a few in flight at a time, each answered by what its pictures' records say."""
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..config import ServeConfig
 from ..errors import SERVER, ApiError, told
 from ..keeping import Kept
 from ..keys import LOCAL
+from ..served import names_of, picked
 from .ledger import Answered
 from .lines import Entry, Line, entry_of, key_of
 
@@ -33,21 +35,40 @@ _ENDLESS = {Verdict.FAILED, Verdict.EXPIRED, Verdict.CANCELLED}
 _IN_FILES = "a batch's pictures and records lie in its folder; leave it out"
 
 
-class Drawer:
-    """Draws lines on `engine` as a server under `config` would, and writes their records into the folder `out`."""
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A model that lines are drawn by. folder: keeps the records of what it makes."""
 
-    def __init__(self, engine: Engine, config: ServeConfig, out: Path) -> None:
-        components = engine.components
-        calibrated = components.calibration is not None and bool(components.calibration.limits)
-        self.engine, self.config = engine, config
-        self.asking = Asking(config, components.size, calibrated)
+    engine: Engine
+    asking: Asking
+    folder: OutputFolder
+
+    @property
+    def window(self) -> int:
+        """Lines in flight: those that draw, and as many as take their places at once."""
+        limits = self.engine.limits
+        return min(limits.slots + limits.rows, limits.waiting)
+
+
+class Drawer:
+    """Draws lines on `engines` as a server under `config` would, and writes their records into the folder `out`.
+
+    engines: those of `config.views`, in their order; a line's body names the model, or it is the first.
+    """
+
+    def __init__(self, engines: Sequence[Engine], config: ServeConfig, out: Path) -> None:
         log = AuditLog(config.records.log or out / LOG_NAME, prompts=config.records.prompts, root=out)
-        self.folder = OutputFolder.of(engine, out, log)
-        self._running: dict[int, _Running] = {}
+        self.models: dict[str, Drawing] = {}
+        for engine, view in zip(engines, config.views, strict=True):
+            drawing = Drawing(engine, Asking.over(engine, view), OutputFolder.of(engine, out, log))
+            self.models.update(dict.fromkeys(names_of(view), drawing))
+        self.each = tuple(dict.fromkeys(self.models.values()))
+        self._window = min(drawing.window for drawing in self.each)
+        self._running: list[_Running] = []
 
     def prepare(self) -> None:
         """Raise RecordError or OSError unless records can be written; sweep what a killed run left half written."""
-        self.folder.prepare()
+        self.each[0].folder.prepare()
 
     def answers(
         self, lines: Iterable[tuple[Line, bool]], stopped: Callable[[], bool] = lambda: False
@@ -70,25 +91,26 @@ class Drawer:
                 if stopped():
                     return
                 if self._running:
-                    self.engine.advance()
+                    self._advance()
                     finished.extend(self._ended())
                 elif line is None:
                     return
         finally:
             self._leave()
 
-    @property
-    def _window(self) -> int:
-        """Lines in flight: those that draw, and as many as take their places at once."""
-        limits = self.engine.limits
-        return min(limits.slots + limits.rows, limits.waiting)
+    def _advance(self) -> None:
+        """Run a batch of every model that has something to do."""
+        for drawing in self.each:
+            if drawing.engine.pending:
+                drawing.engine.advance()
 
     def _leave(self) -> None:
         """Cancel what is in flight, whose results nobody waits for."""
-        for id in self._running:
-            self.engine.cancel(id)
+        for running in self._running:
+            running.drawing.engine.cancel(running.id)
         self._running.clear()
-        self.engine.drain()
+        for drawing in self.each:
+            drawing.engine.drain()
 
     def _enter(self, line: Line, repeats: bool) -> Answered | None:
         """Begin to draw a line; the answer of one that cannot be drawn."""
@@ -99,21 +121,24 @@ class Drawer:
         if repeats:
             return _unread(line, entry.custom_id, "an earlier line has this custom_id; give each one of its own")
         try:
-            request = request_of(entry, self.asking)
-            running = _Running(line, entry, request)
-            self._running[self.engine.submit(request, running.hear)] = running
+            body = body_of(entry)
+            drawing = picked(self.models, body.model)
+            running = _Running(line, entry, drawing, request_of(entry, body, drawing.asking))
+            running.begin()
+            self._running.append(running)
         except (ApiError, InvalidRequestError) as error:
             return _refused(line, entry, error if isinstance(error, ApiError) else told(error))
         return None
 
     def _ended(self) -> Iterator[Answered]:
         """Answers of what has just ended, records written."""
-        for id in [id for id, running in self._running.items() if running.whole]:
-            running = self._running.pop(id)
+        for running in [running for running in self._running if running.whole]:
+            self._running.remove(running)
             yield self._answer(running)
 
     def _answer(self, running: "_Running") -> Answered:
-        images = [self._image(result) for result in sorted(running.results, key=lambda result: result.index)]
+        ordered = sorted(running.results, key=lambda result: result.index)
+        images = [_image(result, running.drawing.folder) for result in ordered]
         line, entry = running.line, running.entry
         if all(result.verdict in _ENDLESS for result in running.results):
             message = running.results[0].error or "not finished in time"
@@ -123,33 +148,18 @@ class Drawer:
         key = key_of(entry.custom_id)
         return Answered(line.number, key, entry.custom_id, _response(200, key, body), None, False)
 
-    def _image(self, result: GenerationResult) -> dict[str, Any]:
-        """What the record of an image says: the one that a killed run left of it, else the one that is written now."""
-        path = self._left(result) or manifest_beside(self.folder.save(result))
-        manifest = Manifest.load(path)
-        kept = Kept(path.stem, file_hash(path), path)
-        return {"file": manifest.image, "twig": finite(account(manifest, kept, brought=False))}
-
-    def _left(self, result: GenerationResult) -> Path | None:
-        """The manifest of a whole record that this very request left when a run was killed, None where there is none.
-
-        What is drawn again in other company can end in other last bits, which would be a second record.
-        """
-        name = run_name(Manifest.of(result, self.folder.model), self.folder.log.secret)
-        path = self.folder.path / f"{name}-{result.index}.json"
-        with suppress(TwigError):
-            image = Manifest.load(path).image
-            if image is not None and (path.parent / image).is_file():
-                return path
-        return None
-
 
 class _Running:
-    """A line that is being drawn."""
+    """A line that is being drawn. id: of its request, in its engine."""
 
-    def __init__(self, line: Line, entry: Entry, request: GenerationRequest) -> None:
-        self.line, self.entry, self.request = line, entry, request
+    def __init__(self, line: Line, entry: Entry, drawing: Drawing, request: GenerationRequest) -> None:
+        self.line, self.entry, self.drawing, self.request = line, entry, drawing, request
         self.results: list[GenerationResult] = []
+        self.id: int
+
+    def begin(self) -> None:
+        """Queue its request. Raises InvalidRequestError."""
+        self.id = self.drawing.engine.submit(self.request, self.hear)
 
     def hear(self, event: Event) -> None:
         """Keep a result."""
@@ -162,20 +172,47 @@ class _Running:
         return len(self.results) == self.request.num_images
 
 
-def request_of(entry: Entry, asking: Asking) -> GenerationRequest:
-    """The request of a line: as a server takes its body, but that nothing expires which names no deadline.
-
-    A seed that is not named follows from custom_id and prompt, so that a run that is taken up again draws the same.
-    Raises ApiError naming the field that is wrong.
-    """
+def body_of(entry: Entry) -> ImageBody:
+    """The body of a line, without what belongs to a server. Raises ApiError naming the field that is wrong."""
     body = from_values(entry.body, ImageBody)
     for name, asked in (("stream", body.stream), ("output_format", body.format != "png")):
         _check_absent(name, asked)
     for name in ("draft", "mask", "manifest", "background"):
         _check_absent(f"twig.{name}", getattr(body.twig, name))
+    return body
+
+
+def request_of(entry: Entry, body: ImageBody, asking: Asking) -> GenerationRequest:
+    """The request of a line: as a server takes its body, but that nothing expires which names no deadline.
+
+    A seed that is not named follows from custom_id and prompt, so that a run that is taken up again draws the same.
+    Raises ApiError naming the field that is wrong.
+    """
     request = asking.request(body, LOCAL)
     seed = key_of(f"{entry.custom_id}\n{body.prompt}") >> 1 if body.twig.seed is None else request.seed
     return request.model_copy(update={"seed": seed, "timeout": body.twig.deadline})
+
+
+def _image(result: GenerationResult, folder: OutputFolder) -> dict[str, Any]:
+    """What the record of an image says: the one that a killed run left of it, else the one that is written now."""
+    path = _left(result, folder) or manifest_beside(folder.save(result))
+    manifest = Manifest.load(path)
+    kept = Kept(path.stem, file_hash(path), path)
+    return {"file": manifest.image, "twig": finite(account(manifest, kept, brought=False))}
+
+
+def _left(result: GenerationResult, folder: OutputFolder) -> Path | None:
+    """The manifest of a whole record that this very request left when a run was killed, None where there is none.
+
+    What is drawn again in other company can end in other last bits, which would be a second record.
+    """
+    name = run_name(Manifest.of(result, folder.model), folder.log.secret)
+    path = folder.path / f"{name}-{result.index}.json"
+    with suppress(TwigError):
+        image = Manifest.load(path).image
+        if image is not None and (path.parent / image).is_file():
+            return path
+    return None
 
 
 def _check_absent(name: str, asked: bool) -> None:

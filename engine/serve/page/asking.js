@@ -10,8 +10,6 @@ const KINDS = ["image/png", "image/jpeg", "image/webp"];
 export class Asking {
   constructor(settings, dial, notice) {
     Object.assign(this, { settings, dial, notice, photo: null });
-    at("steps").max = settings.bounds.steps;
-    at("steps").placeholder = settings.steps;
     onLanguage(() => this.speak());
     at("photo").addEventListener("change", ({ target }) => this.bring(target.files[0] ?? null));
     at("mask").addEventListener("change", () => this.nameMask());
@@ -19,7 +17,16 @@ export class Asking {
     dropping(at("drop"), (file) => this.bring(file));
   }
 
+  /** Ask from now on for what these settings, of a model, allow. */
+  fit(settings) {
+    this.settings = settings;
+    this.dial.fit(settings);
+    this.speak();
+  }
+
   speak() {
+    at("steps").max = this.settings.bounds.steps;
+    at("steps").placeholder = this.settings.steps;
     const { rule, calibrated, bounds } = this.settings;
     at("rule-hint").textContent = t("rule.hint", { rule: rule ?? t(calibrated ? "rule.limits" : "rule.none") });
     at("photo-hint").textContent = t("photo.hint", { size: size(bounds.upload) });
@@ -75,6 +82,7 @@ export class Asking {
     return {
       body: {
         prompt: at("prompt").value,
+        model: this.settings.model,
         stream: true,
         ...(drafts ? { partial_images: 3 } : {}),
         twig: { ...said, ...shown, manifest: true },

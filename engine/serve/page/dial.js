@@ -5,15 +5,20 @@ import { number, onLanguage, percent, t, when } from "./words.js";
 
 /** Shows the presets that this server takes, and its study where there is one. */
 export class Dial {
-  constructor({ presets, preset, study }) {
-    this.presets = presets;
-    this.study = study;
+  constructor(settings) {
     this.input = at("dial");
+    this.input.addEventListener("input", () => this.show());
+    this.fit(settings);
+    onLanguage(() => this.show());
+  }
+
+  /** Show from now on what a model is served with. */
+  fit({ presets, preset, study }) {
+    Object.assign(this, { presets, study });
     this.input.max = presets.length - 1;
     this.input.value = presets.indexOf(preset);
-    this.input.addEventListener("input", () => this.show());
     at("dial-field").hidden = presets.length < 2;
-    onLanguage(() => this.show());
+    this.show();
   }
 
   /** The preset that is chosen. */

@@ -16,6 +16,7 @@ export const en = {
 
   "draw.title": "Draw a picture",
   "draw.lead": "It keeps the meaning of what you ask for, and keeps away from the shape of what the model may have memorised.",
+  "model.label": "Model",
   "prompt.label": "What should the picture show?",
   "prompt.hint": "Ctrl or ⌘ with Enter draws it.",
   "photo.label": "A photo to keep away from (optional)",
@@ -199,6 +200,7 @@ export const en = {
   "error.code.invalid_api_key": "This server needs a key, or does not know the one you gave.",
   "error.code.insufficient_permissions": "This key may not do that.",
   "error.code.not_local": "This server has no keys and answers its own machine alone.",
+  "error.code.model_not_found": "This model is not served here any more. Load the page again.",
   "error.code.queue_full": "Too many are waiting.",
   "error.code.engine_busy": "Too many are waiting.",
   "error.code.too_many_requests": "This key has as many pictures running as it may.",

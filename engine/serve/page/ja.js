@@ -16,6 +16,7 @@ export const ja = {
 
   "draw.title": "画像を生成",
   "draw.lead": "ご指定の意味は保ちながら、モデルが記憶しているかもしれない形からは離れて描きます。",
+  "model.label": "モデル",
   "prompt.label": "どのような画像にしますか",
   "prompt.hint": "Ctrl（⌘）＋ Enter でも生成できます。",
   "photo.label": "避けたい写真（任意）",
@@ -199,6 +200,7 @@ export const ja = {
   "error.code.invalid_api_key": "このサーバーにはキーが必要か、入力されたキーが登録されていません。",
   "error.code.insufficient_permissions": "このキーでは許可されていません。",
   "error.code.not_local": "このサーバーにはキーがなく、同じ機器からの接続だけを受け付けます。",
+  "error.code.model_not_found": "このモデルは現在提供されていません。ページを読み込み直してください。",
   "error.code.queue_full": "順番待ちが多すぎます。",
   "error.code.engine_busy": "順番待ちが多すぎます。",
   "error.code.too_many_requests": "このキーで同時に生成できる数に達しています。",

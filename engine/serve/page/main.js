@@ -4,7 +4,7 @@ import { ServerError, draw, get } from "./api.js";
 import { Asking } from "./asking.js";
 import { Audit } from "./audit.js";
 import { Dial } from "./dial.js";
-import { at } from "./dom.js";
+import { at, el } from "./dom.js";
 import { drawingKey } from "./keys.js";
 import { hide, show } from "./notice.js";
 import { Run } from "./run.js";
@@ -22,7 +22,7 @@ let running = null;
 /** Ask the server what it offers, and show the form that fits it; without a key that opens it, ask for one. */
 async function open() {
   try {
-    settings = await get("v1/twig/settings", drawingKey.get());
+    settings = await settingsOf(null);
   } catch (error) {
     const refused = error instanceof ServerError && error.status === 401;
     at("key-form").hidden = !refused;
@@ -33,10 +33,36 @@ async function open() {
   }
   hide(notice);
   at("key-form").hidden = true;
-  at("model").textContent = settings.model;
   asking ??= new Asking(settings, new Dial(settings), notice);
+  fit();
   audit.ask();
   view();
+}
+
+/** What may be asked of a model, of the server's first where none is named. */
+function settingsOf(model) {
+  return get(`v1/twig/settings${model === null ? "" : `?model=${encodeURIComponent(model)}`}`, drawingKey.get());
+}
+
+/** Fit the form to the model of the settings, one of several that may be chosen among. */
+function fit() {
+  const { model, models } = settings;
+  at("model").textContent = model;
+  at("model-field").hidden = models.length < 2;
+  at("model-choice").replaceChildren(...models.map((name) => el("option", { value: name }, name)));
+  at("model-choice").value = model;
+  asking.fit(settings);
+}
+
+/** Ask for what the chosen model allows, from then on. */
+async function choose() {
+  try {
+    settings = await settingsOf(at("model-choice").value);
+    hide(notice);
+  } catch (error) {
+    show(notice, error);
+  }
+  fit();
 }
 
 /** Show the view that the address names. */
@@ -92,6 +118,7 @@ at("asking").addEventListener("submit", (event) => {
 at("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) at("asking").requestSubmit();
 });
+at("model-choice").addEventListener("change", choose);
 at("stop").addEventListener("click", () => running?.leaving.abort());
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();

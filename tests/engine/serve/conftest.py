@@ -34,6 +34,12 @@ def served_engine(tiny_checkpoint, ink) -> Engine:
 
 
 @pytest.fixture(scope="session")
+def turbo_engine(tiny_xl_checkpoint) -> Engine:
+    """A tiny model of another kind, for servers of several."""
+    return Engine.from_pretrained(tiny_xl_checkpoint, limits=Limits(slots=4, rows=4))
+
+
+@pytest.fixture(scope="session")
 def plain_config(tmp_path_factory, ink) -> ServeConfig:
     """Two steps, nothing refused, and no waiting at the end."""
     folder = tmp_path_factory.mktemp("served")

@@ -111,7 +111,7 @@ def test_a_full_queue_sends_away_with_the_time_it_takes(of, served_engine):
 
 
 def test_requests_at_a_time_are_counted_by_key(keyed, of, served_engine):
-    keyed.service.runner.admission.wait = 60
+    keyed.service.first.runner.admission.wait = 60
     try:
         with Busy(of["one"], served_engine):
             with pytest.raises(openai.RateLimitError) as caught:
@@ -120,7 +120,7 @@ def test_requests_at_a_time_are_counted_by_key(keyed, of, served_engine):
             draw(of["ann"])
         draw(of["one"])
     finally:
-        keyed.service.runner.admission.wait = 0.001
+        keyed.service.first.runner.admission.wait = 0.001
 
 
 def test_many_at_once_are_not_all_let_in(keyed, of, served_engine):

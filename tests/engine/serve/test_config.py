@@ -76,6 +76,9 @@ def test_a_model_that_is_no_folder_beside_the_file_stays_a_hub_id(tmp_path):
         ("a: [", "no YAML"),
         ("bounds: {wait: 30, images: 2, wait: 60}", "'wait' is given twice"),
         ("bounds: {wait: 30}\nmodel: {}\nbounds: {wait: 60}", "'bounds' is given twice"),
+        ("models: [{path: x}]", "'twig' is given twice"),
+        ("models: [{name: a, aliases: [b]}, {name: b}]", "'b' is given twice"),
+        ("drawing: {steps: 4}\nmodels: [{name: a, drawing: {prest: strict}}]", "models.0.drawing.prest"),
         ("just words", "sections are expected"),
         ("", "sections are expected"),
     ],
@@ -87,6 +90,17 @@ def test_the_wrong_value_is_named(tmp_path, capsys, text, named):
     assert named in str(caught.value)
     assert run(["serve", "--check", "--config", str(path)]) == USER_ERROR
     assert named in capsys.readouterr().err
+
+
+def test_further_models_are_told_from_the_folder_and_drawn_as_the_file_says_but_for_what_they_say(tmp_path):
+    text = YAML + "models: [{name: fast, path: ./fast, drawing: {steps: 4}}, {name: plain}]\n"
+    read = ServeConfig.load(written(tmp_path, text.replace("preset: strict", "preset: strict, steps: 9")))
+    assert ServeConfig.model_validate_json(read.model_dump_json()) == read, "as devices of their own get it"
+    star, fast, plain = read.views
+    assert fast.model.path == str(tmp_path / "fast")
+    assert [(view.model.name, view.drawing.steps) for view in read.views] == [("star", 9), ("fast", 4), ("plain", 9)]
+    assert fast.drawing.model_copy(update={"steps": 9}) == star.drawing == plain.drawing
+    assert {view.model.device for view in read.on("cpu").views} == {"cpu"}
 
 
 def test_the_world_is_not_listened_to_without_keys(tmp_path):

@@ -36,4 +36,4 @@ def test_a_study_is_told_in_numbers_alone(served_engine, plain_config, tmp_path)
 def test_what_is_no_study_is_found_before_anything_is_served(served_engine, plain_config, tmp_path):
     (tmp_path / "findings.json").write_text("{}")
     with pytest.raises(ForeignFileError, match="findings"):
-        application(served_engine, plain_config.with_("page", study=tmp_path))
+        application([served_engine], plain_config.with_("page", study=tmp_path))

@@ -70,6 +70,18 @@ def test_each_line_is_answered_once_with_its_pictures_and_records(batch, tmp_pat
     assert run(["audit", "verify", str(tmp_path / "out" / "audit.jsonl")]) == DONE
 
 
+def test_a_line_names_the_model_that_draws_it(batch, tmp_path, tiny_checkpoint):
+    with (tmp_path / "serve.yaml").open("a") as file:
+        file.write(f"models: [{{name: slow, path: {tiny_checkpoint}, drawing: {{steps: 3}}}}]\n")
+    lines = [line("a", model="slow"), line("b", model="twig"), line("c"), line("d", model="none")]
+    status, results, errors = batch(lines)
+    told = {one["custom_id"]: one["response"]["body"]["data"][0]["twig"]["rows"] for one in results}
+    assert status == USER_ERROR
+    assert told["a"] > told["b"] == told["c"]
+    assert errors[0]["response"]["body"]["error"]["message"].endswith("there is 'twig', 'slow'")
+    assert run(["audit", "verify", str(tmp_path / "out" / "audit.jsonl")]) == DONE
+
+
 def test_bad_lines_are_named_and_the_rest_goes_on(batch, tmp_path, capsys):
     bad = [
         ("nonsense", "not valid JSON"),

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from browsing import PIXELS
-from servers import wait_for
+from servers import running, wait_for
 from twig.engine.records.manifest import Manifest
+from twig.engine.records.model_record import ModelRecord
+from twig.engine.serve.config import ServeConfig
 
 pytestmark = pytest.mark.serving
 
@@ -105,13 +107,29 @@ def test_a_refusal_shows_its_evidence_and_no_picture(opened):
     assert saved(tab, article, "Manifest").suggested_filename.startswith("twig-")
 
 
+def test_the_model_is_chosen_where_there_are_several(opened, served_engine, turbo_engine, plain_config, tmp_path):
+    models = [{"name": "turbo", "drawing": {"steps": 2, "rule": "refuse if ssim > 0.99", "preset": "off"}}]
+    config = ServeConfig(**{**plain_config.model_dump(), "records": {"folder": tmp_path}, "models": models})
+    with running(served_engine, config, turbo_engine) as server:
+        tab = opened(server)
+        assert tab.page.locator("#model-choice option").all_inner_texts() == ["twig", "turbo"]
+        tab.page.select_option("#model-choice", "turbo")
+        tab.page.locator("#rule-hint", has_text="ssim > 0.99").wait_for(state="attached")
+        assert tab.page.locator("#model").inner_text() == "turbo"
+        assert tab.page.locator("#dial").get_attribute("max") == "3", "its lightest preset is off"
+        tab.draw("a star")
+        manifest = json.loads(saved(tab, tab.ended("accepted"), "Manifest").path().read_text())
+    assert manifest["rule"] == "refuse if ssim > 0.99"
+    assert manifest["model"]["hashes"] == ModelRecord.of(turbo_engine.components).hashes
+
+
 def test_stopping_frees_the_server(opened, page_server):
     tab = opened()
     tab.draw(steps=50)
     tab.page.click("#stop")
     assert "Stopped" in tab.page.locator("article").first.inner_text()
     assert tab.page.locator("#status").inner_text() == "Stopped. Nothing is drawn any more."
-    wait_for(lambda: page_server.service.engine.engine.queued_rows == 0)
+    wait_for(lambda: page_server.service.load.rows == 0)
     tab.draw(steps=2)
     tab.ended("accepted")
 
