@@ -75,8 +75,8 @@ class Encoding:
             job.shared.texts = self._sized(job, draft)
             job.shared.final_texts = None if draft == final else self._sized(job, final)
             if other is not None:
-                (text,) = self._sized(job, [other])
-                job.shared.restated = Said(text, self._ids(other).flatten())
+                (said,) = self._sized(job, [other])
+                job.shared.restated = Said(said, self._ids(other).flatten())
             job.shared.input_ids = self._ids(draft[Branch.CONDITIONAL]).flatten()
             job.shared.hints = self._hints(job.shared.pictures)
             job.chunks = draft[Branch.CONDITIONAL].chunks

@@ -1,9 +1,16 @@
+import dataclasses
+
+import numpy as np
 import pytest
 
 from twig.benchmarks.copying.rewording import reordered
+from twig.engine.api.errors import InvalidRequestError
 from twig.engine.api.mechanisms import Avoidance, RestatedPrompt
+from twig.engine.api.request import GenerationRequest, SimilarityPolicy
+from twig.engine.api.settings import Stage
 from twig.engine.avoidance.restating import restated
 from twig.engine.avoidance.words import lexicon
+from twig.engine.engine import Engine
 
 KNOWN = lexicon(("background", "star", "house", "tree", "heart", "fish", "sky", "person"), frozenset({0, 6}))
 SAID = {
@@ -43,3 +50,36 @@ def test_each_retry_restates_for_longer():
     assert policy.escalated(1).restated_prompt.stop == pytest.approx(0.8)
     assert policy.escalated(4).restated_prompt.stop == 1
     assert Avoidance.off().restated_prompt is None
+
+
+def drawn(engine, prompt, restated_prompt=None):
+    policy = Avoidance.off().model_copy(update={"restated_prompt": restated_prompt})
+    stage, accept = Stage(steps=3), SimilarityPolicy(limits={}, retries=0)
+    wanted = GenerationRequest(prompt=prompt, seed=3, draft=stage, final=stage, avoidance=policy, similarity=accept)
+    (result,) = engine.generate(wanted)
+    return np.asarray(result.image)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_checkpoint):
+    return Engine.from_pretrained(tiny_checkpoint)
+
+
+def test_a_final_restated_throughout_is_the_other_prompts(engine):
+    prompt, other = "a red star and a square on a field untitled", "a square and a red star on a field"
+    whole = drawn(engine, prompt, RestatedPrompt(stop=1))
+    assert np.array_equal(whole, drawn(engine, other))
+    partly = drawn(engine, prompt, RestatedPrompt(stop=0.5))
+    assert not np.array_equal(partly, whole)
+    assert not np.array_equal(partly, drawn(engine, prompt))
+
+
+def test_a_prompt_that_lists_nothing_or_has_marks_is_drawn_as_it_is(engine):
+    for prompt in ("a red star", "a (red:1.3) star and a square"):
+        assert np.array_equal(drawn(engine, prompt, RestatedPrompt()), drawn(engine, prompt))
+
+
+def test_a_model_that_knows_no_objects_says_so(engine):
+    bare = Engine(dataclasses.replace(engine.components, segmenter=None))
+    with pytest.raises(InvalidRequestError, match="restated_prompt knows objects by a segmenter"):
+        drawn(bare, "a star and a square", RestatedPrompt())
