@@ -21,6 +21,7 @@ from .engine.api.mechanisms import MaskedAttention as MaskedAttention
 from .engine.api.mechanisms import MaskedNoise as MaskedNoise
 from .engine.api.mechanisms import MovedControl as MovedControl
 from .engine.api.mechanisms import Repulsion as Repulsion
+from .engine.api.mechanisms import RestatedPrompt as RestatedPrompt
 from .engine.api.request import Control as Control
 from .engine.api.request import Framing as Framing
 from .engine.api.request import Gate as Gate

@@ -29,13 +29,14 @@ class ProfileName(StrEnum):
     """How much is drawn."""
 
     SMALL = "small"
+    MEDIUM = "medium"
     FULL = "full"
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of rows, pictures and figures.")] = Path("build/copying"),
     profile: Annotated[
-        ProfileName, typer.Option(help="small takes minutes, full hours of one core.")
+        ProfileName, typer.Option(help="small takes minutes, medium hours, full a day of one core.")
     ] = ProfileName.SMALL,
     shard: Annotated[str, typer.Option(help="Which share of the cells: I/N, from 0.")] = "0/1",
     methods: Annotated[list[str] | None, typer.Option(help="Only these methods, by name.")] = None,

@@ -92,6 +92,7 @@ class Profile:
 
 PROFILES = {
     "small": Profile(main_seeds=6, seeds=3, main_fresh=12, fresh=6, sources=2, sweep=False),
+    "medium": Profile(main_seeds=16, seeds=16, main_fresh=64, fresh=64, sweep=False),
     "full": Profile(main_seeds=64, seeds=16, main_fresh=256, fresh=128),
 }
 

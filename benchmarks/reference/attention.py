@@ -36,14 +36,15 @@ class AttentionRule:
         self.policy = policy
         self.num_steps = num_steps
         self.mask = mask
-        self.tokens = tokens
+        self.tokens = self.now = tokens
         self.groups: list[str] = []
         self.masses: list[Tensor] = []
         self.scalars = torch.zeros(0, 3)
         self.obeys = torch.zeros(0)
 
-    def at(self, i: int, branches: Sequence[str]) -> None:
-        """Move to step `i`, whose rows are `branches`."""
+    def at(self, i: int, branches: Sequence[str], tokens: Tensor | None = None) -> None:
+        """Move to step `i`, whose rows are `branches`; tokens (5, T): of another text than the run's own."""
+        self.now = self.tokens if tokens is None else tokens
         scalars = attention_scalars(self.policy, i, self.num_steps, self.groups)
         self.scalars = torch.as_tensor(scalars).to(self.mask)
         self.obeys = torch.tensor([float(branch == "conditional") for branch in branches]).to(self.mask)
@@ -82,7 +83,7 @@ class MaskedCrossAttention:
                 attn.to_v(encoder_hidden_states),
             )
         )
-        b, bbar, c, g, pad = self.rule.tokens
+        b, bbar, c, g, pad = self.rule.now
         eta, rho, gamma = self.rule.scalars[self.layer]
         mask = F.adaptive_avg_pool2d(self.rule.mask[None, None], self.grids[q.shape[2]]).view(1, 1, -1, 1)
         on = (self.rule.obeys * (eta != 0)).view(-1, 1, 1, 1)

@@ -35,9 +35,9 @@ def initial_noise(components: Components, request: GenerationRequest, seed: int)
     return noise.to(components.unet.device)
 
 
-def encode(components: Components, request: GenerationRequest, branch: str) -> Text:
-    """What the networks read of a branch's prompt."""
-    chunks = chunks_of(components, request, branch)
+def encode(components: Components, request: GenerationRequest, branch: str, words: str | None = None) -> Text:
+    """What the networks read of a branch's prompt, or of other words in its place."""
+    chunks = chunks_of(components, request, branch, words)
     weights = torch.tensor(
         [chunk.all_weights(components.max_tokens) for chunk in chunks], device=components.unet.device
     )
@@ -75,19 +75,21 @@ def conditions(texts: Sequence[Text]) -> dict[str, Any]:
     return {"encoder_hidden_states": torch.cat([text.states for text in texts]), "added_cond_kwargs": added}
 
 
-def chunks_of(components: Components, request: GenerationRequest, branch: str) -> list[Chunk]:
-    """Chunks of a branch's prompt, as many as the other's has."""
-    own, other = (
-        chunked(components.tokenizer, prompt, request.prompt_syntax, components.max_tokens)
-        for prompt in (request.prompt, request.negative_prompt)
-    )
-    own, other = (own, other) if branch == "conditional" else (other, own)
-    return own + [Chunk()] * (len(other) - len(own))
+def chunks_of(components: Components, request: GenerationRequest, branch: str, words: str | None = None) -> list[Chunk]:
+    """Chunks of a branch's prompt, or of other words in its place, as many as the longer prompt has."""
+    prompts = {"conditional": request.prompt, "unconditional": request.negative_prompt}
+    count = max(len(_chunked(components, request, prompt)) for prompt in prompts.values())
+    own = _chunked(components, request, prompts[branch] if words is None else words)
+    return own + [Chunk()] * (count - len(own))
 
 
-def conditional_ids(components: Components, request: GenerationRequest) -> Tensor:
-    """Token ids (T,) of all chunks of the prompt."""
-    return token_ids(components, chunks_of(components, request, "conditional"), components.tokenizer).flatten()
+def _chunked(components: Components, request: GenerationRequest, text: str) -> list[Chunk]:
+    return chunked(components.tokenizer, text, request.prompt_syntax, components.max_tokens)
+
+
+def conditional_ids(components: Components, request: GenerationRequest, words: str | None = None) -> Tensor:
+    """Token ids (T,) of all chunks of the prompt, or of other words in its place."""
+    return token_ids(components, chunks_of(components, request, "conditional", words), components.tokenizer).flatten()
 
 
 def token_ids(components: Components, chunks: Sequence[Chunk], tokenizer: CLIPTokenizer) -> Tensor:

@@ -38,6 +38,8 @@ from .steering import (
     negative_guidance,
     repulsion,
     rescaled,
+    restated_tokens,
+    restated_words,
 )
 
 
@@ -148,10 +150,25 @@ def denoise(
     """One denoising run from the noise of `seed` to its last latent (1, C, h, w) float32."""
     unet, policy = components.unet, steering.policy
     texts = {branch: encode(components, request, branch) for branch in ("unconditional", "conditional")}
+    words = restated_words(components, request, policy)
+    other = None
+    if words is not None:
+        texts["restated"] = encode(components, request, "conditional", words)
+        other = restated_tokens(components, request, policy, words)
+
+    def restating(i: int) -> bool:
+        return (
+            policy.restated_prompt is not None and words is not None and policy.restated_prompt.active(i, evaluations)
+        )
+
+    def said(i: int) -> dict[str, Text]:
+        return texts | {"conditional": texts["restated"]} if restating(i) else texts
+
     stage = components.sampler.settled(stage)
+    evaluations = stage.evaluations
     scheduler = stage_scheduler(stage, components.scheduler, components.sampler, unet.device)
     x = starting_noise(components, request, seed, steering) * scheduler.init_noise_sigma
-    x = sharpened_noise(components, scheduler, x, texts, policy.initial_noise)
+    x = sharpened_noise(components, scheduler, x, said(0), policy.initial_noise)
     rule = attention_rule(components, request, stage, steering)
     with rule.installed(unet, x.shape[2:]) if rule else nullcontext():
         for i, t in enumerate(scheduler.timesteps):
@@ -160,9 +177,9 @@ def denoise(
                 branches: Sequence[str], hint: Tensor | None, x: Tensor = x, i: int = i, t: Tensor = t
             ) -> Tensor:
                 z = scheduler.scale_model_input(torch.cat([x] * len(branches)), t).to(unet.dtype)
-                text = conditions([texts[branch] for branch in branches])
+                text = conditions([said(i)[branch] for branch in branches])
                 if rule:
-                    rule.at(i, branches)
+                    rule.at(i, branches, other if restating(i) else None)
                 down, mid = control(components, i, stage, policy.moved_control, branches, hint, z, t, text)
                 residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
                 return unet(z, t, **text, **residuals).sample.float()

@@ -11,6 +11,8 @@ from ...engine.api.mechanisms import Avoidance, MaskedAttention, MovedControl, R
 from ...engine.api.request import GenerationRequest
 from ...engine.api.settings import Stage
 from ...engine.avoidance.conditioning import token_vectors
+from ...engine.avoidance.restating import restated
+from ...engine.avoidance.words import lexicon
 from ...engine.models.checkpoint import Components
 from .attention import AttentionRule
 from .inputs import conditional_ids, image_size
@@ -106,6 +108,22 @@ def control(
     controlled = torch.tensor([policy.rows == "both" or branch == "conditional" for branch in branches])
     keep = controlled.to(z).view(-1, 1, 1, 1)
     return [residual * keep for residual in down], mid * keep
+
+
+def restated_words(components: Components, request: GenerationRequest, policy: Avoidance) -> str | None:
+    """The prompt in another order, where the policy asks for it and it can be said so."""
+    if policy.restated_prompt is None or request.words != request.prompt:
+        return None
+    assert components.segmenter is not None, "a restated prompt needs a segmenter's labels"
+    return restated(request.prompt, lexicon(components.segmenter.labels, components.segmenter.background))
+
+
+def restated_tokens(components: Components, request: GenerationRequest, policy: Avoidance, words: str) -> Tensor:
+    """Token vectors (5, T) of a restated prompt; positions and spikes are the prompt's own."""
+    rule = policy.masked_attention
+    kinds = rule if rule is not None and rule.tokens in ("words", "padding", "all") else None
+    vectors = token_vectors(kinds, conditional_ids(components, request, words), components.tokenizer)
+    return vectors.to(components.unet.device)
 
 
 def attention_rule(

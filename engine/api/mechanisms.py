@@ -123,6 +123,18 @@ class Repulsion(Windowed):
     strength: float = Field(default=1.6, ge=0, le=10)
 
 
+class RestatedPrompt(Windowed):
+    """F: until `stop`, the final is drawn for the same said in another order; `twig.engine.avoidance.restating`.
+
+    Objects that the prompt lists ("a star and a house") are named the other way round, and words that only follow a
+    place ("a star in a grey room untitled", but not "a star in a grey room, untitled") wait until then. What is recited
+    is so for its very words, its background more than its objects. A prompt without either stays as it is, and so does
+    one with marks of its syntax.
+    """
+
+    stop: Fraction = 0.8
+
+
 class Avoidance(Settings):
     """How the final stage keeps away from the draft's shape; a mechanism that is None is off."""
 
@@ -132,6 +144,7 @@ class Avoidance(Settings):
     masked_attention: MaskedAttention | None = None
     moved_control: MovedControl | None = MovedControl()
     repulsion: Repulsion | None = None
+    restated_prompt: RestatedPrompt | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @classmethod
     def off(cls) -> Self:
@@ -149,8 +162,8 @@ class Avoidance(Settings):
         """Return the stronger policy of retry `attempt` (0 returns this one).
 
         Each retry delays guidance by another tenth of the steps (at most 40 %, and no longer by what is detected),
-        strengthens control by a quarter and lengthens it by a tenth, moves the initial noise a quarter further and
-        widens the balls of repulsion by a quarter.
+        strengthens control by a quarter and lengthens it by a tenth, moves the initial noise a quarter further, widens
+        the balls of repulsion by a quarter and restates the prompt for another tenth.
         """
         changes: dict[str, Any] = {}
         if attempt and self.delayed_guidance:
@@ -166,6 +179,9 @@ class Avoidance(Settings):
         if attempt and self.repulsion:
             radius = min(10.0, self.repulsion.radius * (1 + 0.25 * attempt))
             changes["repulsion"] = self.repulsion.model_copy(update={"radius": radius})
+        if attempt and self.restated_prompt:
+            stop = min(1.0, self.restated_prompt.stop + 0.1 * attempt)
+            changes["restated_prompt"] = self.restated_prompt.model_copy(update={"stop": stop})
         return self.model_copy(update=changes)
 
     def settled(self, transition: float | None) -> Self:

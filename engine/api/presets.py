@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .choices import Preset, Warp
-from .mechanisms import Avoidance, DelayedGuidance, MovedControl
+from .mechanisms import Avoidance, DelayedGuidance, MovedControl, RestatedPrompt
 from .request import Gate, SimilarityPolicy
 from .settings import Stage
 
@@ -45,14 +45,16 @@ class Bundle:
         return {"avoidance": self.avoidance, "gate": self.gate, "similarity": self.similarity, **stages}
 
 
-_COMPOSED = Avoidance(moved_control=MovedControl(warp=Warp.BANK))
+_COMPOSED = Avoidance(moved_control=MovedControl(warp=Warp.BANK), restated_prompt=RestatedPrompt())
 
 BUNDLES: Mapping[Preset, Bundle] = MappingProxyType(
     {
         Preset.OFF: Bundle(Avoidance.off(), None, SimilarityPolicy()),
         Preset.GENTLE: Bundle(
             Avoidance(
-                delayed_guidance=DelayedGuidance(stop=0.3), moved_control=MovedControl(scale=1.5, warp=Warp.BANK)
+                delayed_guidance=DelayedGuidance(stop=0.3),
+                moved_control=MovedControl(scale=1.5, warp=Warp.BANK),
+                restated_prompt=RestatedPrompt(stop=0.7),
             ),
             Gate(),
             SimilarityPolicy(retries=1),

@@ -28,14 +28,14 @@ _NUMBERS = {
 } | {"a": 1, "an": 1, "single": 1, "both": 2, "couple": 2, "pair": 2, "trio": 3, "dozen": 12}
 _SEVERAL = 2  # objects that a plural without a number stands for, at least
 _MOST = 99
-_DENIALS = frozenset({"no", "without", "not", "never", "minus"})
-_BOUNDARIES = frozenset({
+DENIALS = frozenset({"no", "without", "not", "never", "minus"})
+BOUNDARIES = frozenset({
     "and", "with", "on", "in", "at", "under", "over", "by", "near", "beside", "behind", "before", "above", "below",
     "of", "between", "against", "from", "to", "into", "onto", "next", "around", "inside", "outside", "but", "or", "is",
     "are", "beneath", "along", "across", "through", "for", "that", "which", "who", "while", "as", "like", ",", ".", ";",
     ":", "(", ")", "!", "?",
 })  # fmt: skip
-_TOKENS = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*|\d+|[,.;:()!?]")
+TOKENS = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*|\d+|[,.;:()!?]")
 _IRREGULAR = {
     "men": "man", "women": "woman", "children": "child", "people": "person", "mice": "mouse", "geese": "goose",
     "oxen": "ox", "wolves": "wolf", "calves": "calf", "shelves": "shelf", "leaves": "leaf", "loaves": "loaf",
@@ -72,7 +72,7 @@ class Lexicon:
 
     def read(self, prompt: str) -> tuple[Named, ...]:
         """The objects that a prompt names, in its order; what it says is not there, or is background, left out."""
-        tokens = _TOKENS.findall(prompt.lower())
+        tokens = TOKENS.findall(prompt.lower())
         return tuple(self._named(tokens))
 
     def _named(self, tokens: Sequence[str]) -> Iterator[Named]:
@@ -80,23 +80,23 @@ class Lexicon:
         start = at = 0
         denied = False
         while at < len(tokens):
-            length, label = self._match(tokens, at)
+            length, label = self.match(tokens, at)
             if not length:
                 token = tokens[at]
-                if token in _BOUNDARIES and not _joins(tokens, at):
+                if token in BOUNDARIES and not joins(tokens, at):
                     start = at + 1
                     denied = denied and token in ("or", "of")
-                denied = denied or token in _DENIALS
+                denied = denied or token in DENIALS
                 at += 1
                 continue
             end = at + length
-            if label is not None and label not in self.background and not denied and not self._modifies(tokens, end):
+            if label is not None and label not in self.background and not denied and not self.modifies(tokens, end):
                 yield self._one(label, tokens[start:at], _is_plural(tokens[at:end], self.phrases))
-            if not self._modifies(tokens, end):
+            if not self.modifies(tokens, end):
                 start = end
             at = end
 
-    def _match(self, tokens: Sequence[str], at: int) -> tuple[int, int | None]:
+    def match(self, tokens: Sequence[str], at: int) -> tuple[int, int | None]:
         """Length and label of the longest phrase that begins at `at`; length 0 where none does."""
         for length in range(min(4, len(tokens) - at), 0, -1):
             words = tuple(tokens[at : at + length])
@@ -105,9 +105,9 @@ class Lexicon:
                     return length, self.phrases[spelt]
         return 0, None
 
-    def _modifies(self, tokens: Sequence[str], end: int) -> bool:
+    def modifies(self, tokens: Sequence[str], end: int) -> bool:
         """Whether a noun that ends there only describes what follows: another noun, or a colour ("light blue")."""
-        return end < len(tokens) and (_colour(tokens[end]) is not None or self._match(tokens, end)[0] > 0)
+        return end < len(tokens) and (_colour(tokens[end]) is not None or self.match(tokens, end)[0] > 0)
 
     def _one(self, label: int, before: Sequence[str], plural: bool) -> Named:
         colour = _said_colour(before) if label != self.people else None
@@ -143,7 +143,7 @@ def singular(word: str) -> str:
 
 
 def _words(phrase: str) -> tuple[str, ...]:
-    return tuple(_TOKENS.findall(phrase.lower()))
+    return tuple(TOKENS.findall(phrase.lower()))
 
 
 def _is_plural(words: Sequence[str], phrases: Mapping[tuple[str, ...], int | None]) -> bool:
@@ -151,7 +151,7 @@ def _is_plural(words: Sequence[str], phrases: Mapping[tuple[str, ...], int | Non
     return tuple(words) not in phrases or words[-1] in _IRREGULAR
 
 
-def _joins(tokens: Sequence[str], at: int) -> bool:
+def joins(tokens: Sequence[str], at: int) -> bool:
     """Whether a word that usually ends a noun phrase stands within one: "a pair of stars", "a red and blue house"."""
     if not 0 < at < len(tokens) - 1:
         return False

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +14,20 @@ from ..models.networks import EncodedText
 from .job import Trajectory
 
 
+class Said(NamedTuple):
+    """A text, and what belongs to its tokens: their ids (T,), or their vectors (5, T) once a run is to read them."""
+
+    text: EncodedText
+    tokens: Tensor
+
+
 @dataclass
 class Shared:
     """What a request's images have in common.
 
     source: the picture that takes the draft's place, (1, 3, H, W) in [0, 1]. texts by `Branch`; final_texts: those of
-    the finals, where they have other adapters than the draft. pictures: control images of further ControlNets by name,
+    the finals, where they have other adapters than the draft. restated: the prompt said in another order, for finals,
+    where that is asked for and can be. pictures: control images of further ControlNets by name,
     (1, 3, H, W) in [0, 1]; hints (width, h, w): these embedded. reference: draft or source, (1, 3, H, W), where the
     networks are; drawn (H, W, 3) uint8: a draft as a picture; previewed: latent (C, h, w) of a draft of which both are
     a preview, until something is measured by it. labels, mask (H, W): what
@@ -34,6 +43,7 @@ class Shared:
     pictures: Mapping[str, Tensor] = field(default_factory=dict)
     hints: Mapping[str, Tensor] = field(default_factory=dict)
     final_texts: tuple[EncodedText, ...] | None = None
+    restated: Said | None = None
     reference: Tensor | None = None
     drawn: np.ndarray | None = None
     previewed: Tensor | None = None
@@ -63,7 +73,7 @@ class Own:
     its objects are those of the draft rather than those that the prompt names. drawn (H, W, 3) uint8: the last
     attempt's picture; image (3, H, W): its pixels, where it is explained. noise (C, h, w): what the running attempt
     starts from; moved (C, h, w): what sharpness steps made of it, where it is explained. masses: attention of each
-    step.
+    step. turns: what the conditional text becomes at some steps of the running attempt, by step.
     """
 
     seed: int = 0
@@ -79,6 +89,7 @@ class Own:
     masses: list[Tensor] = field(default_factory=list)
     noise: Tensor | None = None
     moved: Tensor | None = None
+    turns: dict[int, Said] = field(default_factory=dict)
 
 
 def attempt_seed(seed: int, index: int, attempt: int) -> int:

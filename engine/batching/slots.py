@@ -129,7 +129,7 @@ class Arena:
             torch.tensor(state.sharpness),
             torch.zeros(self.masks.shape[1:]) if state.mask is None else state.mask,
             torch.zeros(self.pyramid.shape[1:]) if state.pyramid is None else state.pyramid,
-            self._tokens(state),
+            self._tokens(state.tokens, state.texts[0].num_tokens),
         ]
         *values, columns = sent([*values, state.columns], self.latents.device)
         for target, value in zip(targets, values, strict=True):
@@ -146,19 +146,29 @@ class Arena:
             control.write(slot, state.further.get(name), [text.further[name] for text in state.texts])
         self.lengths[slot] = state.texts[0].num_tokens
         for branch, text in enumerate(state.texts):
-            context = slot * NUM_BRANCHES + branch
-            write_text(context, self.text_kv, self.more_text_kv, text.unet)
-            write_text(context, self.control_kv, self.more_control_kv, text.controlnet)
-            for arena, condition in zip(self.added, text.added, strict=True):
-                arena[context] = condition
+            self._write_text(slot * NUM_BRANCHES + branch, text)
 
-    def _tokens(self, state: SlotState) -> Tensor:
-        """Token vectors (5, longest) of a run, hidden behind its own texts."""
+    def say(self, slot: int, text: EncodedText, tokens: Tensor) -> None:
+        """Let a text, of as many tokens, take the place of the conditional one of a run; tokens (5, T): its vectors."""
+        context = slot * NUM_BRANCHES + Branch.CONDITIONAL
+        (sent_tokens,) = sent([self._tokens(tokens, text.num_tokens)], self.tokens.device)
+        self.tokens[slot] = sent_tokens
+        self._write_text(context, text)
+        for name, control in self.controls.items():
+            write_text(context, control.text_kv, control.more_kv, text.further[name])
+
+    def _write_text(self, context: int, text: EncodedText) -> None:
+        write_text(context, self.text_kv, self.more_text_kv, text.unet)
+        write_text(context, self.control_kv, self.more_control_kv, text.controlnet)
+        for arena, condition in zip(self.added, text.added, strict=True):
+            arena[context] = condition
+
+    def _tokens(self, own: Tensor | None, length: int) -> Tensor:
+        """Token vectors (5, longest) of a run, hidden behind its own texts, which have so many tokens."""
         tokens = neutral_tokens(1, self.longest)[0]
-        length = state.texts[0].num_tokens
         tokens[TokenRow.PAD, length:] = HIDDEN
-        if state.tokens is not None:
-            tokens[:, :length] = state.tokens
+        if own is not None:
+            tokens[:, :length] = own
         return tokens
 
     def tensors(self) -> list[Tensor]:

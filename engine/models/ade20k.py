@@ -34,6 +34,15 @@ BACKGROUND = frozenset({
 # fmt: on
 """Names of labels without a shape of their own: what surrounds a subject, rather than being one."""
 
+# fmt: off
+SETTINGS = frozenset({
+    "room", "living room", "bedroom", "kitchen", "bathroom", "studio", "snow", "ice", "forest", "wood", "jungle",
+    "park", "garden", "city", "town", "village", "countryside", "landscape", "night", "space", "fog", "mist", "rain",
+    "storm", "dusk", "dawn", "sunset", "sunrise",
+})
+# fmt: on
+"""Nouns for where a scene is set that are no label."""
+
 SYNONYMS: Mapping[str, str] = MappingProxyType({
     "building": "block of flats, apartment building, office, church, cathedral, temple, castle, barn, palace, shop, "
     "store, school, hospital, factory, cafe, restaurant, hotel, museum, warehouse, mosque, chapel, library",

@@ -127,6 +127,9 @@ def _done(result: GenerationResult, explanation: Explanation) -> Iterator[str]:
     if policy.delayed_guidance is not None:
         waited = sum(policy.delayed_guidance.active(step, steps) for step in range(steps))
         yield f"The prompt took hold after {waited} of {steps} steps."
+    if policy.restated_prompt is not None:
+        others = sum(policy.restated_prompt.active(step, steps) for step in range(steps))
+        yield f"What the prompt lists, if anything, was said in another order for {others} of {steps} steps."
     if (overlap := _overlap(result)) is not None:
         yield f"ControlNet drew the objects where they overlap the draft's by {overlap:.0%}."
     if (arranged := result.scores.get("arrangement")) is not None and "background" in result.scores:

@@ -12,6 +12,7 @@ from ..api.event import State
 from ..batching.arenas import Arenas
 from ..batching.denoising import Bucket
 from ..batching.job import DENOISING, Job
+from ..batching.slots import Arena
 from ..models.networks import MassRecord
 from ..models.pictures import eight_bits
 from ..models.transfers import fetched
@@ -49,6 +50,7 @@ class Denoising:
         """
         with self.arenas.streams.step() as mark:
             loop = self.arenas.loop(jobs[0].shape)
+            _turn(loop.arena, jobs)
             loop.stepping(jobs, mark)
             heard = _heard(jobs)
             record = MassRecord() if heard else None
@@ -84,6 +86,17 @@ class Denoising:
                 job.own.masses.append(kept)
 
 
+@torch.inference_mode()
+def _turn(arena: Arena, jobs: Sequence[Job]) -> None:
+    """Let finals whose prompt is said otherwise from the coming step on read that; to do so twice changes nothing."""
+    for job in jobs:
+        assert job.trajectory is not None
+        said = job.own.turns.get(job.trajectory.step) if job.state is State.FINALISING else None
+        if said is not None:
+            assert job.slot is not None
+            arena.say(job.slot, *said)
+
+
 def _heard(jobs: Sequence[Job]) -> dict[Job, _Heard]:
     """What is recorded of the coming step of `jobs`."""
     heard, first = {}, 0
@@ -91,7 +104,7 @@ def _heard(jobs: Sequence[Job]) -> dict[Job, _Heard]:
         assert job.trajectory is not None
         branches = [row.branch for row in job.trajectory.rows]
         if _recorded(job):
-            found = Branch.CONDITIONAL in branches
+            found = Branch.CONDITIONAL in branches and not _restated(job)
             row = first + branches.index(Branch.CONDITIONAL) if found else None
             heard[job] = _Heard(row, bool(job.trajectory.probes))
         first += len(branches)
@@ -104,3 +117,12 @@ def _recorded(job: Job) -> bool:
         return job.request.explain
     rule = job.request.avoidance.masked_attention
     return job.state is State.DRAFTING and rule is not None and rule.listens
+
+
+def _restated(job: Job) -> bool:
+    """Whether the job's coming step reads other tokens than its prompt's."""
+    if job.state is not State.FINALISING or job.shared.restated is None:
+        return False
+    restating, run = job.own.policy.restated_prompt, job.trajectory
+    assert run is not None
+    return restating is not None and restating.active(run.step, len(run.plan))

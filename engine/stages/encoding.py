@@ -13,7 +13,10 @@ from transformers import CLIPTokenizer
 from ..api.choices import PromptSyntax
 from ..api.request import GenerationRequest
 from ..api.settings import Stage
+from ..avoidance.restating import restated
+from ..avoidance.words import lexicon
 from ..backends.networks import Networks
+from ..batching.carried import Said
 from ..batching.job import Job
 from ..models.adapters import AdapterRows, Chosen, adapter_tensors
 from ..models.checkpoint import Components
@@ -60,16 +63,20 @@ class Encoding:
         asked = [
             (self._asked(job.request, job.request.draft), self._asked(job.request, job.request.final)) for job in jobs
         ]
-        wanted = {text for stages in asked for pair in stages for text in pair}
+        others = [self._restated(job.request, final) for job, (_, final) in zip(jobs, asked, strict=True)]
+        wanted = {text for stages in asked for pair in stages for text in pair} | {text for text in others if text}
         new = sorted(wanted - self._texts.keys(), key=lambda text: (*_kind(text), str(text)))
         groups = [list(alike) for _, alike in groupby(new, _kind)]
         read = [self._read(group) for group in groups]
         there = iter(sent([tensor for tensors in read for tensor in tensors], self.networks.device) if read else ())
         for group, tensors in zip(groups, read, strict=True):
             self._texts |= zip(group, self._encoded(group, [next(there) for _ in tensors]), strict=True)
-        for job, (draft, final) in zip(jobs, asked, strict=True):
+        for job, (draft, final), other in zip(jobs, asked, others, strict=True):
             job.shared.texts = self._sized(job, draft)
             job.shared.final_texts = None if draft == final else self._sized(job, final)
+            if other is not None:
+                (said,) = self._sized(job, [other])
+                job.shared.restated = Said(said, self._ids(other).flatten())
             job.shared.input_ids = self._ids(draft[Branch.CONDITIONAL]).flatten()
             job.shared.hints = self._hints(job.shared.pictures)
             job.chunks = draft[Branch.CONDITIONAL].chunks
@@ -86,10 +93,10 @@ class Encoding:
         hints = [c.embed_hint(i.to(self.networks.dtype))[0] for c, i in zip(controllers, images, strict=True)]
         return dict(zip(pictures, hints, strict=True))
 
-    def _sized(self, job: Job, pair: Pair) -> tuple[EncodedText, ...]:
-        """Encoded texts for the job's picture, by `Branch`."""
+    def _sized(self, job: Job, texts: Sequence[Wanted]) -> tuple[EncodedText, ...]:
+        """Encoded texts for the job's picture, in the order given: of a `Pair` by `Branch`."""
         sizes = job.request.framing.sizes(*(side * self.components.vae_scale_factor for side in job.shape))
-        return tuple(self.networks.denoiser.sized(self._texts[text], sizes) for text in pair)
+        return tuple(self.networks.denoiser.sized(self._texts[text], sizes) for text in texts)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Plain prompts of one chunk each -> token ids (B, T) int64, padded."""
@@ -113,6 +120,17 @@ class Encoding:
         adapters = self.components.chosen(stage)
         conditional = Wanted(request.prompt, syntax, request.clip_skip, count, adapters)
         return Wanted(unsaid, syntax, None, count, adapters), conditional
+
+    def _restated(self, request: GenerationRequest, final: Pair) -> Wanted | None:
+        """The prompt of finals said in another order; None where that is not asked for, or it lists nothing.
+
+        One with marks of its syntax stays as it is written.
+        """
+        segmenter = self.components.segmenter
+        if request.avoidance.restated_prompt is None or segmenter is None or request.words != request.prompt:
+            return None
+        words = restated(request.prompt, lexicon(segmenter.labels, segmenter.background))
+        return None if words is None else final[Branch.CONDITIONAL]._replace(prompt=words)
 
     def _chunks(self, prompt: str | None, syntax: PromptSyntax) -> list[Chunk]:
         return chunked(self._tokenizers[0], prompt or "", syntax, self.components.max_tokens)

@@ -12,15 +12,16 @@ from ..api.settings import Stage
 from ..avoidance.conditioning import mask_pyramid, masked_noise_columns, token_vectors, transition_point
 from ..avoidance.initial_noise import initial_noise, sharpness_lengths, sharpness_probes
 from ..batching.arenas import Arenas
-from ..batching.carried import Own, attempt_seed, witness_seed
+from ..batching.carried import Own, Said, attempt_seed, witness_seed
 from ..batching.job import Job, Trajectory
 from ..batching.slots import SlotState
 from ..judging.gate import witness_plan
 from ..models.attention import latent_grids
 from ..models.checkpoint import Components
+from ..models.networks import EncodedText
 from ..models.transfers import sent
 from ..sampling.noise import seeded_noise
-from ..sampling.rows import plan_rows
+from ..sampling.rows import Branch, plan_rows
 from ..sampling.solver import SolverTable, stage_table
 
 
@@ -75,15 +76,16 @@ class Starting:
         latent_mask = F.adaptive_avg_pool2d(mask[None, None], job.shape)[0, 0]
         fresh, drafts = (self._noise(job, seed) for seed in (own.seed, request.seed))
         own.noise = initial_noise(policy.initial_noise, fresh, drafts, latent_mask, own.seed) * table.init_noise_sigma
-        drawn = _drawn(shared.masses)
+        texts = shared.texts if shared.final_texts is None else shared.final_texts
+        first, own.turns = self._said(job, texts[Branch.CONDITIONAL])
         state = SlotState(
             latent=own.noise,
             columns=masked_noise_columns(table, policy.masked_noise),
             seed=own.seed,
-            texts=shared.texts if shared.final_texts is None else shared.final_texts,
+            texts=(texts[Branch.UNCONDITIONAL], first.text),
             mask=latent_mask,
             pyramid=mask_pyramid(mask, latent_grids(job.shape, self.arenas.networks.denoiser.num_levels)),
-            tokens=token_vectors(policy.masked_attention, shared.input_ids, self.components.tokenizer, drawn),
+            tokens=first.tokens,
             hints=self._hints(job),
             sharpness=sharpness_lengths(policy.initial_noise, table, own.noise.shape),
             further=shared.hints,
@@ -91,6 +93,20 @@ class Starting:
         plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control, request.controls, job.embedded)
         probes = sharpness_probes(policy.initial_noise)
         self._start(job, state, request.final, Trajectory(plan, tuple(table.timesteps.tolist()), probes))
+
+    def _said(self, job: Job, prompt: EncodedText) -> tuple[Said, dict[int, Said]]:
+        """What an attempt's conditional text is at first, and what it becomes at which steps."""
+        shared, policy, steps = job.shared, job.own.policy, job.request.final.evaluations
+        rule, tokenizer, restating = policy.masked_attention, self.components.tokenizer, policy.restated_prompt
+        own = Said(prompt, token_vectors(rule, shared.input_ids, tokenizer, _drawn(shared.masses)))
+        if restating is None or shared.restated is None:
+            return own, {}
+        other, ids = shared.restated
+        # Positions and spikes are of the prompt's own tokens.
+        kinds = rule if rule is not None and not rule.listens and isinstance(rule.tokens, str) else None
+        restated = Said(other, token_vectors(kinds, ids, tokenizer))
+        said = [restated if restating.active(step, steps) else own for step in range(steps)]
+        return said[0], {step: said[step] for step in range(1, steps) if said[step] is not said[step - 1]}
 
     @torch.inference_mode()
     def deliver_draft(self, job: Job) -> None:

@@ -16,6 +16,7 @@ from twig.engine.api.mechanisms import (
     MaskedAttention,
     MaskedNoise,
     MovedControl,
+    RestatedPrompt,
 )
 from twig.engine.api.request import Gate, GenerationRequest
 from twig.engine.api.settings import Solver, Stage
@@ -43,9 +44,11 @@ policies = st.builds(
         gain=st.sampled_from([1.0, 0.5]),
         tokens=st.sampled_from(["words", "padding", "all", "spikes"]),
     ),
+    restated_prompt=st.none() | st.builds(RestatedPrompt, stop=st.sampled_from([0.5, 1.0])),
     moved_control=st.none()
     | st.builds(
         MovedControl,
+        RestatedPrompt,
         rows=st.sampled_from(["both", "conditional"]),
         negative=st.sampled_from([0.0, 0.5]),
         negative_against=st.sampled_from(["moved", "none"]),

@@ -14,6 +14,7 @@ from twig.engine.api.mechanisms import (
     MaskedNoise,
     MovedControl,
     Repulsion,
+    RestatedPrompt,
 )
 from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.settings import Stage
@@ -53,7 +54,9 @@ CASES = {
     ),
     "repulsion": OFF.model_copy(update={"repulsion": Repulsion(radius=1.5)}),
     "initial noise": OFF.model_copy(update={"initial_noise": InitialNoise(resample=0.8)}),
+    "restated prompt": OFF.model_copy(update={"restated_prompt": RestatedPrompt(start=0.3, stop=0.7)}),
     "everything": Avoidance(
+        restated_prompt=RestatedPrompt(),
         masked_noise=MaskedNoise(),
         masked_attention=MaskedAttention(scale=1.2),
         initial_noise=InitialNoise(),
@@ -63,6 +66,7 @@ CASES = {
 
 
 PROMPTS = ("a red star", "a (red:1.3) star", "a red star BREAK the [moon]", "a red star on the moon, " * 25)
+LISTED = "a red star and a square on a field untitled"
 
 
 def steered(seed, solver):
@@ -80,7 +84,7 @@ def fitting_solver(policy, seed):
 
 def request(policy, seed, solver):
     return GenerationRequest(
-        prompt=PROMPTS[seed % len(PROMPTS)],
+        prompt=LISTED if policy.restated_prompt is not None else PROMPTS[seed % len(PROMPTS)],
         negative_prompt="blue",
         seed=seed,
         draft=Stage(steps=2 + seed % 2, solver=solver),

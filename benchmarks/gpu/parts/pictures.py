@@ -18,6 +18,7 @@ from ....engine.api.mechanisms import (
     MaskedNoise,
     MovedControl,
     Repulsion,
+    RestatedPrompt,
 )
 from ....engine.api.presets import BUNDLES
 from ....engine.api.request import GenerationRequest, SimilarityPolicy
@@ -58,6 +59,7 @@ def policies() -> dict[str, dict[str, Any]]:
         "negative control": {"moved_control": MovedControl(negative=0.5)},
         "composed map": {"moved_control": MovedControl(warp=Warp.BANK)},
         "repulsion": {"repulsion": Repulsion()},
+        "restated prompt": {"restated_prompt": RestatedPrompt()},
     }
     found: dict[str, dict[str, Any]] = {
         f"preset {preset.value}": dict(BUNDLES[preset].settings) for preset in Preset if preset in BUNDLES

@@ -15,6 +15,7 @@ def test_presets_grow_heavier_from_off_to_strict():
     gentle, default, strict = (BUNDLES[preset].avoidance for preset in list(Preset)[1:])
     assert gentle.moved_control.scale < default.moved_control.scale < strict.moved_control.scale
     assert gentle.delayed_guidance.stop < default.delayed_guidance.stop
+    assert gentle.restated_prompt.stop < default.restated_prompt.stop < strict.restated_prompt.stop
     assert {policy.moved_control.warp for policy in (gentle, default, strict)} == {Warp.BANK}
     assert BUNDLES[Preset.GENTLE].gate is not None, "who is gentle leaves what is not recalled as it is"
     assert BUNDLES[Preset.DEFAULT].gate is BUNDLES[Preset.STRICT].gate is None, "and the others trust no detector"
