@@ -23,7 +23,7 @@ from ..asking import Asking
 from ..bodies import ImageBody, from_values
 from ..config import ServeConfig
 from ..errors import SERVER, ApiError, told
-from ..keeping import Kept
+from ..keeping import Kept, signer_of
 from ..keys import LOCAL
 from ..served import names_of, picked
 from .ledger import Answered
@@ -58,9 +58,10 @@ class Drawer:
 
     def __init__(self, engines: Sequence[Engine], config: ServeConfig, out: Path) -> None:
         log = AuditLog(config.records.log or out / LOG_NAME, prompts=config.records.prompts, root=out)
+        signer = signer_of(config.records)
         self.models: dict[str, Drawing] = {}
         for engine, view in zip(engines, config.views, strict=True):
-            drawing = Drawing(engine, Asking.over(engine, view), OutputFolder.of(engine, out, log))
+            drawing = Drawing(engine, Asking.over(engine, view), OutputFolder.of(engine, out, log, signer))
             self.models.update(dict.fromkeys(names_of(view), drawing))
         self.each = tuple(dict.fromkeys(self.models.values()))
         self._window = min(drawing.window for drawing in self.each)
