@@ -23,6 +23,9 @@ from .bodies import ImageBody
 from .errors import SERVER, ApiError
 from .keeping import Kept
 
+UNJUDGED = frozenset({Verdict.FAILED, Verdict.CANCELLED, Verdict.EXPIRED})
+"""Verdicts of images that nothing was found out about."""
+
 _QUALITY = 90
 
 
@@ -65,11 +68,14 @@ class Answers:
             "data": [self._one(answer) for answer in ordered],
         }
 
-    def completed(self, answer: Answer, name: str) -> dict[str, Any]:
-        """The event that ends the stream `name`, "image_generation" or "image_edit". Raises ApiError as `whole`."""
-        self.check([answer])
-        picture = self._one(answer)
-        return self._event(f"{name}.completed", answer.result.image) | picture | {"usage": self._usage([answer])}
+    def completed(self, answer: Answer, name: str, first: bool) -> dict[str, Any]:
+        """The event that ends a picture of the stream `name`, "image_generation" or "image_edit".
+
+        first: whether it is the first of its stream, which counts what all have in common, so that the usage of all
+        events is the request's.
+        """
+        event, usage = self._event(f"{name}.completed", answer.result.image), self._usage([answer], common=first)
+        return event | self._one(answer) | {"usage": usage}
 
     def partial(self, image: Image.Image, number: int, name: str, told: dict[str, Any]) -> dict[str, Any]:
         """The event of a draft or a preview, `number` of the stream; `told`: what Twig says of it."""
@@ -154,15 +160,18 @@ class Answers:
         image = next((result.image for result in results if result.image is not None), None)
         return None if image is None else f"{image.width}x{image.height}"
 
-    def _usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """Tokens in, rows of the UNet out: what the request cost. Its draft and gate are counted once."""
-        first = answers[0].result
-        rows = first.rows + sum(attempt.rows for answer in answers[1:] for attempt in answer.result.attempts)
+    def _usage(self, answers: Sequence[Answer], common: bool = True) -> dict[str, Any]:
+        """Tokens in, rows of the UNet out. common: count prompt, draft and gate, which are there once."""
+        rows = sum(attempt.rows for answer in answers for attempt in answer.result.attempts)
+        tokens = self.prompt_tokens if common else 0
+        if common:
+            first = answers[0].result
+            rows += first.rows - sum(attempt.rows for attempt in first.attempts)
         return {
-            "input_tokens": self.prompt_tokens,
-            "input_tokens_details": {"text_tokens": self.prompt_tokens, "image_tokens": 0},
+            "input_tokens": tokens,
+            "input_tokens_details": {"text_tokens": tokens, "image_tokens": 0},
             "output_tokens": rows,
-            "total_tokens": self.prompt_tokens + rows,
+            "total_tokens": tokens + rows,
         }
 
     def _file(self, image: Image.Image) -> bytes:

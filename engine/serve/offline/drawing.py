@@ -12,13 +12,13 @@ from ...api.errors import InvalidRequestError, TwigError
 from ...api.event import Event
 from ...api.portable import finite
 from ...api.request import GenerationRequest
-from ...api.result import GenerationResult, Verdict
+from ...api.result import GenerationResult
 from ...engine import Engine
 from ...records.audit import LOG_NAME, AuditLog, file_hash
 from ...records.manifest import Manifest
 from ...records.naming import run_name
 from ...records.output import OutputFolder, manifest_beside
-from ..answers import account
+from ..answers import UNJUDGED, account
 from ..asking import Asking
 from ..bodies import ImageBody, from_values
 from ..config import ServeConfig
@@ -28,9 +28,6 @@ from ..keys import LOCAL
 from ..served import names_of, picked
 from .ledger import Answered
 from .lines import Entry, Line, entry_of, key_of
-
-_ENDLESS = {Verdict.FAILED, Verdict.EXPIRED, Verdict.CANCELLED}
-"""Verdicts of images that were not judged."""
 
 _IN_FILES = "a batch's pictures and records lie in its folder; leave it out"
 
@@ -141,7 +138,7 @@ class Drawer:
         ordered = sorted(running.results, key=lambda result: result.index)
         images = [_image(result, running.drawing.folder) for result in ordered]
         line, entry = running.line, running.entry
-        if all(result.verdict in _ENDLESS for result in running.results):
+        if all(result.verdict in UNJUDGED for result in running.results):
             message = running.results[0].error or "not finished in time"
             error = ApiError(500, "generation_failed", message, type=SERVER, more={"twig": images[0]["twig"]})
             return _refused(line, entry, error)
