@@ -25,7 +25,8 @@ LABEL = "twig.record"
 _ALGORITHMS = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512", "ed25519": "ED25519", "rsa": "PS256"}
 _OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
 _MOST = MEBIBYTE  # bytes of a certificate with its chain, or of a key
-_CHUNK = b"caBX"  # of a PNG, which holds its credentials
+_KINDS = {"png": (b"\x89PNG", b"caBX"), "jpeg": (b"\xff\xd8", b"jumb"), "webp": (b"RIFF", b"C2PA")}
+"""Formats by name: how a file begins, and what marks the credentials in it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Signer:
         return signer
 
     def sign(self, picture: bytes, manifest_sha256: str, model_sha256: str) -> bytes:
-        """Return a PNG with credentials in it; its pixels and its XMP packet stay as they are."""
+        """Return a PNG, JPEG or WebP with credentials in it; its pixels and its XMP packet stay as they are."""
         c2pa = _c2pa()
         algorithm = getattr(c2pa.C2paSigningAlg, self.algorithm)
         info = c2pa.C2paSignerInfo(alg=algorithm, sign_cert=self.certificate, private_key=self.key, ta_url=None)
@@ -64,7 +65,7 @@ class Signer:
                 c2pa.Signer.from_info(info) as signer,
                 c2pa.Builder(json.dumps(_claim(manifest_sha256, model_sha256))) as builder,
             ):
-                builder.sign(signer, "image/png", io.BytesIO(picture), signed)
+                builder.sign(signer, f"image/{_kind_of(picture)}", io.BytesIO(picture), signed)
         except c2pa.C2paError as error:
             raise RecordError(str(error)) from error
         return signed.getvalue()
@@ -89,18 +90,19 @@ class Credentials:
 
 
 def credentials_of(picture: bytes) -> Credentials | None:
-    """Read and verify what a PNG says of itself, None where it says nothing.
+    """Read and verify what a PNG, JPEG or WebP says of itself, None where it says nothing, or is another file.
 
     Raises RecordError for credentials that cannot be read, among them any, without the extra `sign`.
     """
-    if _CHUNK not in picture:
+    kind = _kind_of(picture)
+    if kind is None or _KINDS[kind][1] not in picture:
         return None
     c2pa = _c2pa()
     try:
         with (
             c2pa.Settings.from_dict(_OFFLINE) as settings,
             c2pa.Context(settings) as context,
-            c2pa.Reader("image/png", io.BytesIO(picture), context=context) as reader,
+            c2pa.Reader(f"image/{kind}", io.BytesIO(picture), context=context) as reader,
         ):
             found = json.loads(reader.json())
     except c2pa.C2paError as error:
@@ -108,6 +110,11 @@ def credentials_of(picture: bytes) -> Credentials | None:
             return None
         raise RecordError(f"its content credentials cannot be read: {error}") from error
     return _read_off(found)
+
+
+def _kind_of(picture: bytes) -> str | None:
+    """The format of a picture's file, None for one of none of them."""
+    return next((kind for kind, (start, _) in _KINDS.items() if picture.startswith(start)), None)
 
 
 def _read_off(found: dict[str, Any]) -> Credentials:

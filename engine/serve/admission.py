@@ -61,6 +61,11 @@ class Admission:
         self.tenants.charge(key, rows)
         return rows
 
+    async def give_back(self, key: Key, request: GenerationRequest) -> None:
+        """Return what `charge` took for a request of which nothing was drawn."""
+        _, rows = await asyncio.to_thread(self._at_the_door, request)
+        self.tenants.give_back(key.id, rows)
+
     async def expected_wait(self) -> float:
         """Seconds that what is queued will take; 0 before anything was measured."""
         rate = self.engine.rows_per_second

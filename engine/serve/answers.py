@@ -3,7 +3,7 @@
 import base64
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,6 +23,9 @@ from .bodies import ImageBody
 from .errors import SERVER, ApiError
 from .keeping import Kept
 
+UNJUDGED = frozenset({Verdict.FAILED, Verdict.CANCELLED, Verdict.EXPIRED})
+"""Verdicts of images that nothing was found out about."""
+
 _QUALITY = 90
 
 
@@ -36,12 +39,20 @@ class Answer(NamedTuple):
 class Answers:
     """Words answers to one request. deliver_reviews: whether pictures that are left to a person are shown.
 
-    prompt_tokens: how many its prompt has.
+    prompt_tokens: how many its prompt has. sign: gives a final's file content credentials of its record. The methods
+    encode and sign, and belong into a thread.
     """
 
-    def __init__(self, body: ImageBody, request: GenerationRequest, deliver_reviews: bool, prompt_tokens: int) -> None:
+    def __init__(
+        self,
+        body: ImageBody,
+        request: GenerationRequest,
+        deliver_reviews: bool,
+        prompt_tokens: int,
+        sign: Callable[[bytes, Kept], bytes] = lambda picture, _: picture,
+    ) -> None:
         self.body, self.request, self.deliver_reviews = body, request, deliver_reviews
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens, self.sign = prompt_tokens, sign
         self.created = int(time.time())
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -57,16 +68,19 @@ class Answers:
             "data": [self._one(answer) for answer in ordered],
         }
 
-    def completed(self, answer: Answer, name: str) -> dict[str, Any]:
-        """The event that ends the stream `name`, "image_generation" or "image_edit". Raises ApiError as `whole`."""
-        self.check([answer])
-        picture = self._one(answer)
-        return self._event(f"{name}.completed", answer.result.image) | picture | {"usage": self._usage([answer])}
+    def completed(self, answer: Answer, name: str, first: bool) -> dict[str, Any]:
+        """The event that ends a picture of the stream `name`, "image_generation" or "image_edit".
+
+        first: whether it is the first of its stream, which counts what all have in common, so that the usage of all
+        events is the request's.
+        """
+        event, usage = self._event(f"{name}.completed", answer.result.image), self._usage([answer], common=first)
+        return event | self._one(answer) | {"usage": usage}
 
     def partial(self, image: Image.Image, number: int, name: str, told: dict[str, Any]) -> dict[str, Any]:
         """The event of a draft or a preview, `number` of the stream; `told`: what Twig says of it."""
         event = self._event(f"{name}.partial_image", image)
-        return event | {"b64_json": self._text(image), "partial_image_index": number, "twig": told}
+        return event | {"b64_json": _text(self._file(image)), "partial_image_index": number, "twig": told}
 
     def check(self, answers: Sequence[Answer]) -> None:
         """Raise ApiError where no answer holds a picture, and one of them says why: all of them, or the only one."""
@@ -96,7 +110,7 @@ class Answers:
         """What is told to those alone who ask for it, where there is such a thing."""
         result, wanted, said = answer.result, self.body.twig, dict[str, Any]()
         if wanted.draft and result.draft is not None:
-            said["draft"] = self._text(result.draft)
+            said["draft"] = _text(self._file(result.draft))
         if wanted.mask and result.mask is not None:
             said["mask"] = mask_text(result.mask)
         if wanted.explain and result.explanation is not None:
@@ -109,7 +123,8 @@ class Answers:
 
     def _one(self, answer: Answer) -> dict[str, Any]:
         image = self._shown(answer.result)
-        return {"b64_json": None if image is None else self._text(image), "twig": self.told(answer)}
+        text = None if image is None else _text(self.sign(self._file(image), answer.kept))
+        return {"b64_json": text, "twig": self.told(answer)}
 
     def _shown(self, result: GenerationResult) -> Image.Image | None:
         withheld = result.verdict is Verdict.REFUSED or (result.verdict is Verdict.REVIEW and not self.deliver_reviews)
@@ -145,21 +160,23 @@ class Answers:
         image = next((result.image for result in results if result.image is not None), None)
         return None if image is None else f"{image.width}x{image.height}"
 
-    def _usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """Tokens in, rows of the UNet out: what the request cost. Its draft and gate are counted once."""
-        first = answers[0].result
-        rows = first.rows + sum(attempt.rows for answer in answers[1:] for attempt in answer.result.attempts)
+    def _usage(self, answers: Sequence[Answer], common: bool = True) -> dict[str, Any]:
+        """Tokens in, rows of the UNet out. common: count prompt, draft and gate, which are there once."""
+        rows = sum(attempt.rows for answer in answers for attempt in answer.result.attempts)
+        tokens = self.prompt_tokens if common else 0
+        if common:
+            first = answers[0].result
+            rows += first.rows - sum(attempt.rows for attempt in first.attempts)
         return {
-            "input_tokens": self.prompt_tokens,
-            "input_tokens_details": {"text_tokens": self.prompt_tokens, "image_tokens": 0},
+            "input_tokens": tokens,
+            "input_tokens_details": {"text_tokens": tokens, "image_tokens": 0},
             "output_tokens": rows,
-            "total_tokens": self.prompt_tokens + rows,
+            "total_tokens": tokens + rows,
         }
 
-    def _text(self, image: Image.Image) -> str:
+    def _file(self, image: Image.Image) -> bytes:
         compression = self.body.output_compression
-        quality = _QUALITY if compression is None else compression
-        return base64.b64encode(encoded(image, self.body.format, quality)).decode("ascii")
+        return encoded(image, self.body.format, _QUALITY if compression is None else compression)
 
 
 def account(judged: GenerationResult | Manifest, kept: Kept, brought: bool) -> dict[str, Any]:
@@ -199,7 +216,11 @@ def _maps(result: GenerationResult) -> dict[str, str]:
 
 
 def _png(picture: Image.Image) -> str:
-    return base64.b64encode(encoded(picture, "png")).decode("ascii")
+    return _text(encoded(picture, "png"))
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
 
 
 def _gate(gate: GateDecision | None) -> dict[str, Any] | None:

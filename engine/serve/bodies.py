@@ -170,8 +170,6 @@ class ImageBody(Settings):
             raise ValueError("output_compression is of the formats jpeg and webp; leave it out for png")
         if self.partial_images and not self.stream:
             raise ValueError("partial_images come in a stream alone; say stream: true")
-        if self.stream and (self.n or 1) > 1:
-            raise ValueError("a stream is of one picture; say n: 1, or leave stream out")
         if self.stream and self.twig.background:
             raise ValueError("a job in the background has no stream; ask for it at /v1/twig/jobs")
         return self

@@ -130,11 +130,13 @@ class Bounds(Settings):
 class Records(Settings):
     """What is kept. folder: of manifests and, where `log` is none, of the audit log. log: a path, or a database's URL.
 
-    prompts: whether the log holds them. pictures: whether pictures are kept beside their manifests.
+    prompts: whether the log holds them. pictures: whether pictures are kept beside their manifests. sign: certificate
+    and private key, PEM files that all pictures get content credentials by, those of answers too.
     """
 
     folder: Path = Path("records")
     log: str | None = None
+    sign: tuple[Path, Path] | None = None
     prompts: bool = False
     pictures: bool = False
 
@@ -151,8 +153,8 @@ class Jobs(Settings):
 
     store: URL of a database, SQLite or PostgreSQL, which several servers may share; a file in the folder of the records
     unless given. artefacts: a folder, or s3://bucket/prefix at `endpoint`, of requests and answers; beside it unless
-    given. running: jobs at a time. waiting: jobs that may wait. lease: seconds after which the jobs of a server that
-    died are run by another. keep: hours that answers are kept.
+    given. running: jobs at a time. waiting: jobs that may wait; each: of one key, where there are keys. lease: seconds
+    after which the jobs of a server that died are run by another. keep: hours that answers are kept.
     """
 
     store: str | None = None
@@ -160,6 +162,7 @@ class Jobs(Settings):
     endpoint: str | None = None
     running: int = Field(default=4, ge=1)
     waiting: int = Field(default=1000, ge=1)
+    each: int = Field(default=100, ge=1)
     lease: float = Field(default=30.0, ge=0.5)
     keep: float = Field(default=24.0, gt=0)
 
@@ -264,7 +267,7 @@ PARTS = (*_FILES, "variant", "revision", "prediction_type", "metrics")
 _PLACES = ("path", "controlnets", *_FILES)
 _PATHS = {
     "listen": ("keys",),
-    "records": ("folder", "log"),
+    "records": ("folder", "log", "sign"),
     "page": ("study",),
 }
 

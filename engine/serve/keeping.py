@@ -10,6 +10,7 @@ from ..api.result import GenerationResult
 from ..api.writing import sweep
 from ..engine import Engine
 from ..records.audit import LOG_NAME, AuditLog, file_hash
+from ..records.credentials import Signer
 from ..records.output import OutputFolder, check_writable, manifest_beside
 from ..records.stores import Query
 from .config import Records
@@ -26,11 +27,19 @@ class Kept(NamedTuple):
     path: Path
 
 
+def signer_of(config: Records) -> Signer | None:
+    """What signs pictures, None where the operator names nothing. Raises RecordError, InvalidRequestError."""
+    return None if config.sign is None else Signer.load(*config.sign)
+
+
 class Keeper:
-    """Keeps records of what engines make, as `config` says, in one chain."""
+    """Keeps records of what engines make, as `config` says, in one chain.
+
+    signer: gives their pictures content credentials, where the operator has a certificate. Raises what loading it does.
+    """
 
     def __init__(self, config: Records) -> None:
-        self.config = config
+        self.config, self.signer = config, signer_of(config)
         place = config.log or config.folder / LOG_NAME
         self.log = AuditLog(place, prompts=config.prompts, root=config.folder)
         self._turn = asyncio.Lock()
@@ -58,7 +67,7 @@ class Keeper:
 
     def _keep(self, result: GenerationResult, engine: Engine) -> Kept:
         if self.config.pictures:
-            path = manifest_beside(OutputFolder.of(engine, self.config.folder, self.log).save(result))
+            path = manifest_beside(OutputFolder.of(engine, self.config.folder, self.log, self.signer).save(result))
         else:
             path = self.log.append(result, engine)
         return Kept(path.stem, file_hash(path), path)

@@ -8,13 +8,14 @@ from ..aio import AsyncEngine
 from ..api.reading import shown
 from ..api.request import GenerationRequest
 from ..engine import Engine
+from ..records.model_record import ModelRecord
 from .admission import Admission
 from .answers import Answers
 from .asking import Asking
 from .bodies import ImageBody
 from .config import ServeConfig
 from .errors import ApiError
-from .keeping import Keeper
+from .keeping import Keeper, Kept
 from .running import Runner
 from .tenants import Tenants
 
@@ -48,8 +49,15 @@ class Served:
 
     def answers(self, body: ImageBody, request: GenerationRequest) -> Answers:
         """What words the answer to a body, of which `request` was made."""
-        tokens = self.engine.engine.prompt_tokens(request)
-        return Answers(body, request, self.config.drawing.review == "deliver", tokens)
+        engine, signer = self.engine.engine, self.runner.keeper.signer
+        tokens, delivering = engine.prompt_tokens(request), self.config.drawing.review == "deliver"
+        if signer is None:
+            return Answers(body, request, delivering, tokens)
+
+        def sign(picture: bytes, kept: Kept) -> bytes:
+            return signer.sign(picture, kept.sha256, ModelRecord.of(engine.components).sha256)
+
+        return Answers(body, request, delivering, tokens, sign)
 
 
 class Load(NamedTuple):

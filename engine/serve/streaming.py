@@ -1,12 +1,13 @@
-"""Server-sent events of one picture: drafts and previews as partial images, then the picture or an error."""
+"""Server-sent events of a request: drafts and previews as partial images, then its pictures or an error."""
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from ..api.event import Event, State
-from .answers import Answers, mask_text
+from .answers import UNJUDGED, Answer, Answers, mask_text
 from .errors import ApiError, told
 from .leaving import ClientLeftError
 from .running import Told
@@ -16,24 +17,43 @@ _QUIET = 15.0
 
 
 class Pictures:
-    """Turns what happens to one request into events of the API. name: "image_generation" or "image_edit"."""
+    """Turns what happens to one request into events of the API. name: "image_generation" or "image_edit".
+
+    Of several pictures each has its own partial images, numbered from 0, the draft being the first one's, and its own
+    completed event; `twig.index` says which is meant. whole: whether all of them have ended.
+    """
 
     def __init__(self, answers: Answers, name: str) -> None:
         self.answers, self.name = answers, name
-        self._left = answers.body.partial_images or 0
-        self._sent = 0
+        self._sent = Counter[int]()
+        self._ended: list[Answer] = []
 
-    async def hear(self, heard: Told) -> dict[str, Any] | None:
-        """The API's event for what was heard, None where there is none for it. Raises ApiError for a refusal."""
+    @property
+    def whole(self) -> bool:
+        """Whether nothing more comes."""
+        return len(self._ended) == self.answers.request.num_images
+
+    async def hear(self, heard: Told) -> list[dict[str, Any]]:
+        """The API's events for what was heard. Raises ApiError where no picture ends otherwise than in an error."""
         if heard.answer is not None:
-            return await asyncio.to_thread(self.answers.completed, heard.answer, self.name)
-        event = heard.event
-        if event.picture is None or not self._left or event.state not in (State.SEGMENTED, State.FINALISING):
-            return None
-        self._left -= 1
-        self._sent += 1
+            self._ended.append(heard.answer)
+            return await asyncio.to_thread(self._completed, heard.answer)
+        event, number = heard.event, self._sent[heard.event.index]
+        shown = event.state in (State.SEGMENTED, State.FINALISING) and number < (self.answers.body.partial_images or 0)
+        if event.picture is None or not shown:
+            return []
+        self._sent[event.index] += 1
         said = _said(event, mask=self.answers.body.twig.mask)
-        return await asyncio.to_thread(self.answers.partial, event.picture, self._sent - 1, self.name, said)
+        return [await asyncio.to_thread(self.answers.partial, event.picture, number, self.name, said)]
+
+    def _completed(self, answer: Answer) -> list[dict[str, Any]]:
+        """Events of pictures that have ended; those that were not judged wait until it is known whether any was."""
+        if self.whole:
+            self.answers.check(self._ended)
+        judged = [each for each in self._ended if each.result.verdict not in UNJUDGED]
+        waiting = [each for each in self._ended if each.result.verdict in UNJUDGED]
+        due = ([answer] if answer in judged else []) + (waiting if self.whole else [])
+        return [self.answers.completed(each, self.name, first=each is (judged or self._ended)[0]) for each in due]
 
 
 async def event_stream(
@@ -44,9 +64,9 @@ async def event_stream(
     try:
         heard = first
         while True:
-            if (event := await pictures.hear(heard)) is not None:
+            for event in await pictures.hear(heard):
                 yield _written(event["type"], event)
-            if heard.answer is not None:
+            if pictures.whole:
                 return
             upcoming = asyncio.ensure_future(anext(rest))
             while not (await asyncio.wait({upcoming}, timeout=_QUIET))[0]:
@@ -86,8 +106,9 @@ def _said(event: Event, mask: bool) -> dict[str, Any]:
     """What Twig says of a draft, or of a preview."""
     if event.state is State.SEGMENTED:
         shape = {"mask": mask_text(event.mask)} if mask and event.mask is not None else {}
-        return {"stage": "draft", **shape}
-    return {"stage": "final", "step": event.step, "steps": event.steps, "attempt": event.attempt}
+        return {"stage": "draft", "index": event.index, **shape}
+    told = {"stage": "final", "index": event.index, "attempt": event.attempt}
+    return told | {"step": event.step, "steps": event.steps}
 
 
 def _written(name: str, data: dict[str, Any]) -> bytes:

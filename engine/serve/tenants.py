@@ -22,7 +22,7 @@ class Tenants:
     """Counts for each key what it may have no more of. Belongs to the event loop's thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self.clock = clock
         self._tenants: defaultdict[str, _Tenant] = defaultdict(_Tenant)
 
     def begin(self, key: Key, rows: int, rate: float) -> None:
@@ -49,7 +49,7 @@ class Tenants:
         if rows > per_minute:
             message = f"this costs {rows} rows and the key has {per_minute} a minute: ask for fewer steps or pictures"
             raise ApiError(403, "request_too_large", message)
-        now, tenant = self._clock(), self._tenants[key.id]
+        now, tenant = self.clock(), self._tenants[key.id]
         refilled = (now - tenant.refilled) * per_minute / 60
         tenant.allowance, tenant.refilled = min(float(per_minute), tenant.allowance + refilled), now
         if rows > tenant.allowance:
@@ -61,3 +61,7 @@ class Tenants:
     def give_back(self, id: str, rows: int) -> None:
         """Return to the key of this id what was taken from its allowance and not used, up to a minute's."""
         self._tenants[id].allowance += rows  # a minute's worth is the most of it when it is next refilled
+
+    def allowance(self, id: str) -> float:
+        """Rows that are left to the key of this id, as they were when it last asked for something."""
+        return self._tenants[id].allowance

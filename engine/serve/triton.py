@@ -126,7 +126,7 @@ class TwigModel:
 async def _events(heard: AsyncGenerator[Told], pictures: Pictures) -> AsyncGenerator[dict[str, Any]]:
     """The API's events of what is heard, those alone that there are."""
     async for one in heard:
-        if (event := await pictures.hear(one)) is not None:
+        for event in await pictures.hear(one):
             yield event
 
 

@@ -12,7 +12,7 @@ from ...api.request import GenerationRequest
 from ..bodies import ImageBody
 from ..config import Jobs
 from ..errors import LIMIT, ApiError
-from ..keys import Key
+from ..keys import LOCAL, Key
 from .artefacts import Artefacts, open_artefacts
 from .sql import SqlJobs
 from .store import Job, JobStore, Status
@@ -70,14 +70,21 @@ class Desk:
         job = await self._found(id, key)
         return await asyncio.to_thread(self._told, job)
 
-    async def drop(self, id: str, key: Key) -> dict[str, Any]:
-        """Call a job off, or forget its answer where it has ended. Raises ApiError where there is none."""
+    async def drop(self, id: str, key: Key) -> tuple[dict[str, Any], Ticket | None]:
+        """Call a job off, or forget its answer where it has ended; with the ticket of one that nobody had begun.
+
+        Raises ApiError where there is none.
+        """
         job = await self._found(id, key)
         if not await asyncio.to_thread(self.store.cancel, job.id, time.time()):
             await asyncio.to_thread(self.forget, [job.id])
-            return {"id": job.id, "object": "twig.job", "deleted": True}
+            return {"id": job.id, "object": "twig.job", "deleted": True}, None
+        data = await asyncio.to_thread(self.artefacts.get, f"{job.id}-request")
         await asyncio.to_thread(self.artefacts.delete, [f"{job.id}-request"])
-        return {"id": job.id, "object": "twig.job", "status": Status.CANCELLED, "deleted": False}
+        told = {"id": job.id, "object": "twig.job", "status": Status.CANCELLED, "deleted": False}
+        if data is None or job.status is not Status.QUEUED:
+            return told, None
+        return told, await asyncio.to_thread(Ticket.from_bytes, data)
 
     def forget(self, ids: list[str]) -> None:
         """Forget jobs and kept answers, what they are known by last."""
@@ -88,6 +95,9 @@ class Desk:
         if self.store.waiting() >= self.config.waiting:
             message = f"{self.config.waiting} jobs are waiting already"
             raise ApiError(429, "queue_full", message, type=LIMIT, retry_after=_BUSY)
+        if job.tenant != LOCAL.id and self.store.waiting(job.tenant) >= self.config.each:
+            message = f"{self.config.each} jobs of this key are waiting already, as many as may"
+            raise ApiError(429, "too_many_jobs", message, type=LIMIT, retry_after=_BUSY)
         self.artefacts.put(f"{job.id}-request", ticket.to_bytes())
         self.store.add(job)
 

@@ -18,6 +18,8 @@ async def look(request: Request, id: str, key: Generating) -> Response:
 async def drop(request: Request, id: str, key: Generating) -> Response:
     """Call a job off, or forget its answer where it has ended."""
     service = service_of(request)
-    told = await service.desk.drop(id, key)
+    told, unbegun = await service.desk.drop(id, key)
     service.worker.call_off(id)
+    if unbegun is not None:
+        await service.of(unbegun.body).runner.admission.give_back(key, unbegun.request)
     return JSONResponse(told)

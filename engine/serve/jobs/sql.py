@@ -100,10 +100,12 @@ class SqlJobs:
         with self._transaction() as connection:
             return _job(connection.execute(select(*_KEPT).where(_JOBS.c.id == id)))
 
-    def waiting(self) -> int:
+    def waiting(self, tenant: str | None = None) -> int:
         """See `JobStore`."""
         with self._transaction() as connection:
             count = select(func.count()).select_from(_JOBS).where(_JOBS.c.status == Status.QUEUED)
+            if tenant is not None:
+                count = count.where(_JOBS.c.tenant == tenant)
             return int(connection.execute(count).scalar_one())
 
     def take(self, owner: str, now: float, until: float) -> Job | None:

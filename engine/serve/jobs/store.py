@@ -62,8 +62,8 @@ class JobStore(Protocol):
     def find(self, id: str) -> Job | None:
         """The job of that id."""
 
-    def waiting(self) -> int:
-        """How many are queued."""
+    def waiting(self, tenant: str | None = None) -> int:
+        """How many are queued, of one key where it is named."""
 
     def take(self, owner: str, now: float, until: float) -> Job | None:
         """Give the next job to `owner` until then: queued, or of a server whose lease ran out; the highest priority."""

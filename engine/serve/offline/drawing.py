@@ -12,25 +12,22 @@ from ...api.errors import InvalidRequestError, TwigError
 from ...api.event import Event
 from ...api.portable import finite
 from ...api.request import GenerationRequest
-from ...api.result import GenerationResult, Verdict
+from ...api.result import GenerationResult
 from ...engine import Engine
 from ...records.audit import LOG_NAME, AuditLog, file_hash
 from ...records.manifest import Manifest
 from ...records.naming import run_name
 from ...records.output import OutputFolder, manifest_beside
-from ..answers import account
+from ..answers import UNJUDGED, account
 from ..asking import Asking
 from ..bodies import ImageBody, from_values
 from ..config import ServeConfig
 from ..errors import SERVER, ApiError, told
-from ..keeping import Kept
+from ..keeping import Kept, signer_of
 from ..keys import LOCAL
 from ..served import names_of, picked
 from .ledger import Answered
 from .lines import Entry, Line, entry_of, key_of
-
-_ENDLESS = {Verdict.FAILED, Verdict.EXPIRED, Verdict.CANCELLED}
-"""Verdicts of images that were not judged."""
 
 _IN_FILES = "a batch's pictures and records lie in its folder; leave it out"
 
@@ -58,9 +55,10 @@ class Drawer:
 
     def __init__(self, engines: Sequence[Engine], config: ServeConfig, out: Path) -> None:
         log = AuditLog(config.records.log or out / LOG_NAME, prompts=config.records.prompts, root=out)
+        signer = signer_of(config.records)
         self.models: dict[str, Drawing] = {}
         for engine, view in zip(engines, config.views, strict=True):
-            drawing = Drawing(engine, Asking.over(engine, view), OutputFolder.of(engine, out, log))
+            drawing = Drawing(engine, Asking.over(engine, view), OutputFolder.of(engine, out, log, signer))
             self.models.update(dict.fromkeys(names_of(view), drawing))
         self.each = tuple(dict.fromkeys(self.models.values()))
         self._window = min(drawing.window for drawing in self.each)
@@ -140,7 +138,7 @@ class Drawer:
         ordered = sorted(running.results, key=lambda result: result.index)
         images = [_image(result, running.drawing.folder) for result in ordered]
         line, entry = running.line, running.entry
-        if all(result.verdict in _ENDLESS for result in running.results):
+        if all(result.verdict in UNJUDGED for result in running.results):
             message = running.results[0].error or "not finished in time"
             error = ApiError(500, "generation_failed", message, type=SERVER, more={"twig": images[0]["twig"]})
             return _refused(line, entry, error)

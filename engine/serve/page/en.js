@@ -201,6 +201,7 @@ export const en = {
   "error.code.insufficient_permissions": "This key may not do that.",
   "error.code.not_local": "This server has no keys and answers its own machine alone.",
   "error.code.model_not_found": "This model is not served here any more. Load the page again.",
+  "error.code.too_many_jobs": "This key has as many jobs waiting as it may.",
   "error.code.queue_full": "Too many are waiting.",
   "error.code.engine_busy": "Too many are waiting.",
   "error.code.too_many_requests": "This key has as many pictures running as it may.",

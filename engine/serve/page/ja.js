@@ -201,6 +201,7 @@ export const ja = {
   "error.code.insufficient_permissions": "このキーでは許可されていません。",
   "error.code.not_local": "このサーバーにはキーがなく、同じ機器からの接続だけを受け付けます。",
   "error.code.model_not_found": "このモデルは現在提供されていません。ページを読み込み直してください。",
+  "error.code.too_many_jobs": "このキーで待機できるジョブの数に達しています。",
   "error.code.queue_full": "順番待ちが多すぎます。",
   "error.code.engine_busy": "順番待ちが多すぎます。",
   "error.code.too_many_requests": "このキーで同時に生成できる数に達しています。",

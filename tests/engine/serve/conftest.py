@@ -9,6 +9,7 @@ pytest.importorskip("httpx2", reason="servers and their clients need httpx2")
 pytest.importorskip("openai", reason="servers and their clients need openai")
 pytest.importorskip("fastapi", reason="servers and their clients need fastapi")
 
+from certificates import signing  # noqa: F401 - a fixture
 from small_adapters import save_adapter
 
 from servers import Running, running

@@ -8,6 +8,7 @@ import pytest
 
 from servers import running
 from twig.engine.api.choices import Role
+from twig.engine.door import Door
 from twig.engine.serve.keys import Keys
 
 PROMPT = "a red star"
@@ -121,6 +122,13 @@ def test_requests_at_a_time_are_counted_by_key(keyed, of, served_engine):
         draw(of["one"])
     finally:
         keyed.service.first.runner.admission.wait = 0.001
+
+
+def test_a_request_goes_through_the_engines_door_once(of, monkeypatch):
+    asked, admit = [], Door.admit
+    monkeypatch.setattr(Door, "admit", lambda door, request: asked.append(request) or admit(door, request))
+    draw(of["ann"])
+    assert len(asked) == 1
 
 
 def test_many_at_once_are_not_all_let_in(keyed, of, served_engine):

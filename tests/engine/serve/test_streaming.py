@@ -51,9 +51,35 @@ def test_a_refusal_ends_a_stream_with_an_error(client):
     assert caught.value.body["twig"]["verdict"] == "refused"
 
 
-def test_a_stream_is_of_one_picture(client):
-    with pytest.raises(openai.BadRequestError, match="n: 1"):
-        stream(client, n=2)
+def test_a_stream_of_several_pictures_says_which_each_event_is_of(client):
+    options = {"twig": {"always": True, "steps": 4, "seed": 3}}
+    events = list(stream(client, n=2, partial_images=2, extra_body=options))
+    told = [(event.type.rpartition(".")[2], event.model_extra["twig"]["index"]) for event in events]
+    assert (
+        sorted(told) == [("completed", 0), ("completed", 1)] + [("partial_image", 0)] * 2 + [("partial_image", 1)] * 2
+    )
+    numbers = [
+        (event.model_extra["twig"]["index"], event.partial_image_index) for event in events if "partial" in event.type
+    ]
+    assert sorted(numbers) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    plain = client.images.generate(prompt=PROMPT, n=2, extra_body=options)
+    done = [event for event in events if "completed" in event.type]
+    assert {event.model_extra["twig"]["index"]: event.b64_json for event in done} == dict(
+        enumerate(item.b64_json for item in plain.data)
+    )
+    assert sum(event.usage.total_tokens for event in done) == plain.usage.total_tokens
+
+
+def test_refused_ones_of_several_have_no_picture_and_the_stream_goes_on(client):
+    events = list(stream(client, n=2, extra_body={"twig": REFUSE}))
+    assert [(event.b64_json, event.model_extra["twig"]["verdict"]) for event in events] == [(None, "refused")] * 2
+
+
+def test_a_stream_of_several_of_which_none_was_drawn_in_time_is_an_error(client):
+    options = {"twig": {"steps": 50, "deadline": 0.01}}
+    with pytest.raises(openai.APIError) as caught:
+        list(stream(client, n=2, extra_body=options))
+    assert caught.value.code == "deadline_exceeded"
 
 
 def test_what_cannot_be_served_is_a_status_and_no_stream(client):

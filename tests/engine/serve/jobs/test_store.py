@@ -38,7 +38,8 @@ def test_a_job_is_kept_once(store):
     assert not store.add(job("a", priority=9))
     assert store.find("a") == job("a")
     assert store.find("b") is None
-    assert store.waiting() == 1
+    assert store.waiting() == store.waiting("ann") == 1
+    assert store.waiting("bob") == 0
 
 
 def test_the_highest_priority_and_then_the_oldest_goes_first(store):

@@ -12,6 +12,7 @@ import pytest
 from twig.engine.cli.main import run
 from twig.engine.cli.status import DONE, TERMINATED, USER_ERROR
 from twig.engine.records.audit import AuditLog
+from twig.engine.records.credentials import credentials_of
 from twig.engine.records.stores import Query
 from twig.engine.serve.offline.ledger import Ledger
 from twig.engine.serve.offline.lines import MOST_LINE, Survey
@@ -70,14 +71,17 @@ def test_each_line_is_answered_once_with_its_pictures_and_records(batch, tmp_pat
     assert run(["audit", "verify", str(tmp_path / "out" / "audit.jsonl")]) == DONE
 
 
-def test_a_line_names_the_model_that_draws_it(batch, tmp_path, tiny_checkpoint):
+def test_a_line_names_the_model_that_draws_it_and_all_are_signed(batch, tmp_path, tiny_checkpoint, signing):
     with (tmp_path / "serve.yaml").open("a") as file:
         file.write(f"models: [{{name: slow, path: {tiny_checkpoint}, drawing: {{steps: 3}}}}]\n")
+        file.write(f"records: {{sign: {json.dumps([*map(str, signing)])}}}\n")
     lines = [line("a", model="slow"), line("b", model="twig"), line("c"), line("d", model="none")]
     status, results, errors = batch(lines)
     told = {one["custom_id"]: one["response"]["body"]["data"][0]["twig"]["rows"] for one in results}
     assert status == USER_ERROR
     assert told["a"] > told["b"] == told["c"]
+    pictures = [tmp_path / "out" / one["response"]["body"]["data"][0]["file"] for one in results]
+    assert all(credentials_of(path.read_bytes()).valid for path in pictures)
     assert errors[0]["response"]["body"]["error"]["message"].endswith("there is 'twig', 'slow'")
     assert run(["audit", "verify", str(tmp_path / "out" / "audit.jsonl")]) == DONE
 
