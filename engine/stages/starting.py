@@ -16,8 +16,8 @@ from ..batching.carried import Own, attempt_seed, witness_seed
 from ..batching.job import Job, Trajectory
 from ..batching.slots import SlotState
 from ..judging.gate import witness_plan
-from ..models.attention import latent_grids
-from ..models.checkpoint import Components
+from ..models.components import Components
+from ..models.layers import latent_grids
 from ..models.transfers import sent
 from ..sampling.noise import seeded_noise
 from ..sampling.rows import plan_rows
