@@ -1,12 +1,14 @@
 """The parts of an engine on one device, put together; what they tell of themselves, and whose turn it is to step."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DiffusionPipeline
 
 from .api.request import GenerationRequest, as_requests
 from .backends.networks import BackendChoice, BackendSettings, Networks
@@ -26,15 +28,18 @@ from .judging.similarity import ExtraMetric
 from .lifecycle import Lifecycle
 from .loading import of_pipeline
 from .loop import Loop
-from .models.checkpoint import Components
+from .models.components import Components
 from .models.fitting import check_dtypes
-from .models.networks import Denoiser
+from .models.kept import denoiser_of
 from .results import Results
 from .routing import Outbox, Turns
 from .sampling.buckets import buckets_up_to
 from .stages.assembly import assembled
 from .stages.decoding import Decoder
 from .stats import Stats, StatsRecorder
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 _MARGIN = 1.25
 """What is measured on pictures takes memory too, and memory goes to pieces."""
@@ -94,7 +99,7 @@ class Core:
         prepared = self.graphs.enabled or self.torch_options.compile is not None or backend != "torch"
         self.networks = Networks(
             components,
-            Denoiser(components.unet, components.controlnet, components.controlnets),
+            denoiser_of(components),
             BackendSettings(backend, precision, artifacts, self.torch_options),
             buckets=buckets_up_to(self.limits.rows, prepared),
             device=device,

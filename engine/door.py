@@ -14,7 +14,7 @@ from .api.reading import shown
 from .api.request import Framing, GenerationRequest
 from .estimates import draft_run, final_run
 from .judging.judge import Judge
-from .models.checkpoint import Components
+from .models.components import Components
 from .models.pictures import to_pixels
 from .models.prompts import Chunk, chunked
 from .models.weighting import unserved_text

@@ -1,14 +1,15 @@
 """The engine: one model on one device, shared by whoever asks it for pictures."""
 
+from __future__ import annotations
+
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from diffusers import AutoencoderTiny, DiffusionPipeline, SchedulerMixin
 
 from .api.event import Event
 from .api.request import GenerationRequest, Requests, as_requests
@@ -16,16 +17,19 @@ from .api.result import GenerationResult
 from .core import Core
 from .door import Admission
 from .judging.registry import Registry
-from .loading import Limited, Shaped, check_options, loaded, measures, of_pipeline, registered, warn_of_slow_dtype
-from .models.controls import Chosen
-from .models.layout import Source
-from .models.lora import Fused
-from .models.outline import outlined
-from .models.parts import Vae
-from .models.textual_inversion import Inversions
+from .loading import Limited, Shaped, check_options, measures, of_pipeline, opened, registered, warn_of_slow_dtype
 from .records.manifest import Manifest
 from .records.model_record import ModelRecord
 from .routing import Listener
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny, DiffusionPipeline, SchedulerMixin
+
+    from .models.controls import Chosen
+    from .models.layout import Source
+    from .models.lora import Fused
+    from .models.parts import Vae
+    from .models.textual_inversion import Inversions
 
 
 class Engine(Core):
@@ -86,23 +90,13 @@ class Engine(Core):
         check_options(cls, options, cls.from_pretrained)
         warn_of_slow_dtype(dtype, device)
         options["extra_metrics"] = measures(metrics, options.get("extra_metrics"), device)
-        outline = outlined(
-            path_or_id,
-            controlnet=controlnet,
-            segmenter=segmenter,
-            vae=vae,
-            preview_vae=preview_vae,
-            scheduler=scheduler,
-            embeddings=embeddings,
-            lora=lora,
-            adapters=adapters,
-            variant=variant,
-            revision=revision,
-            subfolder=subfolder,
-            prediction_type=prediction_type,
-        )
+        named = {
+            "controlnet": controlnet, "segmenter": segmenter, "vae": vae, "preview_vae": preview_vae,
+            "scheduler": scheduler, "embeddings": embeddings, "lora": lora, "adapters": adapters, "variant": variant,
+            "revision": revision, "subfolder": subfolder, "prediction_type": prediction_type,
+        }  # fmt: skip
         options["registry"] = registered(registry)
-        components = loaded(outline, dtype, device, calibration, bank, requests, options)
+        components = opened(path_or_id, named, dtype, device, calibration, bank, requests, options)
         return cls(components, device=device, dtype=dtype, **options)
 
     @classmethod

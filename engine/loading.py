@@ -1,16 +1,18 @@
 """An engine's parts from what users name: folders and hub ids, files of limits and of works, options by keyword."""
 
+from __future__ import annotations
+
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DiffusionPipeline
 
+from . import models
 from .api.calibration import Calibration
 from .api.errors import InvalidRequestError, TwigWarning
 from .api.request import Requests, as_requests
@@ -21,17 +23,67 @@ from .judging.extra import ExtraMetric
 from .judging.judge import Judge
 from .judging.named import named_metrics
 from .judging.registry import Registry
+from .keeping import NotKeptError, keep_model, keeper_of, names_of
 from .models.bank import Bank
-from .models.checkpoint import Components, filled, sketched
-from .models.controls import Chosen
-from .models.layout import Source
-from .models.outline import Outline, outlined_pipeline
+from .models.components import Components
+from .models.kept import is_current
+from .models.kept import read as read_kept
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from .models.controls import Chosen
+    from .models.layout import Source
+    from .models.outline import Outline
 
 Limited = Calibration | Path | str | None
 """Limits in the place of a model's own, or their file."""
 
 Shaped = Bank | Path | str | None
 """A bank of shapes in the place of a model's own, or its file."""
+
+
+def opened(
+    source: Source | None,
+    named: Mapping[str, Any],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    calibration: Limited = None,
+    bank: Shaped = None,
+    requests: Requests = (),
+    options: Mapping[str, Any] | None = None,
+) -> Components:
+    """Load a model, with limits and shapes in the place of its own where they are given.
+
+    named: as of `outline.outlined`. requests: checked, as an engine with `options` would, before weights are read. A
+    model whose networks all run compiled is kept beside them when it is first read, and then read from there. Raises
+    CheckpointError, and InvalidRequestError for a request that cannot be served.
+    """
+    settings, read = options or {}, list[Components]()
+
+    def outline() -> Outline:
+        return models.outline.outlined(source, **named)
+
+    def keep(folder: Path) -> None:
+        found = outline()
+        read.append(loaded(found, dtype, device, calibration, bank, requests, settings))
+        keep_model(read[0], found, folder)
+
+    keeper, names = keeper_of(settings), names_of(source, named, dtype)
+    if keeper is None or names is None:
+        return loaded(outline(), dtype, device, calibration, bank, requests, settings)
+    try:
+        folder = keeper.kept(names, keep, is_current)
+    except NotKeptError:
+        return read[0]
+    if read:
+        return read[0]
+    found = read_kept(folder, dtype, device, lambda: _plain(outline(), dtype, device))
+    return _checked(_with_own(found, calibration, bank), device, requests, settings)
+
+
+def _plain(outline: Outline, dtype: torch.dtype, device: torch.device | str) -> Components:
+    return models.checkpoint.filled(models.checkpoint.sketched(outline), outline, dtype, device)
 
 
 def loaded(
@@ -48,16 +100,28 @@ def loaded(
     requests: checked, as an engine with `options` would, before weights are read. Raises CheckpointError, and
     InvalidRequestError for a request that cannot be served.
     """
-    sketch = sketched(outline)
+    sketch = _with_own(models.checkpoint.sketched(outline), calibration, bank)
+    return models.checkpoint.filled(_checked(sketch, device, requests, options or {}), outline, dtype, device)
+
+
+def _with_own(components: Components, calibration: Limited, bank: Shaped) -> Components:
+    """A model with a user's own limits and shapes in the place of its own, where they are given."""
     if calibration is not None:
         found = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
-        sketch = replace(sketch, calibration=found)
+        components = replace(components, calibration=found)
     if bank is not None:
-        sketch = replace(sketch, bank=bank if isinstance(bank, Bank) else Bank.load(bank))
-    door = _door(sketch, device, options or {})
+        components = replace(components, bank=bank if isinstance(bank, Bank) else Bank.load(bank))
+    return components
+
+
+def _checked(
+    components: Components, device: torch.device | str, requests: Requests, options: Mapping[str, Any]
+) -> Components:
+    """The model, which every request must fit. Raises InvalidRequestError."""
+    door = _door(components, device, options)
     for request in as_requests(requests):
         door.check(request)
-    return filled(sketch, outline, dtype, device)
+    return components
 
 
 def _door(sketch: Components, device: torch.device | str, options: Mapping[str, Any]) -> Door:
@@ -88,7 +152,9 @@ def of_pipeline(
     preview_vae: Source | None = None,
 ) -> Components:
     """A pipeline's parts in its own number type, on its own device. Raises CheckpointError."""
-    outline = outlined_pipeline(pipeline, controlnet=controlnet, segmenter=segmenter, preview_vae=preview_vae)
+    outline = models.outline.outlined_pipeline(
+        pipeline, controlnet=controlnet, segmenter=segmenter, preview_vae=preview_vae
+    )
     weight = next(outline.given["unet"].parameters())
     return loaded(outline, weight.dtype, weight.device, calibration, bank)
 

@@ -8,7 +8,7 @@ from .api.result import GenerationResult, Verdict
 from .batching.job import DRAWN, Job
 from .judging.judge import Judge
 from .judging.registry import Registry
-from .models.checkpoint import Components
+from .models.components import Components
 from .stages.judging import Judging
 
 

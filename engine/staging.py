@@ -1,18 +1,22 @@
 """What the door makes of a request's stages: what they leave to the model filled in, mixes that do not go refused."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Iterator
-
-from diffusers import DDIMScheduler
+from typing import TYPE_CHECKING
 
 from .api.choices import Solver
 from .api.errors import CheckpointError, InvalidRequestError, TwigWarning
 from .api.reading import shown
 from .api.request import GenerationRequest
 from .api.settings import Stage
-from .models.checkpoint import Components
+from .models.components import Components
 from .sampling.sampler import CONSISTENCY, Sampler
 from .sampling.solver import stage_table
+
+if TYPE_CHECKING:
+    from .sampling.schedule import NoiseSchedule
 
 _FEW_STEPS = 8
 """Most steps that distilled models are made for."""
@@ -43,7 +47,7 @@ def check_stages(request: GenerationRequest, components: Components, max_steps: 
         )
 
 
-def check_steps(name: str, stage: Stage, scheduler: DDIMScheduler, sampler: Sampler) -> None:
+def check_steps(name: str, stage: Stage, scheduler: NoiseSchedule, sampler: Sampler) -> None:
     """The solver must have a table for so many steps: spacings by rounding have none for some counts."""
     try:
         stage_table(stage, scheduler, sampler)

@@ -1,7 +1,6 @@
 """Masked attention as ONNX: one node of the domain `twig`, with a function body that any runtime can execute."""
 
 import functools
-import hashlib
 from typing import Any
 
 import onnx
@@ -12,9 +11,8 @@ from onnxscript import script
 from onnxscript.values import Op, Opset
 
 from ..kernels.masked_attention import kernel_takes
+from .form import DOMAIN, NAME
 
-DOMAIN = "twig"
-NAME = "MaskedAttention"
 VERSION = "1"
 
 _twig = Opset(DOMAIN, 1)
@@ -75,11 +73,6 @@ def translation_table() -> dict[Any, Any]:
 def function_body() -> onnx_ir.Function:
     """Body of the node, to be held in the model's list of functions."""
     return onnx_ir.from_proto(MaskedAttention.to_function_proto())
-
-
-def body_digest() -> str:
-    """Name of the body as it is written now, for what is made of it."""
-    return hashlib.sha256(MaskedAttention.to_function_proto().SerializeToString(deterministic=True)).hexdigest()[:16]
 
 
 def offer_to_plugin(model: onnx_ir.Model) -> None:

@@ -2,28 +2,27 @@
 
 import importlib
 import json
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import PreTrainedConfig
 
+from .. import export
 from .._version import __version__
 from ..engine.api.errors import BackendError
 from ..engine.backends.networks import part_of
 from ..engine.backends.protocol import Artifact, Wanted
 from ..engine.backends.tensorrt_api import TensorRt
 from ..engine.backends.torch import flat_network
-from ..engine.models.checkpoint import Components
+from ..engine.models.components import Components
+from ..engine.models.kept import whole
 from ..engine.models.networks import Denoiser
 from ..engine.models.tensors import Network, NetworkSpec
-from .attention import body_digest
-from .form import AttentionForm
-from .graph import OPSET, export_onnx
+from .form import OPSET, AttentionForm, body_digest
 from .plugin import OLDEST_ARCHITECTURE, plugin_for, plugin_module
-from .refit import keep_origins, refitted
 from .store import ArtifactStore, Key
 from .tensorrt import PlanOptions, Profile, build_plan
 
@@ -31,6 +30,7 @@ GRAPH = "network.onnx"
 PLAN = "network.plan"
 
 _DRIVER = Path("/proc/driver/nvidia/version")
+_READERS = ("torch", "diffusers", "transformers")
 _EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 
@@ -73,16 +73,28 @@ class ArtifactBuilder:
         spec = wanted.spec
 
         def build(folder: Path) -> None:
-            flat = flat_network(spec.network, components, denoiser)
-            config = _configuration(spec.network, components)
-            if any(refitted(flat, config, old / GRAPH, folder / GRAPH) for old in self.store.like(key, "weights")):
+            there, denoising = whole(components, denoiser)
+            flat, config = flat_network(spec.network, there, denoising), _configuration(spec.network, there)
+            if any(
+                export.refit.refitted(flat, config, old / GRAPH, folder / GRAPH)
+                for old in self.store.like(key, "weights")
+            ):
                 return
-            export_onnx(flat, spec, folder / GRAPH, wanted.precision, attention=self.attention)
-            keep_origins(flat, config, folder / GRAPH)
+            export.graph.export_onnx(flat, spec, folder / GRAPH, wanted.precision, attention=self.attention)
+            export.refit.keep_origins(flat, config, folder / GRAPH)
 
         key = graph_key(wanted, components, self.attention)
         folder = self.store.folder(key, build)
         return Artifact(folder / GRAPH, self.store.cache(folder))
+
+    def kept(self, named: Mapping[str, str], keep: Callable[[Path], None], is_current: Callable[[Path], bool]) -> Path:
+        """Folder of what was read of a model, written by `keep` where there is none that is current."""
+        key = Key({**named, "format": "model", "twig": __version__, **versions(*_READERS)})
+        folder = self.store.folder(key, keep)
+        if is_current(folder):
+            return folder
+        self.store.remove(key.digest)
+        return self.store.folder(key, keep)
 
     def plan(self, wanted: Wanted, components: Components, denoiser: Denoiser) -> Artifact:
         """TensorRT plan of a network, for the three sizes of `wanted` as its profile.
@@ -129,7 +141,7 @@ def _configuration(network: Network, components: Components) -> str:
     """What a network's part says of itself but for its weights and where it lies, as JSON."""
     part = getattr(components, part_of(network))
     config = part.model.config if network is Network.SEGMENTER else part.config
-    said = json.loads(config.to_json_string(False)) if isinstance(config, PreTrainedConfig) else dict(config)
+    said = json.loads(config.to_json_string(False)) if hasattr(config, "to_json_string") else dict(config)
     return json.dumps({name: said[name] for name in sorted(said) if not name.startswith("_")}, default=str)
 
 

@@ -17,7 +17,8 @@ from ..engine.backends.protocol import Backend
 from ..engine.backends.torch import TorchNetwork, flat_network
 from ..engine.batching.scheduler import Limits
 from ..engine.engine import Engine
-from ..engine.models.checkpoint import Components, load
+from ..engine.models.checkpoint import load
+from ..engine.models.components import Components
 from ..engine.models.networks import Denoiser
 from ..engine.models.tensors import Network
 from .build import ArtifactBuilder

@@ -1,6 +1,15 @@
 """How an exported graph holds masked attention."""
 
+import hashlib
 from enum import StrEnum
+from functools import cache
+from pathlib import Path
+
+OPSET = 18
+"""What torch's exporter writes natively; later opsets go through a converter."""
+
+DOMAIN, NAME = "twig", "MaskedAttention"
+"""Masked attention's node, where a graph holds it as one."""
 
 
 class AttentionForm(StrEnum):
@@ -13,3 +22,9 @@ class AttentionForm(StrEnum):
     INLINE = "inline"
     FUNCTION = "function"
     PLUGIN = "plugin"
+
+
+@cache
+def body_digest() -> str:
+    """Name of masked attention as `attention` writes it now, for what is made of it."""
+    return hashlib.sha256(Path(__file__).with_name("attention.py").read_bytes()).hexdigest()[:16]

@@ -18,10 +18,7 @@ from ..engine.api.errors import BackendError
 from ..engine.backends.protocol import Precision
 from ..engine.models.tensors import NetworkSpec, Sizes
 from .attention import function_body, offer_to_plugin, translation_table
-from .form import AttentionForm
-
-OPSET = 18
-"""What torch's exporter writes natively; later opsets go through a converter."""
+from .form import OPSET, AttentionForm
 
 MAX_ROWS = 63
 """diffusers' upsampling branches at 64 rows, which an exported graph cannot."""

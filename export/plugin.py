@@ -17,7 +17,7 @@ from ..engine.backends.tensorrt_api import TensorRt
 from ..kernels._triton import AVAILABLE
 from ..kernels.aot import contiguous_attention_case, launchable
 from ..kernels.tiles import attention_tile
-from .attention import DOMAIN, NAME
+from .form import DOMAIN, NAME
 
 PLUGIN = f"{DOMAIN}::{NAME}"
 

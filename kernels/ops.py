@@ -101,6 +101,10 @@ def _denoise_step(
     arguments = (
         latents, history, eps, slots, rows, weights, steps, coefficients, masks, seeds, carried, pairs, rescales,
     )  # fmt: skip
+    _denoise_step_here(*arguments)
+
+
+def _denoise_step_here(*arguments: torch.Tensor) -> None:
     check_denoise_step(*arguments)
     denoise_step_reference(*arguments)
 
@@ -113,8 +117,12 @@ def _gather_rows(
     steps: torch.Tensor,
     out: torch.Tensor,
 ) -> None:
-    check_gather_rows(latents, coefficients, slots, steps, out)
-    gather_rows_reference(latents, coefficients, slots, steps, out)
+    _gather_rows_here(latents, coefficients, slots, steps, out)
+
+
+def _gather_rows_here(*arguments: torch.Tensor) -> None:
+    check_gather_rows(*arguments)
+    gather_rows_reference(*arguments)
 
 
 @_denoise_step.register_fake
@@ -218,9 +226,8 @@ def denoise_step(
 
     Shapes, dtypes and equations stand in `kernels.denoise_step`.
     """
-    torch.ops.twig.denoise_step(
-        latents, history, eps, slots, rows, weights, steps, coefficients, masks, seeds, carried, pairs, rescales
-    )
+    run = _denoise_step_here if _is_plain(latents) else torch.ops.twig.denoise_step
+    run(latents, history, eps, slots, rows, weights, steps, coefficients, masks, seeds, carried, pairs, rescales)
 
 
 def gather_rows(
@@ -231,5 +238,15 @@ def gather_rows(
     out: torch.Tensor,
 ) -> torch.Tensor:
     """Fill `out` (R, C, H, W) with `input_scale * latents[slot]` in its own dtype, zeros at slot -1; returns it."""
-    torch.ops.twig.gather_rows(latents, coefficients, slots, steps, out)
+    run = _gather_rows_here if _is_plain(latents) else torch.ops.twig.gather_rows
+    run(latents, coefficients, slots, steps, out)
     return out
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a call is no more than Python on a processor.
+
+    PyTorch's dispatcher would import its compiler at the first call of an operator of ours, which takes longer than a
+    picture.
+    """
+    return type(tensor) is torch.Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
+import scipy
 from PIL import Image
-from scipy.ndimage import binary_dilation
 
 from ..models.bank import Bank, Shape
 from ..models.segmentation import plain_names
@@ -79,7 +79,7 @@ class Placed:
     @cached_property
     def grown(self) -> np.ndarray:
         """It and `_GAP` pixels around it (H, W) bool."""
-        wider = binary_dilation(np.pad(self.mask, _GAP), np.ones((2 * _GAP + 1,) * 2))
+        wider = scipy.ndimage.binary_dilation(np.pad(self.mask, _GAP), np.ones((2 * _GAP + 1,) * 2))
         whole = np.zeros([side + 2 * _GAP for side in self.frame], bool)
         rows, columns = self.box
         whole[rows.start : rows.stop + 2 * _GAP, columns.start : columns.stop + 2 * _GAP] = wider

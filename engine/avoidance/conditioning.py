@@ -3,14 +3,15 @@
 Pure functions; the moved control map lies in `placement`, the noise a run starts from in `initial_noise`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from ...kernels import ScalarColumn, StepColumns, TokenRow, neutral_tokens
 from ..api.errors import InvalidRequestError
@@ -18,6 +19,9 @@ from ..api.mechanisms import MaskedAttention, MaskedNoise
 from ..sampling.solver import SolverTable
 from .pieces import intersection_over_union
 from .placement import avoidance_mask, moved_labels
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "attention_scalars",

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy.fft import irfft2, rfft2
-from scipy.ndimage import find_objects
-from skimage.measure import label as connected_components
+import scipy
+import skimage
 
 from ..models.bank import FRAME
 
@@ -48,9 +47,9 @@ def coarse(field: np.ndarray) -> np.ndarray:
 def objects_of(labels: np.ndarray, background: Iterable[int]) -> list[Found]:
     """Objects of a label map (H, W), largest first; what touches by a corner is connected."""
     named = np.where(np.isin(labels, list(background)), -1, labels.astype(np.int64))
-    parts = connected_components(named, background=-1, connectivity=2)
+    parts = skimage.measure.label(named, background=-1, connectivity=2)
     found = []
-    for number, box in enumerate(find_objects(parts), start=1):
+    for number, box in enumerate(scipy.ndimage.find_objects(parts), start=1):
         if box is None:
             continue
         rows, columns = box
@@ -73,7 +72,7 @@ class Aligned:
         self.area = int(np.count_nonzero(shape))
         self._size = tuple(2 * side for side in shape.shape)
         views = np.stack([shape, shape[:, ::-1]]).astype(np.float32)
-        self._spectra = rfft2(views, self._size).conj()
+        self._spectra = scipy.fft.rfft2(views, self._size).conj()
         self._crops = [_Crop.of(view) for view in (shape, shape[:, ::-1])] if self.area else []
 
     def iou(self, other: np.ndarray) -> float:
@@ -82,7 +81,9 @@ class Aligned:
         if not area:
             return 0.0
         # Twice the frame's size: nothing wraps around.
-        shared = irfft2(rfft2(other.astype(np.float32), self._size) * self._spectra, self._size).max()
+        shared = scipy.fft.irfft2(
+            scipy.fft.rfft2(other.astype(np.float32), self._size) * self._spectra, self._size
+        ).max()
         return float(shared / (area - shared))
 
     def reaches(self, least: float, other: np.ndarray) -> bool:

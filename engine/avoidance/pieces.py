@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-from scipy.fft import irfft2, rfft2
-from scipy.ndimage import binary_dilation, distance_transform_edt
-from skimage.measure import label as connected_components
+import scipy
+import skimage
 
 _SEARCH_GRID = 128  # cells along the frame's longer side, at most where its size allows
 _SMALLEST_OBJECT = 0.02  # of the foreground: a smaller fragment belongs to its nearest neighbour
@@ -123,19 +122,19 @@ class Field:
 
     def __init__(self, cells: np.ndarray) -> None:
         self._shape = cells.shape
-        self._spectrum = rfft2(cells)
+        self._spectrum = scipy.fft.rfft2(cells)
 
     @classmethod
     def around(cls, cells: np.ndarray) -> Self:
         """Cells (R, C) bool and their neighbours, 0 or 1."""
-        return cls(binary_dilation(cells, np.ones((3, 3))).astype(np.float64))
+        return cls(scipy.ndimage.binary_dilation(cells, np.ones((3, 3))).astype(np.float64))
 
     def overlaps(self, kernels: np.ndarray) -> np.ndarray:
         """What each kernel (K, r, c) shares with the field at every place inside it: (K, R - r + 1, C - c + 1).
 
         A correlation by Fourier transform: inside the field nothing wraps around.
         """
-        shared = irfft2(self._spectrum * rfft2(kernels, self._shape).conj(), self._shape)
+        shared = scipy.fft.irfft2(self._spectrum * scipy.fft.rfft2(kernels, self._shape).conj(), self._shape)
         return shared[:, : self._shape[0] - kernels.shape[1] + 1, : self._shape[1] - kernels.shape[2] + 1]
 
 
@@ -169,7 +168,7 @@ def background_of(labels: np.ndarray, foreground: np.ndarray, cells: int = _SEAR
         stride, small, gaps = 1, labels, foreground
     elif len(surroundings) == 1:
         return np.where(foreground, surroundings[0], labels)
-    _, (rows, columns) = distance_transform_edt(gaps, return_indices=True)
+    _, (rows, columns) = scipy.ndimage.distance_transform_edt(gaps, return_indices=True)
     filled = small[rows, columns].repeat(stride, 0).repeat(stride, 1)[: labels.shape[0], : labels.shape[1]]
     return np.where(foreground, filled, labels)
 
@@ -250,7 +249,7 @@ def _objects_and_groups(labels: np.ndarray, foreground: np.ndarray, cell: int) -
     rider and the horse.
     """
     named = np.where(foreground, labels.astype(np.int64), -1)
-    found = connected_components(named, background=-1, connectivity=2)
+    found = skimage.measure.label(named, background=-1, connectivity=2)
     sizes = np.bincount(found.ravel(), minlength=2)
     sizes[0] = 0
     large = np.flatnonzero(sizes >= min(sizes.max(), _SMALLEST_OBJECT * foreground.sum()))
@@ -258,13 +257,13 @@ def _objects_and_groups(labels: np.ndarray, foreground: np.ndarray, cell: int) -
     numbers[large] = np.arange(1, len(large) + 1)
     cores = numbers[found]
     group_of = np.zeros(len(large) + 1, np.int64)
-    group_of[cores] = connected_components(cores > 0, connectivity=2)
+    group_of[cores] = skimage.measure.label(cores > 0, connectivity=2)
     fragments = foreground & (cores == 0)
     if not fragments.any():
         return cores, group_of
     nearest = _counts(cores, len(group_of), cell)
     nearest = np.where(nearest.any(0), nearest.argmax(0), 0)
-    _, (rows, columns) = distance_transform_edt(nearest == 0, return_indices=True)
+    _, (rows, columns) = scipy.ndimage.distance_transform_edt(nearest == 0, return_indices=True)
     nearest = nearest[rows, columns].repeat(cell, 0).repeat(cell, 1)
     return np.where(fragments, nearest, cores), group_of
 

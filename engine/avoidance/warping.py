@@ -7,8 +7,7 @@ shape overlaps the former one little enough.
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.ndimage import label as connected_components
-from scipy.ndimage import map_coordinates
+import scipy
 
 from ..api.choices import Warp
 from .pieces import background_of, shape_overlap
@@ -77,7 +76,7 @@ class _Bending:
     def __call__(self, height: int, width: int) -> _Map:
         places = np.meshgrid(_places(height), _places(width), indexing="ij")
         knots = [place * (_BENDS - 1) for place in places]
-        bends = (map_coordinates(bend, knots, order=3, mode="nearest") for bend in self.knots)
+        bends = (scipy.ndimage.map_coordinates(bend, knots, order=3, mode="nearest") for bend in self.knots)
         # The edge comes from itself and every place from within the frame: so nothing new is cut off.
         rows, columns = (p + np.clip(bend, -1, 1) * p * (1 - p) for p, bend in zip(places, bends, strict=True))
         return rows, columns
@@ -153,7 +152,7 @@ def _overlap(labels: np.ndarray, foreground: np.ndarray, warp: _Warp, avoided: n
 
 def _parts(shape: np.ndarray) -> int:
     """Number of connected parts that are more than specks."""
-    sizes = np.bincount(connected_components(shape)[0].ravel())[1:]
+    sizes = np.bincount(scipy.ndimage.label(shape)[0].ravel())[1:]
     return int(np.count_nonzero(sizes > _SPECK * sizes.sum()))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...kernels import add_layer_norm, geglu
 from ..models.adapters import adapted
-from ..models.attention import RowConditions
+from ..models.layers import RowConditions
 from .attention_choice import attend
 
 

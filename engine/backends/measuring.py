@@ -1,7 +1,6 @@
 """How long a network takes on each backend, measured once and remembered."""
 
 import json
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from ..api.reading import read_json
+from .processor import processor
 from .protocol import Backend, Runnable
 
 _ROUNDS = 3
@@ -35,8 +35,8 @@ def remember(memory: Path, measured: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def machine(device: torch.device) -> list[str]:
-    """What measured seconds belong to: processor or GPU, threads, PyTorch."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    """What measured seconds belong to: processor with its instruction sets, or GPU, threads, PyTorch."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(processor())
     return [name.replace(" ", "-"), str(torch.get_num_threads()), torch.__version__]
 
 

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from ..api.errors import BackendError, InvalidRequestError
 from ..models.adapters import AdapterRows, acting
-from ..models.checkpoint import Components
+from ..models.components import Components
 from ..models.controls import PART
+from ..models.kept import whole
 from ..models.networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
 from ..models.tensors import Network, Sizes, flatten, network_specs, zero_residuals
 from .measuring import machine, remember, remembered, seconds_of
 from .options import TorchOptions
+from .processor import processor
 from .protocol import Artifact, ArtifactSource, Backend, Precision, Runnable, Wanted
 from .torch import FlatSkippingEncoder, TorchNetwork, flat_network
 
@@ -99,10 +102,17 @@ class Networks:
         options = settings.torch.on(device)
         options.check(device)
         self._check_adapters()
-        self.memory_format = options.memory_format
-        self._served, self._vae = options.denoiser(denoiser), options.autoencoder(components.vae)
-        preview = components.preview_vae
-        self._preview = None if preview is None else options.autoencoder(preview)
+        self.options, self.memory_format = options, options.memory_format
+        if components.whole is None:
+            _ = self._in_torch  # its weights are put into their order before anything is captured
+
+    @cached_property
+    def _in_torch(self) -> tuple[Components, Denoiser]:
+        """The networks as PyTorch runs them; loaded now where they were left out."""
+        components, denoiser = whole(self.components, self.denoiser)
+        served, vae, preview = self.options.denoiser(denoiser), components.vae, components.preview_vae
+        shown = None if preview is None else self.options.autoencoder(preview)
+        return replace(components, vae=self.options.autoencoder(vae), preview_vae=shown), served
 
     @property
     def num_tokens(self) -> int:
@@ -148,7 +158,7 @@ class Networks:
     def _text_states(self, network: Network, ids: Tensor, skip: int | None) -> tuple[Tensor, ...]:
         if skip is None:
             return self(network, [ids])
-        encoder = self.components.text_encoders[network is Network.TEXT_ENCODER_2]
+        encoder = self._in_torch[0].text_encoders[network is Network.TEXT_ENCODER_2]
         flat = FlatSkippingEncoder(encoder, skip, single=self.components.text_encoder_2 is None)
         return tuple(each.to(self.dtype) for each in flat(ids))
 
@@ -159,7 +169,7 @@ class Networks:
     def predict(self, inputs: DenoiserInputs) -> Tensor:
         """UNet; PyTorch takes the calls that record attention."""
         if self.wanted[Network.UNET] is Backend.TORCH or inputs.record is not None:
-            return self._served.predict(inputs)
+            return self._in_torch[1].predict(inputs)
         if inputs.residuals is None and self.denoiser.controlnet is not None:
             sizes = Sizes(len(inputs.sample), *inputs.sample.shape[2:])
             if sizes not in self._zeros:
@@ -170,7 +180,7 @@ class Networks:
     def control(self, inputs: ControlInputs, name: str | None = None) -> Residuals:
         """ControlNet, or the further one called `name`, which PyTorch runs whatever runs the others."""
         if name is not None or self.wanted[Network.CONTROLNET] is Backend.TORCH:
-            return self._served.control(inputs, name)
+            return self._in_torch[1].control(inputs, name)
         return self(Network.CONTROLNET, flatten(inputs))
 
     def forget(self, shape: tuple[int, int]) -> None:
@@ -214,8 +224,7 @@ class Networks:
 
     def _runnable(self, backend: Backend, network: Network) -> Runnable:
         if backend is Backend.TORCH:
-            components = replace(self.components, vae=self._vae, preview_vae=self._preview)
-            return TorchNetwork(flat_network(network, components, self._served))
+            return TorchNetwork(flat_network(network, *self._in_torch))
         return self._load(backend, self.artifact(backend, network), network)
 
     def artifact(self, backend: Backend, network: Network) -> Artifact:
@@ -291,12 +300,15 @@ class Networks:
         key = " ".join([network, self._weights(network), self.precision_of(network), *machine(self.device)])
         if key in known:
             seconds = known[key]
-            reason = "fastest when measured here before"
+            reason = f"fastest when measured before on {self._machine()}"
         else:
             seconds = {b.value: seconds_of(self._runnable(b, network), inputs) for b in self._candidates()}
             remember(memory, {**known, key: seconds})
-            reason = f"fastest of {len(seconds)} at {len(inputs[0])} rows"
+            reason = f"fastest of {len(seconds)} at {len(inputs[0])} rows on {self._machine()}"
         return Backend(min(seconds, key=lambda name: seconds[name])), reason, seconds
+
+    def _machine(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(processor())
 
     def _candidates(self) -> list[Backend]:
         """What is installed and runs this precision on this device."""
@@ -323,6 +335,12 @@ def usual_chunks(backend: BackendChoice) -> int:
 
 def _denoises_in_torch(chosen: Mapping[Any, str]) -> bool:
     return all(chosen.get(network, Backend.TORCH) == Backend.TORCH for network in (Network.UNET, Network.CONTROLNET))
+
+
+def compiles_all(backend: BackendChoice) -> bool:
+    """Whether PyTorch runs no network, as far as is known before any is called."""
+    chosen = dict.fromkeys(SERVED, backend) if isinstance(backend, str) else backend
+    return all(chosen.get(network, Backend.TORCH) != Backend.TORCH for network in SERVED)
 
 
 def part_of(network: Network) -> str:

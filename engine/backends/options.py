@@ -11,12 +11,10 @@ import torch
 from torch import nn
 
 from ...kernels import AVAILABLE
+from .. import backends
 from ..api.errors import BackendError
 from ..models.networks import Denoiser
 from .attention_choice import attend
-from .fp8 import CAPABILITY, quantise
-from .fused import fuse
-from .regions import Regions
 
 MODES = ("default", "max-autotune-no-cudagraphs")
 """Modes of `torch.compile` without CUDA graphs, which the engine captures itself."""
@@ -84,7 +82,11 @@ class TorchOptions:
         """Raise BackendError for what the process was not started for."""
         if self.deterministic and device.type == "cuda" and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
             raise BackendError("deterministic needs CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment at the start")
-        if self.fp8 and device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < CAPABILITY:
+        if (
+            self.fp8
+            and device.type == "cuda"
+            and (found := torch.cuda.get_device_capability(device)) < backends.fp8.CAPABILITY
+        ):
             raise BackendError(f"fp8 needs compute capability 8.9 or later; {device} has {'.'.join(map(str, found))}")
 
     def denoiser(self, denoiser: Denoiser) -> Denoiser:
@@ -101,12 +103,12 @@ class TorchOptions:
         unet, controlnet = (_with_same_weights(network) for network in (denoiser.unet, denoiser.controlnet))
         further = {name: _with_same_weights(each.controlnet) for name, each in denoiser.further.items()}
         networks, made = [unet, controlnet, *further.values()], Denoiser(unet, controlnet, further)
-        regions = None if self.compile is None else Regions(self.compile)
+        regions = None if self.compile is None else backends.regions.Regions(self.compile)
         for network in networks:
             if network is not None and self.fused:
-                fuse(network)
+                backends.fused.fuse(network)
             if network is not None and self.fp8:
-                quantise(network)
+                backends.fp8.quantise(network)
             if network is not None and regions is not None:
                 regions.install(network)
         return made
@@ -118,7 +120,7 @@ class TorchOptions:
         if not self.fused:
             return vae
         made = _with_same_weights(vae)
-        fuse(made)
+        backends.fused.fuse(made)
         return made
 
     @contextmanager

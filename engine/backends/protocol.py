@@ -1,14 +1,14 @@
 """What a backend is to the runtime, and where it gets its compiled artifacts from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..models.checkpoint import Components
+from ..models.components import Components
 from ..models.networks import Denoiser
 from ..models.tensors import NetworkSpec, Sizes
 from .precision import Precision
@@ -60,4 +60,13 @@ class ArtifactSource(Protocol):
 
     def __call__(self, wanted: Wanted, components: Components, denoiser: Denoiser) -> Artifact:
         """Return the artifact, valid and verified."""
+        ...
+
+
+@runtime_checkable
+class KeepsModels(Protocol):
+    """A source of artifacts that keeps what was read of models beside them."""
+
+    def kept(self, named: Mapping[str, str], keep: Callable[[Path], None], is_current: Callable[[Path], bool]) -> Path:
+        """Folder of what `keep` wrote for what was `named`, written anew where it is not current."""
         ...

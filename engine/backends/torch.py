@@ -3,16 +3,20 @@
 What other backends run was exported from these modules, and is compared with them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from ..models.checkpoint import Components
+from ..models.components import Components
 from ..models.networks import Denoiser
 from ..models.segmentation import label_scores
 from ..models.tensors import Network, control_inputs, unet_inputs
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 
 class FlatUNet(nn.Module):
@@ -89,7 +93,7 @@ class FlatPenultimateEncoder(nn.Module):
         """Encode."""
         output = self.text_encoder(input_ids, output_hidden_states=True)
         states = output.hidden_states[-2]
-        return (states, output.text_embeds) if isinstance(self.text_encoder, CLIPTextModelWithProjection) else (states,)
+        return (states, output.text_embeds) if "text_embeds" in output else (states,)
 
 
 class FlatSkippingEncoder(nn.Module):
@@ -112,7 +116,7 @@ class FlatSkippingEncoder(nn.Module):
         states = output.hidden_states[self._last]
         if self._single:
             return (self._norm(states),)
-        return (states, output.text_embeds) if isinstance(self.text_encoder, CLIPTextModelWithProjection) else (states,)
+        return (states, output.text_embeds) if "text_embeds" in output else (states,)
 
 
 class FlatSegmenter(nn.Module):

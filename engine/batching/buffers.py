@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import TokenRow
-from ..models.attention import CrossLayer
+from ..models.layers import CrossLayer
 from ..models.networks import Denoiser
 from ..models.tensors import NetworkSpec, Sizes, controlnet_spec, unet_spec
 from .columns import Columns

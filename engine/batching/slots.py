@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import HIDDEN, StepColumns, TokenRow, neutral_tokens
-from ..models.attention import CrossLayer, latent_grids
+from ..models.layers import CrossLayer, latent_grids
 from ..models.networks import Denoiser, EncodedText
 from ..models.transfers import sent
 from ..sampling.rows import Branch, Hint

@@ -1,8 +1,8 @@
 """How far every pixel lies from a shape: exact Euclidean distance transforms of a batch, on any device."""
 
 import numpy as np
+import scipy
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 _CHUNK = 2**25  # sums that a device holds at a time
@@ -34,5 +34,8 @@ def by_rows(masks: Tensor) -> Tensor:
 
 def _by_scipy(masks: Tensor) -> Tensor:
     far = sum(masks.shape[1:])
-    found = [distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, far) for mask in masks.numpy()]
+    found = [
+        scipy.ndimage.distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, far)
+        for mask in masks.numpy()
+    ]
     return torch.from_numpy(np.stack(found)).float()

@@ -17,7 +17,7 @@ from ..api.result import GateDecision
 from ..api.rules import Rule
 from ..avoidance.objects import coarse, counted, objects_of
 from ..avoidance.words import Named, lexicon
-from ..models.checkpoint import Components
+from ..models.components import Components
 from ..models.pictures import eight_bits
 from ..models.transfers import constant, fetched
 from .extra import PREFIX, ExtraMetric, check_metrics, check_scores, extra_scores

@@ -10,13 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .. import judging, models
 from ..api.errors import CheckpointError, InvalidRequestError
 from ..api.metrics import ALL_METRICS, Direction
 from ..api.reading import MAX_TENSORS, open_regular, shown
-from ..models import layout
 from ..models.tensor_files import check_tensors
 from . import perceptual_wheel
-from .clip import ClipLikeness
 from .extra import ExtraMetric
 from .perceptual import Lpips
 
@@ -123,7 +122,7 @@ def _lpips(spec: str, file: Path) -> NamedMetric:
 def _clip(spec: str, folder: Path) -> NamedMetric:
     if not folder.is_dir():
         raise InvalidRequestError(f"there is no folder {shown(folder)} of a CLIPModel")
-    return NamedMetric("clip", spec, "similarity", layout.digest(folder), ClipLikeness.load(folder))
+    return NamedMetric("clip", spec, "similarity", models.layout.digest(folder), judging.clip.ClipLikeness.load(folder))
 
 
 _Loader = Callable[[str, Path], NamedMetric]

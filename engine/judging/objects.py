@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
-from scipy.ndimage import binary_erosion
-from scipy.optimize import linear_sum_assignment
-from skimage.color import rgb2lab
+import scipy
+import skimage
 
 from ..avoidance.objects import Found
 from ..avoidance.words import Named
@@ -19,7 +19,13 @@ _SRGB = {
 """A middling example of each colour that prompts are read for."""
 
 _NAMES = tuple(_SRGB)
-_LAB = rgb2lab(np.array(list(_SRGB.values()), np.float64)[None] / 255)[0]
+
+
+@cache
+def _lab() -> np.ndarray:
+    """The named colours in CIELAB."""
+    found: np.ndarray = skimage.color.rgb2lab(np.array(list(_SRGB.values()), np.float64)[None] / 255)[0]
+    return found
 
 
 def kept(seen: Counter[int], asked: Counter[int]) -> float:
@@ -69,13 +75,13 @@ def _shares(
         return
     wanted = [colour for colour in colours if colour is not None]
     table = np.array([[shares[_NAMES.index(colour)] for colour in wanted] for shares in shown])
-    for row, column in zip(*linear_sum_assignment(table, maximize=True), strict=True):
+    for row, column in zip(*scipy.optimize.linear_sum_assignment(table, maximize=True), strict=True):
         yield float(table[row, column]), label, wanted[column], _NAMES[int(shown[row].argmax())]
 
 
 def _colours_of(picture: np.ndarray, one: Found) -> np.ndarray:
     """Share of an object, its outline left out, that has each colour of `_NAMES`."""
-    core = binary_erosion(one.mask, np.ones((3, 3)))
-    pixels = rgb2lab(picture[one.rows, one.columns][core if core.any() else one.mask][None] / 255.0)[0]
-    nearest = np.linalg.norm(pixels[:, None] - _LAB, axis=-1).argmin(1)
+    core = scipy.ndimage.binary_erosion(one.mask, np.ones((3, 3)))
+    pixels = skimage.color.rgb2lab(picture[one.rows, one.columns][core if core.any() else one.mask][None] / 255.0)[0]
+    nearest = np.linalg.norm(pixels[:, None] - _lab(), axis=-1).argmin(1)
     return np.bincount(nearest, minlength=len(_NAMES)) / len(nearest)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..api.calibration import Calibration
 from ..api.metrics import METRICS
-from ..models.checkpoint import Components
+from ..models.components import Components
 from .descriptors import descriptors
 from .similarity import measure
 from .works import shapes

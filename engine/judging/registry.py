@@ -4,6 +4,8 @@ The latents are those of one model's autoencoder: whoever has the model and the 
 file can be read and written by its owner alone.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,17 +17,17 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
+import scipy
 import torch
 from filelock import FileLock
 from PIL import Image, ImageOps
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from ..api.errors import CheckpointError, InvalidRequestError
 from ..api.pixels import load_picture
 from ..api.reading import shown
 from ..api.writing import sweep
-from ..models.checkpoint import Components
+from ..models.components import Components
 from ..models.pictures import to_pixels
 from ..records.manifest import pixel_hash
 from .descriptors import descriptors, mirrored
@@ -130,15 +132,15 @@ class Registry:
         return Nearest(np.take_along_axis(positions, order, 1), similarity)
 
     @cached_property
-    def _tree(self) -> KDTree:
-        return KDTree(self.descriptors.numpy())
+    def _tree(self) -> scipy.spatial.KDTree:
+        return scipy.spatial.KDTree(self.descriptors.numpy())
 
     @property
     def unmeasured(self) -> tuple[Work, ...]:
         """Works without scores of their own: added before these were kept."""
         return tuple(work for work in self.works if not work.own)
 
-    def adding(self, other: "Registry") -> "Registry":
+    def adding(self, other: Registry) -> Registry:
         """This registry and the works of `other` that it lacks. Raises CheckpointError for another autoencoder's.
 
         A work that both hold is left as it is, but takes its own scores from `other` where it has none, or where that
@@ -162,7 +164,7 @@ class Registry:
             pictures={**self.pictures, **other.pictures},
         )
 
-    def without(self, ids: Iterable[str]) -> "Registry":
+    def without(self, ids: Iterable[str]) -> Registry:
         """This registry less the works with `ids`. Raises InvalidRequestError for an id that is not registered."""
         gone = set(ids)
         if unknown := sorted(gone - {work.id for work in self.works}):

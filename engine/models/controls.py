@@ -1,12 +1,17 @@
 """ControlNets: the first, which follows the moved map, and further ones by name."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..api.errors import CheckpointError
 from ..api.reading import shown
-from .layout import Source
+
+if TYPE_CHECKING:
+    from .layout import Source
 
 PART = "controlnet_"
 """Begins the name of a further ControlNet's part; the rest is the name that requests know it by."""
@@ -14,7 +19,7 @@ PART = "controlnet_"
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 _NAMED = re.compile(rf"({NAME})=(.+)", re.DOTALL)
 
-Chosen = Source | Sequence[Source]
+Chosen = str | Path | Sequence[str | Path]
 """A ControlNet, or several: the first as it is, further ones as NAME=PATH."""
 
 

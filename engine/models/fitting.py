@@ -1,16 +1,19 @@
 """Whether the parts of a checkpoint fit together, told from their configurations and shapes alone."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 
 from ..api.errors import CheckpointError
 from .networks import NUM_SIZES
 
 if TYPE_CHECKING:
-    from .checkpoint import Components
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    from .components import Components
 
 _READING_ADDED = (
     "addition_embed_type",
@@ -25,7 +28,7 @@ _KINDS: Mapping[Any, str] = {768: " (Stable Diffusion 1.x)", 1024: " (Stable Dif
 _ANOTHER = "name one that was trained for this model with controlnet=..."
 
 
-def check_fit(components: "Components") -> None:
+def check_fit(components: Components) -> None:
     """Raise CheckpointError naming the two values that disagree; weights need not be there."""
     _check_size(components)
     _check_text(components)
@@ -49,7 +52,7 @@ def _require(fits: bool, what: str, found: Any, wanted: Any) -> None:
         raise CheckpointError(f"{what} is {found}, but must be {wanted}")
 
 
-def _check_size(components: "Components") -> None:
+def _check_size(components: Components) -> None:
     size = components.unet.config.sample_size
     sides = [size, size] if isinstance(size, int) else size
     fits = (
@@ -60,7 +63,7 @@ def _check_size(components: "Components") -> None:
     _require(fits, "the UNet's sample_size", size, "a number of latents from 1 to 1024, or two")
 
 
-def _check_text(components: "Components") -> None:
+def _check_text(components: Components) -> None:
     unet, texts = components.unet.config, [encoder.config for encoder in components.text_encoders]
     width = sum(text.hidden_size for text in texts)
     _require(
@@ -77,7 +80,7 @@ def _check_text(components: "Components") -> None:
     _require(fits, "the UNet's time_cond_proj_dim", told, "None, or the even width of a latent consistency model's")
 
 
-def _check_added(components: "Components") -> None:
+def _check_added(components: Components) -> None:
     """The UNet must read what the text encoders give beside states: nothing, or in SDXL pooled text, with sizes."""
     unet, second = components.unet.config, components.text_encoder_2
     if second is None:
@@ -99,7 +102,7 @@ def _check_added(components: "Components") -> None:
     _require(vocabularies[0] == vocabularies[1], "tokenizer_2's vocabulary", "another", "the tokenizer's")
 
 
-def _check_latents(components: "Components") -> None:
+def _check_latents(components: Components) -> None:
     unet, vae = components.unet.config, components.vae.config
     for name in ("in_channels", "out_channels"):
         _require(vae[name] == 3, f"the autoencoder's {name}", vae[name], "3, for red, green and blue")
@@ -111,11 +114,11 @@ def _check_latents(components: "Components") -> None:
         )
 
 
-def _check_preview(components: "Components") -> None:
+def _check_preview(components: Components) -> None:
     """A decoder of drafts and previews must read the same latents as the autoencoder, and draw pictures of its size."""
     assert components.preview_vae is not None
     found = type(components.preview_vae).__name__
-    _require(found == AutoencoderTiny.__name__, "the preview autoencoder", found, "an AutoencoderTiny, as TAESD is")
+    _require(found == "AutoencoderTiny", "the preview autoencoder", found, "an AutoencoderTiny, as TAESD is")
     preview, factor = components.preview_vae.config, components.vae_scale_factor
     latents = components.vae.config.latent_channels
     _require(
@@ -140,7 +143,7 @@ def _told(name: str, value: Any) -> str:
     return f"{value}{_KINDS.get(value, '') if name == 'cross_attention_dim' else ''}"
 
 
-def _check_controlnet(components: "Components", controlnet: ControlNetModel, what: str) -> None:
+def _check_controlnet(components: Components, controlnet: ControlNetModel, what: str) -> None:
     unet, control = components.unet.config, controlnet.config
     _require(
         control.conditioning_channels == 3, f"{what}'s conditioning_channels", control.conditioning_channels,
@@ -163,7 +166,7 @@ def _check_controlnet(components: "Components", controlnet: ControlNetModel, wha
     _require(not control.global_pool_conditions, f"{what}'s global_pool_conditions", True, "False")
 
 
-def check_dtypes(components: "Components", dtype: torch.dtype) -> None:
+def check_dtypes(components: Components, dtype: torch.dtype) -> None:
     """Raise CheckpointError unless every network of `components` computes in the engine's `dtype`.
 
     The autoencoder may stay in float32, where it overflows in float16.

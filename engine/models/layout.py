@@ -267,11 +267,16 @@ def digest(part: Path, wanted: str | None = None) -> str:
 
     wanted: the variant of the weights that is taken if there.
     """
-    files = [p for p in part.iterdir() if p.suffix in {".json", ".txt"}]
-    if any(part.glob("*.safetensors")):
-        files += weights(part, wanted)[1]
     total = hashlib.sha256()
-    for file in sorted(files):
+    for file in digested(part, wanted):
         with open_regular(file, MAX_TENSORS) as stream:
             total.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def digested(part: Path, wanted: str | None = None) -> list[Path]:
+    """The files that `digest` is of, in their order."""
+    files = [p for p in part.iterdir() if p.suffix in {".json", ".txt"}]
+    if any(part.glob("*.safetensors")):
+        files += weights(part, wanted)[1]
+    return sorted(files)

@@ -1,19 +1,24 @@
 """The denoising networks behind two calls: a UNet whose rows differ in everything, a ControlNet for some of them."""
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
-from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
+from .. import models
 from .adapters import AdapterRows, acting
-from .attention import CrossLayer, MassRecord, RowConditions, install, latent_grids, text_kv
+from .layers import CrossLayer, MassRecord, RowConditions, latent_grids, text_kv
 from .transfers import sent
+
+if TYPE_CHECKING:
+    from diffusers import ControlNetModel, UNet2DConditionModel
+    from diffusers.models.embeddings import TimestepEmbedding
 
 Residuals = tuple[Tensor, ...]
 """ControlNet's residuals: one for each down block, in order, then the mid block's."""
@@ -141,7 +146,7 @@ class Controller:
 
     def __init__(self, controlnet: ControlNetModel) -> None:
         self.controlnet = controlnet
-        self.layers: tuple[CrossLayer, ...] = install(controlnet)
+        self.layers: tuple[CrossLayer, ...] = models.attention.install(controlnet)
         _project_timesteps(controlnet)
         _premake(controlnet, "controlnet_cond_embedding")
 
@@ -186,7 +191,7 @@ class Denoiser:
     ) -> None:
         self.unet = unet
         self.controlnet = controlnet
-        self.layers: tuple[CrossLayer, ...] = install(unet)
+        self.layers: tuple[CrossLayer, ...] = models.attention.install(unet)
         _project_timesteps(unet)
         self._controller = None if controlnet is None else Controller(controlnet)
         self.control_layers = () if self._controller is None else self._controller.layers

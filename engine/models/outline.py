@@ -14,6 +14,7 @@ from ..api.errors import CheckpointError
 from ..api.reading import shown
 from . import controls, layout, single_file
 from .bank import FILE as BANK_FILE
+from .components import EMBEDDED
 from .file_parts import FilePart
 from .layout import Source
 from .lora import Fused, named_adapters, named_files
@@ -33,9 +34,6 @@ from .model_index import (
 )
 from .parts import Vae
 from .textual_inversion import Inversions, named_embeddings
-
-EMBEDDED = Path(__file__).parents[1] / "assets" / "model"
-"""Folder of the model that comes with the package."""
 
 _FILES = ("*.json", "*.txt", "*.safetensors")
 _MODEL_FILES = (

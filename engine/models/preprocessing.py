@@ -7,28 +7,11 @@ from typing import Any, Self
 
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import (
-    BeitImageProcessorPil,
-    DPTImageProcessorPil,
-    Mask2FormerImageProcessorPil,
-    MaskFormerImageProcessorPil,
-    OneFormerImageProcessorPil,
-    SegformerImageProcessorPil,
-)
-from transformers.image_transforms import get_size_with_aspect_ratio
-from transformers.image_utils import get_image_size_for_max_height_width
 
+from .. import models
 from ..api.reading import shown
 from .transfers import constant
 
-_PROCESSORS: Mapping[str, Any] = {
-    "SegformerImageProcessor": SegformerImageProcessorPil,
-    "Mask2FormerImageProcessor": Mask2FormerImageProcessorPil,
-    "MaskFormerImageProcessor": MaskFormerImageProcessorPil,
-    "OneFormerImageProcessor": OneFormerImageProcessorPil,
-    "BeitImageProcessor": BeitImageProcessorPil,
-    "DPTImageProcessor": DPTImageProcessorPil,
-}
 _MASK_FORMERS = frozenset({"Mask2FormerImageProcessor", "MaskFormerImageProcessor"})
 _SERVED = frozenset(
     {"do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"}
@@ -85,7 +68,7 @@ class Preprocessing:
         for key, value in config.items():
             if key not in known | _DESCRIPTIVE and value not in _IDLE.get(key, ()):
                 raise ValueError(f"{shown(key)} {shown(repr(value), 80)}, which is not served; leave it out")
-        processor = _PROCESSORS[name].from_dict({k: v for k, v in config.items() if k in known})
+        processor = models.processors.PROCESSORS[name].from_dict({k: v for k, v in config.items() if k in known})
         values: dict[str, Any] = {"scale": 255 * (_scale(processor.rescale_factor) if processor.do_rescale else 1)}
         if processor.do_normalize:
             mean, deviation = _colours("image_mean", processor.image_mean), _colours("image_std", processor.image_std)
@@ -107,9 +90,9 @@ class Preprocessing:
         if self.size is not None:
             height, width = self.size
         elif self.edges is not None:
-            height, width = get_size_with_aspect_ratio((height, width), *self.edges)
+            height, width = models.processors.get_size_with_aspect_ratio((height, width), *self.edges)
         elif self.bounds is not None:
-            height, width = get_image_size_for_max_height_width((height, width), *self.bounds)
+            height, width = models.processors.get_image_size_for_max_height_width((height, width), *self.bounds)
         return (
             max(1, math.ceil(height / self.divisor)) * self.divisor,
             max(1, math.ceil(width / self.divisor)) * self.divisor,
@@ -130,8 +113,10 @@ def _named(config: Mapping[str, Any], usual: str) -> str:
     if not named:
         named = "Mask2FormerImageProcessor" if _MASK_FORMERS_ALONE & config.keys() else "SegformerImageProcessor"
     plain = str(named).removesuffix("Pil").removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
-    if plain not in _PROCESSORS:
-        raise ValueError(f"image_processor_type {shown(repr(named), 80)}; those served are {', '.join(_PROCESSORS)}")
+    if plain not in models.processors.PROCESSORS:
+        raise ValueError(
+            f"image_processor_type {shown(repr(named), 80)}; those served are {', '.join(models.processors.PROCESSORS)}"
+        )
     return plain
 
 

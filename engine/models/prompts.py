@@ -4,16 +4,20 @@ Chunks are filled as the Stable Diffusion web interfaces fill them: each has a s
 that is full ends after a comma among its last tokens, where there is one, so that no phrase is torn.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import CLIPTokenizer
 
 from ..api.choices import PromptSyntax
 from ..api.prompts import parsed
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 _BACKTRACK = 20
 """Tokens at the end of a full chunk among which a comma is looked for, as the web interfaces have it unless set."""

@@ -1,19 +1,23 @@
 """Pictures in, label maps out: a transformers segmentation model behind one call."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from .. import models
 from ..api.errors import CheckpointError
 from ..api.reading import shown
 from . import ade20k
-from .clip_tokenizer import clip_tokenizer
 from .preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _TASK = "the task is semantic"
 
@@ -68,7 +72,9 @@ def _with_task(model: PreTrainedModel) -> PreTrainedModel:
     """OneFormer is told by words what to do, which are the same for every picture; other models are told nothing."""
     if model.config.model_type == "oneformer":
         length = model.config.task_seq_len
-        words = clip_tokenizer()(_TASK, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        words = models.clip_tokenizer.clip_tokenizer()(
+            _TASK, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
         tokens = words.input_ids * words.attention_mask
         model.register_buffer("task_inputs", tokens.to(next(model.parameters()).device), persistent=False)
     return model

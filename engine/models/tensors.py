@@ -5,19 +5,24 @@ number, the name of one that `Sizes` knows, or in outputs `out_height` and `out_
 dtype of None is the network's own precision.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ...kernels import ScalarColumn, TokenRow
-from .attention import CrossLayer, latent_grids
-from .checkpoint import Components
+from .components import Components
+from .layers import CrossLayer, latent_grids
 from .networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 Axis = int | str
 

@@ -1,10 +1,14 @@
 """Which words a tokenizer knows, where its vocabulary is a list of words and not of pieces that any word is made of."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _END = "</w>"
 _MOST_WORDS = 1000  # a list of words holds fewer whole ones; a vocabulary of pieces, as CLIP's, tens of thousands

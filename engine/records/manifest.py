@@ -21,7 +21,7 @@ from ..api.request import PICTURES, GenerationRequest
 from ..api.result import Attempt, GateDecision, GenerationResult, Verdict
 from ..api.rules import Rule
 from ..api.writing import write_new
-from ..models.checkpoint import Components
+from ..models.components import Components
 from .model_record import ModelRecord
 from .record import Record, canonical, text_hash
 

@@ -9,7 +9,7 @@ from ..api.choices import Precision, Prediction
 from ..api.portable import Real
 from ..api.request import GenerationRequest
 from ..models.adapters import kept_name
-from ..models.checkpoint import Components
+from ..models.components import Components
 from ..models.controls import PART
 from ..models.lora import Adapter
 from .record import Record, canonical, text_hash

@@ -1,5 +1,7 @@
 """Where the steps of each solver lie: timesteps and noise levels, out of diffusers' own scheduler of its name."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +10,10 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 from diffusers.schedulers import AysSchedules
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
 from ..api.choices import Sigmas, Spacing
+from .schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Course:
     """
 
     num_steps: int
-    scheduler: DDIMScheduler
+    scheduler: NoiseSchedule
     spacing: Spacing | None = None
     sigmas: Sigmas | None = None
     eta: float | None = None

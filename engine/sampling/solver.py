@@ -10,55 +10,31 @@ The discretisation (timesteps and noise levels) is diffusers' own: the scheduler
 checkpoint's configuration. What each solver makes of it is in `formulas`.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
 from ...kernels import StepColumns
+from .. import sampling
 from ..api.choices import Sigmas, Solver, Spacing
 from ..api.errors import CheckpointError, InvalidRequestError
 from ..api.settings import Stage
-from .formulas import FORMULAS, Factors
-from .levels import Course, Levels, ratio
 from .sampler import CONSISTENCY, TAKING, Sampler
+from .schedule import KeptSchedule, NoiseSchedule, SolverTable, Wanted
+
+if TYPE_CHECKING:
+    from .formulas import Factors
+    from .levels import Course, Levels
 
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 _ETA = frozenset({Solver.DDIM, Solver.TCD})
 
 
-@dataclass(frozen=True)
-class SolverTable:
-    """A solver's steps for one step count. Tables are cached and shared: their tensors are read-only.
-
-    timesteps (S,) float32: as the network takes them, one for each evaluation of it. columns (S, K) float32:
-    coefficients in the order of `StepColumns`, with m = r = n = 0. init_noise_sigma: factor on unit noise that gives
-    the first latent. alphas, sigmas (S + 1,) float64: signal and noise of the latent before each step and after the
-    last one.
-    """
-
-    timesteps: Tensor
-    columns: Tensor
-    init_noise_sigma: float
-    alphas: Tensor
-    sigmas: Tensor
-
-    @property
-    def num_steps(self) -> int:
-        """S, which is `Stage.evaluations`."""
-        return len(self.timesteps)
-
-    @property
-    def noise_scale(self) -> Tensor:
-        """Size (S,) float64 of the change in predicted noise that a unit change of the network's output makes."""
-        columns = self.columns.double()
-        on_x0 = (columns[:, StepColumns.W] * columns[:, StepColumns.Q]).abs()
-        return self.alphas[:-1] / self.sigmas[:-1] * on_x0
-
-
-def stage_table(stage: Stage, scheduler: DDIMScheduler, sampler: Sampler) -> SolverTable:
+def stage_table(stage: Stage, scheduler: NoiseSchedule, sampler: Sampler) -> SolverTable:
     """`solver_table` of a stage, where it says nothing as the model's own `sampler` does."""
     own = sampler.settled(stage)
     assert own.solver is not None
@@ -71,7 +47,7 @@ def stage_table(stage: Stage, scheduler: DDIMScheduler, sampler: Sampler) -> Sol
 def solver_table(
     solver: Solver,
     num_steps: int,
-    scheduler: DDIMScheduler,
+    scheduler: NoiseSchedule,
     sampler: Sampler = Sampler(),  # noqa: B008
     *,
     spacing: Spacing | None = None,
@@ -97,10 +73,13 @@ def solver_table(
             f"{num_steps} steps of {solver}: the model was distilled at {sampler.original_steps} timesteps, so 1 to "
             f"{sampler.original_steps} steps are possible"
         )
-    course = Course(
+    wanted = Wanted(solver, num_steps, spacing, sigmas, eta)
+    if isinstance(scheduler, KeptSchedule) and (kept := scheduler.table(wanted)) is not None:
+        return kept
+    course = sampling.levels.Course(
         num_steps, scheduler, spacing, sigmas, eta, sampler.xl, sampler.original_steps, sampler.timestep_scaling
     )
-    levels, factors = FORMULAS[solver](course)
+    levels, factors = sampling.formulas.FORMULAS[solver](course)
     _check_levels(solver, course, levels)
     table = _in_networks_terms(factors, levels, scheduler.config.prediction_type)
     if not table.isfinite().all():
@@ -117,7 +96,7 @@ def solver_table(
     )
 
 
-def _check_schedule(solver: Solver, scheduler: DDIMScheduler) -> None:
+def _check_schedule(solver: Solver, scheduler: NoiseSchedule) -> None:
     config = scheduler.config
     if config.prediction_type not in _PREDICTION_TYPES:
         raise CheckpointError(
@@ -151,7 +130,8 @@ def _check_mix(solver: Solver, spacing: Spacing | None, sigmas: Sigmas | None, e
 def _check_levels(solver: Solver, course: Course, levels: Levels) -> None:
     last = course.scheduler.config.num_train_timesteps - 1
     timesteps = levels.timesteps
-    begins = ratio(levels)[::2] if solver is Solver.HEUN else ratio(levels)
+    ratio = sampling.levels.ratio(levels)
+    begins = ratio[::2] if solver is Solver.HEUN else ratio
     descending = bool((begins.diff() < 0).all() and (timesteps.diff() <= 0).all())
     if len(begins) != course.num_steps or not descending or timesteps[0] > last or timesteps[-1] < 0:
         spacing = course.spacing or course.scheduler.config.timestep_spacing

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..batching.arenas import Arenas
 from ..judging.judge import Judge
-from ..models.checkpoint import Components
+from ..models.components import Components
 from .decoding import Decoder
 from .denoising import Denoising
 from .encoding import Encoding

@@ -1,6 +1,9 @@
 """Latents to pixels, and pixels to labels; whether a latent can be decoded at all."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,9 +11,11 @@ from torch import Tensor
 from ..api.errors import NonFiniteLatentError
 from ..backends.networks import Networks
 from ..batching.job import Job
-from ..models.checkpoint import Components
-from ..models.parts import Vae
+from ..models.components import Components
 from ..models.tensors import Network
+
+if TYPE_CHECKING:
+    from ..models.parts import Vae
 
 
 class Decoder:

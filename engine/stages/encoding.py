@@ -1,14 +1,15 @@
 """The encode batch: prompts to text keys and values, each distinct prompt once."""
 
+from __future__ import annotations
+
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import CLIPTokenizer
 
 from ..api.choices import PromptSyntax
 from ..api.request import GenerationRequest
@@ -19,12 +20,15 @@ from ..backends.networks import Networks
 from ..batching.carried import Said
 from ..batching.job import Job
 from ..models.adapters import AdapterRows, Chosen, adapter_tensors
-from ..models.checkpoint import Components
+from ..models.components import Components
 from ..models.networks import EncodedText
 from ..models.prompts import Chunk, chunked, weighted
 from ..models.tensors import Network
 from ..models.transfers import sent
 from ..sampling.rows import Branch
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 _CACHE_BYTES = 2 * 2**30  # most memory of the prompts that are kept, however many may be
 

@@ -13,7 +13,7 @@ from ..batching.arenas import Arenas
 from ..batching.job import Job
 from ..judging.judge import PREFIX, Judge, Measured
 from ..judging.similarity import judge
-from ..models.checkpoint import Components
+from ..models.components import Components
 from ..models.pictures import eight_bits
 from ..models.transfers import fetched, sent
 from ..sampling.rows import Branch, Hint

@@ -17,7 +17,7 @@ from ..avoidance.composing import Composer, Wanted
 from ..avoidance.conditioning import avoidance_mask, moved_labels
 from ..batching.carried import Own, Shared, attempt_seed
 from ..batching.job import Job
-from ..models.checkpoint import Components
+from ..models.components import Components
 
 _THREADS = 2
 

@@ -12,7 +12,7 @@ from ..batching.arenas import Arenas
 from ..batching.job import Job, by_shape
 from ..judging.gate import agreement
 from ..judging.judge import Judge
-from ..models.checkpoint import Components
+from ..models.components import Components
 from ..models.pictures import eight_bits
 from ..models.transfers import fetched, sent
 from ..sampling.rows import guidance_pair

@@ -16,8 +16,8 @@ from ..batching.carried import Own, Said, attempt_seed, witness_seed
 from ..batching.job import Job, Trajectory
 from ..batching.slots import SlotState
 from ..judging.gate import witness_plan
-from ..models.attention import latent_grids
-from ..models.checkpoint import Components
+from ..models.components import Components
+from ..models.layers import latent_grids
 from ..models.networks import EncodedText
 from ..models.transfers import sent
 from ..sampling.noise import seeded_noise

@@ -17,7 +17,7 @@ def unloaded(monkeypatch):
     def load(*_, **__):
         raise AssertionError("it was loaded")
 
-    monkeypatch.setattr("twig.engine.engine.loaded", load)
+    monkeypatch.setattr("twig.engine.engine.opened", load)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ....engine.batching.denoising import Bucket
 from ....engine.batching.job import Job, Trajectory
 from ....engine.batching.slots import Arena
 from ....engine.engine import Engine
-from ....engine.models.attention import latent_grids
+from ....engine.models.layers import latent_grids
 from ....engine.models.networks import DenoiserInputs, EncodedText, MassRecord
 from ....engine.sampling.rows import Branch
 from ....engine.stages.decoding import Decoder

@@ -13,8 +13,8 @@ from ....engine.batching.carried import attempt_seed
 from ....engine.batching.job import Job
 from ....engine.engine import Engine
 from ....engine.judging.judge import Judge
-from ....engine.models.attention import RowConditions, latent_grids, text_kv
 from ....engine.models.checkpoint import Components
+from ....engine.models.layers import RowConditions, latent_grids, text_kv
 from ....engine.sampling.noise import seeded_noise
 from ....engine.sampling.rows import Branch
 from ....engine.sampling.solver import stage_table

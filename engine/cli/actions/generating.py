@@ -19,7 +19,7 @@ from ...api.result import Verdict
 from ...api.settings import Stage
 from ...api.writing import folder_if_used
 from ...engine import Engine
-from ...models.checkpoint import Components
+from ...models.components import Components
 from ...models.pictures import to_pixels
 from ...models.vocabulary import unknown_text
 from ...records.audit import LOG_NAME, AuditLog

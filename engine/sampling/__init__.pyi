@@ -1,0 +1,2 @@
+from . import formulas as formulas
+from . import levels as levels

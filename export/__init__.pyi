@@ -1,0 +1,2 @@
+from . import graph as graph
+from . import refit as refit
