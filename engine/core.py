@@ -12,7 +12,7 @@ from .api.request import GenerationRequest, as_requests
 from .backends.networks import BackendChoice, BackendSettings, Networks
 from .backends.options import TorchOptions
 from .backends.protocol import ArtifactSource
-from .batching.arenas import Arenas
+from .batching.arenas import Arenas, Room
 from .batching.capacity import usual_budget, usual_limits
 from .batching.faults import device_failed, memory_ran_out
 from .batching.graphs import GraphPool
@@ -165,22 +165,28 @@ class Core:
         return len(self.scheduler.jobs)
 
     def warmup(
-        self, sizes: Sequence[tuple[int, int]] | None = None, *, long_prompts: bool = False
+        self,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        *,
+        long_prompts: bool = False,
+        cached_steps: bool = False,
     ) -> dict[str, object]:
         """Allocate arenas, capture graphs and compile networks for pictures of `sizes` (height, width).
 
         The model's own size if None. long_prompts: also for prompts of more than one chunk, which otherwise take their
-        memory when the first of them comes, and run without graphs. Return the latent shapes that are ready, those of
+        memory when the first of them comes, and run without graphs; cached_steps: the same for stages with a
+        `cache_interval`. Return the latent shapes that are ready, those of
         `sizes` that fit the arena budget together, what was captured and how long it took.
         """
         began = time.perf_counter()
         factor = self.components.vae_scale_factor
         with self._turns, self._running(), self.torch_options.warming():
             shapes = [(height // factor, width // factor) for height, width in sizes or [self.components.size]]
+            room = Room(long_prompts, cached_steps and self.networks.denoiser.splits)
             if self._measure_reserve:
                 self.graphs.reserve = max(self.graphs.reserve, *map(self._need, shapes))
             for shape in shapes:
-                self.arenas.prepare(shape, long=long_prompts).capture()
+                self.arenas.prepare(shape, room).capture()
         stats = self.graphs.stats
         return {
             "shapes": self.arenas.shapes,

@@ -15,6 +15,7 @@ from ..models.adapters import AdapterRows, acting
 from ..models.checkpoint import Components
 from ..models.controls import PART
 from ..models.networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
+from ..models.shallow import ShallowInputs
 from ..models.tensors import Network, Sizes, flatten, network_specs, zero_residuals
 from .measuring import machine, remember, remembered, seconds_of
 from .options import TorchOptions
@@ -165,6 +166,14 @@ class Networks:
                 self._zeros[sizes] = zero_residuals(self.denoiser, sizes, self.dtype, self.device)
             inputs = inputs._replace(residuals=self._zeros[sizes])
         return self(Network.UNET, flatten(inputs))[0]
+
+    def predict_keeping(self, inputs: DenoiserInputs) -> tuple[Tensor, Tensor]:
+        """UNet, and what of its deep part a shallow step takes over."""
+        return self._served.predict_keeping(inputs)
+
+    def recall(self, inputs: ShallowInputs) -> Tensor:
+        """The UNet's shallow part."""
+        return self._served.recall(inputs)
 
     def control(self, inputs: ControlInputs, name: str | None = None) -> Residuals:
         """ControlNet, or the further one called `name`, which PyTorch runs whatever runs the others."""

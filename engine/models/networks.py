@@ -1,5 +1,6 @@
 """The denoising networks behind two calls: a UNet whose rows differ in everything, a ControlNet for some of them."""
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from .adapters import AdapterRows, acting
 from .attention import CrossLayer, MassRecord, RowConditions, install, latent_grids, text_kv
+from .shallow import ShallowInputs, can_be_split, seen_deep, shallow_layers, shallow_part
 from .transfers import sent
 
 Residuals = tuple[Tensor, ...]
@@ -174,8 +176,8 @@ class Controller:
 class Denoiser:
     """UNet and ControlNet with installed processors.
 
-    Attributes: layers, the UNet's cross-attention layers; control_layers, the ControlNet's; further, further
-    ControlNets by name.
+    Attributes: layers, the UNet's cross-attention layers; shallow_layers, indices of those in its shallow part;
+    control_layers, the ControlNet's; further, further ControlNets by name; splits, whether the deep part can be kept.
     """
 
     def __init__(
@@ -187,6 +189,8 @@ class Denoiser:
         self.unet = unet
         self.controlnet = controlnet
         self.layers: tuple[CrossLayer, ...] = install(unet)
+        self.shallow_layers = shallow_layers(unet, self.layers)
+        self.splits = can_be_split(unet)
         _project_timesteps(unet)
         self._controller = None if controlnet is None else Controller(controlnet)
         self.control_layers = () if self._controller is None else self._controller.layers
@@ -276,6 +280,37 @@ class Denoiser:
                 mid_block_additional_residual=inputs.residuals[-1] if inputs.residuals else None,
                 return_dict=False,
             )[0]
+
+    def predict_keeping(self, inputs: DenoiserInputs) -> tuple[Tensor, Tensor]:
+        """UNet: predict (R, C, h, w), and what of its deep part enters its last block (R, D, h, w)."""
+        with seen_deep(self.unet) as seen:
+            predicted = self.predict(inputs)
+        (deep,) = seen
+        return predicted, deep
+
+    def recall(self, inputs: ShallowInputs) -> Tensor:
+        """The UNet's shallow part: predict (R, C, h, w) with what was kept of its deep part."""
+        grids = latent_grids(inputs.sample.shape, self.num_levels)
+        text = dict(zip(self.shallow_layers, inputs.text_kv, strict=True))
+        kv = tuple(text.get(index, inputs.sample) for index in range(len(self.layers)))
+        conditions = RowConditions(kv, grids, inputs.mask_pyramid, inputs.tokens, inputs.scalars, deep=inputs.deep)
+        with acting(inputs.adapters):
+            return self._shallow(
+                inputs.sample,
+                inputs.time_proj[:, 0],
+                inputs.sample,  # in the place of text, which no layer reads
+                timestep_cond=inputs.time_proj.to(inputs.sample.dtype),
+                cross_attention_kwargs={"conditions": conditions},
+                added_cond_kwargs=dict(zip(_ADDED_NAMES, inputs.added, strict=False)),
+                down_block_additional_residuals=inputs.residuals,
+                mid_block_additional_residual=None if inputs.residuals is None else 0,
+                return_dict=False,
+            )[0]
+
+    @functools.cached_property
+    def _shallow(self) -> UNet2DConditionModel:
+        """Made when first run, of blocks as they run by then."""
+        return shallow_part(self.unet)
 
     def control(self, inputs: ControlInputs, name: str | None = None) -> Residuals:
         """ControlNet, or the further one called `name`: residuals of its rows, times their scale."""

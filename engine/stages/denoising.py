@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..api.event import State
 from ..batching.arenas import Arenas
-from ..batching.denoising import Bucket
+from ..batching.denoising import Bucket, is_shallow
 from ..batching.job import DENOISING, Job
 from ..models.networks import MassRecord
 from ..models.pictures import eight_bits
@@ -51,10 +51,12 @@ class Denoising:
             loop = self.arenas.loop(jobs[0].shape)
             loop.stepping(jobs, mark)
             heard = _heard(jobs)
-            record = MassRecord() if heard else None
+            record = MassRecord() if heard and not is_shallow(jobs) else None
             bucket, after = loop.step(jobs, record)
             if record is not None:
                 after.append((partial(self._keep, record, heard), list(heard)))
+            elif heard:
+                after.append((_keep_nothing, list(heard)))
             for work, acted in after:
                 if left := [job for job in acted if job.state in DENOISING]:
                     apart(work, left)
@@ -82,6 +84,14 @@ class Denoising:
                 job.own.moved = self.arenas.arena(job).latents[job.slot].clone()
             else:
                 job.own.masses.append(kept)
+
+
+def _keep_nothing(jobs: Sequence[Job]) -> None:
+    """A shallow step leaves most layers out: of a final its attention is not known, and a draft's others do."""
+    for job in jobs:
+        if job.state is State.FINALISING:
+            tokens = len(job.shared.input_ids)
+            job.own.masses.append(torch.full((2, 2, tokens), torch.nan, device=job.shared.reference.device))
 
 
 def _heard(jobs: Sequence[Job]) -> dict[Job, _Heard]:
