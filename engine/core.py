@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from .api.request import GenerationRequest, as_requests
-from .backends.networks import BackendChoice, BackendSettings, Networks
+from .backends.networks import BackendChoice, BackendSettings, Networks, compiles_unet
 from .backends.options import TorchOptions
 from .backends.protocol import ArtifactSource
 from .batching.arenas import Arenas, Room
@@ -29,6 +29,7 @@ from .loop import Loop
 from .models.checkpoint import Components
 from .models.fitting import check_dtypes
 from .models.networks import Denoiser
+from .models.shallow import shallow_share
 from .results import Results
 from .routing import Outbox, Turns
 from .sampling.buckets import buckets_up_to
@@ -101,6 +102,7 @@ class Core:
             dtype=dtype,
             max_chunks=max_prompt_chunks,
         )
+        self._shallow = shallow_share(components.unet)
         self.streams = Streams(device)
         self.arenas = Arenas(
             self.networks,
@@ -117,7 +119,8 @@ class Core:
         self.judge = Judge(components, extra_metrics or {}, registry, decoder.decode, decoder.labels)
         self.stages = assembled(components, self.arenas, decoder, self.judge, placers)
         sizes, chunks = self.networks.check_size, self.networks.max_chunks
-        self._door = Door(components, max_steps, max_pixels, self.limits.rows, self.judge, sizes, chunks)
+        compiled = compiles_unet(backend)
+        self._door = Door(components, max_steps, max_pixels, self.limits.rows, self.judge, sizes, chunks, compiled)
         self._recorder = StatsRecorder(clock)
         self._turns, self._outbox = Turns(), Outbox()
         results = Results(components, registry, self.judge, self.stages.judging)
@@ -132,13 +135,13 @@ class Core:
         return not (self._lifecycle.closed or self._broken)
 
     def estimate(self, request: GenerationRequest | str) -> int:
-        """Rows of the UNet that a request costs up to its first verdicts; `estimates.rows_of`.
+        """Rows of the UNet that a request costs up to its first verdicts, in whole ones; `estimates.rows_of`.
 
         Raises InvalidRequestError for one that this model cannot serve.
         """
         (wanted,) = as_requests(request)
         admission = self._door.admit(wanted)
-        return rows_of(admission.request, self.judge.most_witnesses(wanted), admission.embedded)
+        return rows_of(admission.request, self.judge.most_witnesses(wanted), admission.embedded, self._shallow)
 
     def prompt_tokens(self, request: GenerationRequest) -> int:
         """Tokens that a request's prompt has, start and end of each chunk included."""
@@ -152,7 +155,7 @@ class Core:
     def queued_rows(self) -> int:
         """Rows of the UNet that everything unfinished will spend at least, what is cancelled left out."""
         live = self._lifecycle.live()
-        return sum(rows_due(job, self.judge.most_witnesses(job.request)) for job in live)
+        return sum(rows_due(job, self.judge.most_witnesses(job.request), self._shallow) for job in live)
 
     @property
     def rows_per_second(self) -> float:

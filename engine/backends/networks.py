@@ -329,6 +329,12 @@ def usual_chunks(backend: BackendChoice) -> int:
     return USUAL_CHUNKS if _denoises_in_torch(chosen) else 1
 
 
+def compiles_unet(backend: BackendChoice) -> bool:
+    """Whether the UNet may be compiled, which computes every step in full."""
+    chosen = dict.fromkeys(SERVED, backend) if isinstance(backend, str) else backend
+    return chosen.get(Network.UNET, Backend.TORCH) != Backend.TORCH
+
+
 def _denoises_in_torch(chosen: Mapping[Any, str]) -> bool:
     return all(chosen.get(network, Backend.TORCH) == Backend.TORCH for network in (Network.UNET, Network.CONTROLNET))
 

@@ -20,7 +20,7 @@ from .buffers import StepBuffers
 from .controls import KINDS, ControlPlaces, column_of
 from .graphs import GraphPool
 from .job import Job
-from .planning import empty_plan, keeps, planned, repulsion_at
+from .planning import empty_plan, is_compared, is_controlled, is_shallow, keeps, planned, repulsion_at
 from .slots import Arena
 from .streams import Mark
 
@@ -149,24 +149,23 @@ class DenoisingLoop:
         self.buffers.load(plan, rows, control_rows, further)
         controlled = self._run_controls([(None, control_rows), *further.items()], tokens)
         adapted = any(job.trajectory is not None and bool(job.trajectory.adapters) for job in jobs)
+        # A graph is of all that any of its jobs may need.
+        compared = self.graphs.enabled or any(map(is_compared, jobs))
         if is_shallow(jobs):
-            kind = _is_controlled(jobs), adapted
-            self.graphs.run(self._recall_key(rows, tokens, *kind), partial(self._recall, rows, tokens, *kind))
+            over = is_controlled(jobs), adapted
+            run = partial(self._recall, rows, tokens, *over, compared=compared)
+            self.graphs.run(self._recall_key(rows, tokens, *over), run)
         else:
-            self._run_in_full(rows, tokens, controlled, adapted, any(map(keeps, jobs)), record)
+            kind = controlled, adapted, any(map(keeps, jobs))
+            run = partial(self._predict, rows, tokens, *kind, record=record, compared=compared)
+            if record is not None:
+                run()
+            else:
+                self.graphs.run(self._predict_key(rows, tokens, *kind), run)
         for job in jobs:
             assert job.trajectory is not None
             job.trajectory.advance()
         return Bucket(rows, control_rows + sum(further.values()), tokens), after
-
-    def _run_in_full(
-        self, rows: int, tokens: int, controlled: bool, adapted: bool, keeping: bool, record: MassRecord | None
-    ) -> None:
-        if record is not None:
-            self._predict(rows, tokens, controlled, adapted, keeping, record)
-        else:
-            kind = controlled, adapted, keeping
-            self.graphs.run(self._predict_key(rows, tokens, *kind), partial(self._predict, rows, tokens, *kind))
 
     def _longest(self, jobs: Sequence[Job]) -> int:
         """Tokens of the longest text of `jobs`."""
@@ -269,8 +268,12 @@ class DenoisingLoop:
         adapted: bool,
         keeping: bool = False,
         record: MassRecord | None = None,
+        compared: bool = True,
     ) -> None:
-        """UNet on all rows, then guidance and solver in place on the slots; keeping: what shallow steps take over."""
+        """UNet on all rows, then guidance and solver in place on the slots.
+
+        keeping: also what shallow steps take over. compared: also how far apart the branches of each job are.
+        """
         b = self.buffers
         inputs = DenoiserInputs(
             *self._row_inputs(rows, length, range(len(b.texts[length].text_kv))),
@@ -280,12 +283,12 @@ class DenoisingLoop:
         )
         if keeping:
             predicted, deep = self.networks.predict_keeping(inputs)
-            self._keep(rows, deep, inputs.residuals)
+            self._keep_deep(rows, deep, inputs.residuals)
         else:
             predicted = self.networks.predict(inputs)
-        self._advance(rows, predicted)
+        self._advance(rows, predicted, compared)
 
-    def _recall(self, rows: int, length: int, controlled: bool, adapted: bool) -> None:
+    def _recall(self, rows: int, length: int, controlled: bool, adapted: bool, compared: bool = True) -> None:
         """The UNet's shallow part on all rows, with what was kept of them; then guidance and solver."""
         arena, places = self.arena, self.buffers.columns["row_kept"][:rows]
         assert arena.deep is not None
@@ -295,9 +298,9 @@ class DenoisingLoop:
             residuals=tuple(r.index_select(0, places) for r in arena.kept_residuals) if controlled else None,
             adapters=self._adapters(rows) if adapted else None,
         )
-        self._advance(rows, self.networks.recall(inputs))
+        self._advance(rows, self.networks.recall(inputs), compared)
 
-    def _keep(self, rows: int, deep: Tensor, residuals: Residuals | None) -> None:
+    def _keep_deep(self, rows: int, deep: Tensor, residuals: Residuals | None) -> None:
         """Keep what a shallow step of the rows takes over: (R, D, h, w), and zeros where no row has residuals."""
         arena, places = self.arena, self.buffers.columns["row_kept"][:rows]
         assert arena.deep is not None
@@ -336,10 +339,11 @@ class DenoisingLoop:
             c["scalars"][:rows],
         )
 
-    def _advance(self, rows: int, predicted: Tensor) -> None:
+    def _advance(self, rows: int, predicted: Tensor, compared: bool) -> None:
         """Guidance and solver, in place on the slots."""
         arena, c = self.arena, self.buffers.columns
-        self._contrast(rows, predicted)
+        if compared:
+            self._contrast(rows, predicted)
         denoise_step(
             arena.latents,
             arena.history,
@@ -398,19 +402,6 @@ class DenoisingLoop:
         arena.latents.index_copy_(0, slots, latents)
         arena.carried.index_copy_(0, slots, carried)
         arena.pushes.index_put_((slots, steps), sizes)
-
-
-def is_shallow(jobs: Sequence[Job]) -> bool:
-    """Whether the step of `jobs` takes the deep part over."""
-    found = {job.trajectory.is_shallow for job in jobs if job.trajectory is not None}
-    assert len(found) == 1, "a batch is shallow, or is computed in full"
-    return found.pop()
-
-
-def _is_controlled(jobs: Sequence[Job]) -> bool:
-    """Whether any row of the step follows a ControlNet, whose residuals were kept."""
-    rows = [row for job in jobs if job.trajectory is not None for row in job.trajectory.rows]
-    return any(row.control or row.further for row in rows)
 
 
 def _places(among: Sequence[Job], jobs: Sequence[Job]) -> slice | list[int]:

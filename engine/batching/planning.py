@@ -182,3 +182,21 @@ def repulsion_at(job: Job) -> Repulsion | None:
     if policy is None or run is None or job.state is not State.FINALISING or run.probes:
         return None
     return policy if policy.active(run.step, len(run.plan)) else None
+
+
+def is_shallow(jobs: Sequence[Job]) -> bool:
+    """Whether the step of `jobs` takes the deep part over."""
+    found = {job.trajectory.is_shallow for job in jobs if job.trajectory is not None}
+    assert len(found) == 1, "a batch is shallow, or is computed in full"
+    return found.pop()
+
+
+def is_compared(job: Job) -> bool:
+    """Whether how far apart the branches of the job are is asked: by the gate of a draft, and to move noise."""
+    return job.state is not State.FINALISING or bool(job.trajectory and job.trajectory.probes)
+
+
+def is_controlled(jobs: Sequence[Job]) -> bool:
+    """Whether any row of the step follows a ControlNet, whose residuals were kept."""
+    rows = [row for job in jobs if job.trajectory is not None for row in job.trajectory.rows]
+    return any(row.control or row.further for row in rows)

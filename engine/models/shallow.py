@@ -94,7 +94,7 @@ def shallow_share(unet: UNet2DConditionModel) -> float:
     """
     levels, whole, shallow = len(unet.down_blocks), 0.0, 0.0
     for name, weight in unet.named_parameters():
-        if weight.ndim < 2 or "time" in name or name.endswith(_ONCE):
+        if weight.ndim < 2 or "time" in name or name.startswith("add_embedding") or name.endswith(_ONCE):
             continue
         block, _, rest = name.partition(".")
         index = int(rest.partition(".")[0]) if block in ("down_blocks", "up_blocks") else 0

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..api.event import State
 from ..batching.arenas import Arenas
-from ..batching.denoising import Bucket, is_shallow
+from ..batching.denoising import Bucket
 from ..batching.job import DENOISING, Job
+from ..batching.planning import is_shallow
 from ..models.networks import MassRecord
 from ..models.pictures import eight_bits
 from ..models.transfers import fetched

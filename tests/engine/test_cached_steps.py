@@ -99,3 +99,9 @@ def test_a_network_of_another_make_is_refused_by_name(engine, monkeypatch):
     monkeypatch.setattr("twig.engine.staging.can_be_split", lambda unet: False)
     with pytest.raises(InvalidRequestError, match=r"final\.cache_interval 2: .*; leave it at 1"):
         engine.submit(request(final=Stage(steps=4, cache_interval=2)))
+
+
+def test_a_compiled_network_is_refused_by_name(tiny_checkpoint):
+    wanted = request(draft=Stage(steps=4, cache_interval=3))
+    with pytest.raises(InvalidRequestError, match=r"draft\.cache_interval 3: a compiled UNet .*'unet': 'torch'"):
+        Engine.from_pretrained(tiny_checkpoint, backend={"unet": "onnxruntime"}, requests=[wanted])

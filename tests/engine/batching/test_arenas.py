@@ -28,9 +28,9 @@ def sizes(components):
 
 def request(**changes):
     return GenerationRequest(
-        prompt="a star", draft=Stage(steps=2), final=Stage(steps=3),
-        similarity=SimilarityPolicy(limits={}, retries=0), **changes,
-    )  # fmt: skip
+        **{"prompt": "a star", "draft": Stage(steps=2), "final": Stage(steps=3)} | changes,
+        similarity=SimilarityPolicy(limits={}, retries=0),
+    )
 
 
 def job(id, shape):
