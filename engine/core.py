@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from .api.request import GenerationRequest, as_requests
-from .backends.networks import BackendChoice, BackendSettings, Networks
+from .backends.networks import BackendChoice, BackendSettings, Networks, compiles_unet
 from .backends.options import TorchOptions
 from .backends.protocol import ArtifactSource
-from .batching.arenas import Arenas
+from .batching.arenas import Arenas, Room
 from .batching.capacity import usual_budget, usual_limits
 from .batching.faults import device_failed, memory_ran_out
 from .batching.graphs import GraphPool
@@ -31,6 +31,7 @@ from .loop import Loop
 from .models.components import Components
 from .models.fitting import check_dtypes
 from .models.kept import denoiser_of
+from .models.shallow import shallow_share
 from .results import Results
 from .routing import Outbox, Turns
 from .sampling.buckets import buckets_up_to
@@ -106,6 +107,8 @@ class Core:
             dtype=dtype,
             max_chunks=max_prompt_chunks,
         )
+        compiled = compiles_unet(backend)
+        self._shallow = 1.0 if compiled else shallow_share(components.unet)  # of the work of a whole step
         self.streams = Streams(device)
         self.arenas = Arenas(
             self.networks,
@@ -122,7 +125,7 @@ class Core:
         self.judge = Judge(components, extra_metrics or {}, registry, decoder.decode, decoder.labels)
         self.stages = assembled(components, self.arenas, decoder, self.judge, placers)
         sizes, chunks = self.networks.check_size, self.networks.max_chunks
-        self._door = Door(components, max_steps, max_pixels, self.limits.rows, self.judge, sizes, chunks)
+        self._door = Door(components, max_steps, max_pixels, self.limits.rows, self.judge, sizes, chunks, compiled)
         self._recorder = StatsRecorder(clock)
         self._turns, self._outbox = Turns(), Outbox()
         results = Results(components, registry, self.judge, self.stages.judging)
@@ -137,14 +140,15 @@ class Core:
         return not (self._lifecycle.closed or self._broken)
 
     def estimate(self, request: GenerationRequest | Admission | str) -> int:
-        """Rows of the UNet that a request costs up to its first verdicts; `estimates.rows_of`.
+        """Rows of the UNet that a request costs up to its first verdicts, in whole ones; `estimates.rows_of`.
 
         Raises InvalidRequestError for one that this model cannot serve; what `Engine.admit` found is taken as it is.
         """
         if not isinstance(request, Admission):
             (wanted,) = as_requests(request)
             request = self._door.admit(wanted)
-        return rows_of(request.request, self.judge.most_witnesses(request.request), request.embedded)
+        witnesses = self.judge.most_witnesses(request.request)
+        return rows_of(request.request, witnesses, request.embedded, self._shallow)
 
     def prompt_tokens(self, request: GenerationRequest) -> int:
         """Tokens that a request's prompt has, start and end of each chunk included."""
@@ -158,7 +162,7 @@ class Core:
     def queued_rows(self) -> int:
         """Rows of the UNet that everything unfinished will spend at least, what is cancelled left out."""
         live = self._lifecycle.live()
-        return sum(rows_due(job, self.judge.most_witnesses(job.request)) for job in live)
+        return sum(rows_due(job, self.judge.most_witnesses(job.request), self._shallow) for job in live)
 
     @property
     def rows_per_second(self) -> float:
@@ -171,22 +175,28 @@ class Core:
         return len(self.scheduler.jobs)
 
     def warmup(
-        self, sizes: Sequence[tuple[int, int]] | None = None, *, long_prompts: bool = False
+        self,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        *,
+        long_prompts: bool = False,
+        cached_steps: bool = False,
     ) -> dict[str, object]:
         """Allocate arenas, capture graphs and compile networks for pictures of `sizes` (height, width).
 
         The model's own size if None. long_prompts: also for prompts of more than one chunk, which otherwise take their
-        memory when the first of them comes, and run without graphs. Return the latent shapes that are ready, those of
+        memory when the first of them comes, and run without graphs; cached_steps: the same for stages with a
+        `cache_interval`. Return the latent shapes that are ready, those of
         `sizes` that fit the arena budget together, what was captured and how long it took.
         """
         began = time.perf_counter()
         factor = self.components.vae_scale_factor
         with self._turns, self._running(), self.torch_options.warming():
             shapes = [(height // factor, width // factor) for height, width in sizes or [self.components.size]]
+            room = Room(long_prompts, cached_steps and self.networks.denoiser.splits)
             if self._measure_reserve:
                 self.graphs.reserve = max(self.graphs.reserve, *map(self._need, shapes))
             for shape in shapes:
-                self.arenas.prepare(shape, long=long_prompts).capture()
+                self.arenas.prepare(shape, room).capture()
         stats = self.graphs.stats
         return {
             "shapes": self.arenas.shapes,

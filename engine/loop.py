@@ -9,7 +9,7 @@ from PIL import Image
 from .api.event import State
 from .batching.denoising import Bucket
 from .batching.faults import device_failed
-from .batching.job import DENOISING, IllegalMoveError, Job, by_shape
+from .batching.job import DENOISING, IllegalMoveError, Job
 from .batching.scheduler import Batch, BatchKind
 from .batching.streams import Streams
 from .lifecycle import Lifecycle, reason_of
@@ -67,8 +67,8 @@ class Loop:
             case BatchKind.SEGMENT:
                 self._each(batch.jobs, self.stages.segmenting.segment, self._segmented)
             case BatchKind.JUDGE:
-                # Of one shape at a time: what is judged already must not be judged again when another shape fails.
-                for jobs in by_shape(batch.jobs):
+                # One group at a time: what is judged already must not be judged again when another group fails.
+                for jobs in self.stages.judging.apart(batch.jobs):
                     self._each(jobs, self.stages.judging.judge, self._judged)
 
     def _each(self, jobs: Sequence[Job], work: Callable[[Sequence[Job]], None], move_on: Callable[[Job], None]) -> None:

@@ -12,6 +12,7 @@ from .api.reading import shown
 from .api.request import GenerationRequest
 from .api.settings import Stage
 from .models.components import Components
+from .models.shallow import can_be_split
 from .sampling.sampler import CONSISTENCY, Sampler
 from .sampling.solver import stage_table
 
@@ -40,6 +41,7 @@ def check_stages(request: GenerationRequest, components: Components, max_steps: 
             raise InvalidRequestError(f"{asked} exceed this engine's {max_steps}, its max_steps")
         check_steps(name, stage, components.scheduler, components.sampler)
         _check_adapters(name, stage, components)
+        _check_caching(name, stage, components)
     if request.avoidance.masked_noise is not None and request.final.solver in _CARRYING:
         raise InvalidRequestError(
             f"avoidance.masked_noise renews noise after each step, which {request.final.solver} goes back on at the "
@@ -62,6 +64,15 @@ def _check_adapters(name: str, stage: Stage, components: Components) -> None:
         there = f"the adapters are {', '.join(sorted(known))}" if known else "no adapters were loaded"
         raise InvalidRequestError(
             f"{name}.lora: there is no adapter {shown(repr(strange[0]), 80)}; {there}; load others with adapters=..."
+        )
+
+
+def _check_caching(name: str, stage: Stage, components: Components) -> None:
+    """Steps can take over a deep part where the network has one apart. Raises InvalidRequestError."""
+    if stage.cache_interval > 1 and not can_be_split(components.unet):
+        raise InvalidRequestError(
+            f"{name}.cache_interval {stage.cache_interval}: this model's UNet has no first and last block as "
+            "Stable Diffusion's, so its deep part cannot be kept; leave it at 1"
         )
 
 

@@ -26,6 +26,7 @@ from ...engine.avoidance.conditioning import avoidance_mask, moved_labels, trans
 from ...engine.avoidance.initial_noise import resampled_noise
 from ...engine.models.checkpoint import Components
 from ...engine.models.pictures import to_pixels
+from .caching import Caching
 from .inputs import Text, conditions, decode, encode, image_size, initial_noise
 from .solvers import Scheduler, masked_noise, moved_output, predicted_noise, predicted_x0, stage_scheduler, step
 from .steering import (
@@ -169,7 +170,7 @@ def denoise(
     scheduler = stage_scheduler(stage, components.scheduler, components.sampler, unet.device)
     x = starting_noise(components, request, seed, steering) * scheduler.init_noise_sigma
     x = sharpened_noise(components, scheduler, x, said(0), policy.initial_noise)
-    rule = attention_rule(components, request, stage, steering)
+    rule, caching = attention_rule(components, request, stage, steering), Caching(unet, stage.cache_interval)
     with rule.installed(unet, x.shape[2:]) if rule else nullcontext():
         for i, t in enumerate(scheduler.timesteps):
 
@@ -181,10 +182,13 @@ def denoise(
                 if rule:
                     rule.at(i, branches, other if restating(i) else None)
                 down, mid = control(components, i, stage, policy.moved_control, branches, hint, z, t, text)
-                residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-                return unet(z, t, **text, **residuals).sample.float()
+                return caching(z, t, text, down, mid)
 
             branches = branches_at(i, stage, policy)
+            # With more than two rows a step is computed in full.
+            more = negative_at(i, stage, policy)
+            controlled = policy.moved_control is not None and policy.moved_control.active(i, stage.evaluations)
+            caching.at(i, i if more else (branches, controlled))
             outputs = predict(branches, steering.hint)
             if notes is not None and len(branches) == 2:
                 noises = [predicted_noise(scheduler, i, output, x) for output in outputs]

@@ -123,7 +123,9 @@ class Stage(Settings):
     al., NeurIPS 2024). guidance_rescale: how much of a guided prediction's deviation is brought back to that of the
     prompt's own (Lin et al., arXiv 2305.08891). solver: None takes the model's own. spacing, sigmas: None for the
     model's. eta: how much of the noise that a step takes away is drawn anew, where the solver leaves the choice: ddim
-    (0 unless said) and tcd (0.3). lora: adapters that the engine keeps, by name, each with its weight.
+    (0 unless said) and tcd (0.3). lora: adapters that the engine keeps, by name, each with its weight. cache_interval:
+    every so many evaluations compute the network in full, and those between take its deep part over from the last that
+    did (Ma et al., DeepCache, CVPR 2024); 1 computes all in full.
     """
 
     steps: int = Field(default=20, ge=1, le=1000)
@@ -136,6 +138,7 @@ class Stage(Settings):
     guidance_stop: Fraction = Field(default=1.0, exclude_if=lambda value: value == 1)
     guidance_rescale: Fraction = Field(default=0.0, exclude_if=lambda value: value == 0)
     lora: dict[str, AdapterWeight] = Field(default={}, max_length=MAX_ADAPTERS, exclude_if=operator.not_)
+    cache_interval: int = Field(default=1, ge=1, le=10, exclude_if=lambda value: value == 1)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -17,6 +17,7 @@ from ..models.components import Components
 from ..models.controls import PART
 from ..models.kept import whole
 from ..models.networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
+from ..models.shallow import ShallowInputs
 from ..models.tensors import Network, Sizes, flatten, network_specs, zero_residuals
 from .measuring import machine, remember, remembered, seconds_of
 from .options import TorchOptions
@@ -177,6 +178,14 @@ class Networks:
             inputs = inputs._replace(residuals=self._zeros[sizes])
         return self(Network.UNET, flatten(inputs))[0]
 
+    def predict_keeping(self, inputs: DenoiserInputs) -> tuple[Tensor, Tensor]:
+        """UNet, and what of its deep part a shallow step takes over."""
+        return self._in_torch[1].predict_keeping(inputs)
+
+    def recall(self, inputs: ShallowInputs) -> Tensor:
+        """The UNet's shallow part."""
+        return self._in_torch[1].recall(inputs)
+
     def control(self, inputs: ControlInputs, name: str | None = None) -> Residuals:
         """ControlNet, or the further one called `name`, which PyTorch runs whatever runs the others."""
         if name is not None or self.wanted[Network.CONTROLNET] is Backend.TORCH:
@@ -331,6 +340,12 @@ def usual_chunks(backend: BackendChoice) -> int:
     """Most chunks of a prompt unless told: compiled networks read as many tokens in every call, and so but one."""
     chosen = dict.fromkeys(SERVED, backend) if isinstance(backend, str) else backend
     return USUAL_CHUNKS if _denoises_in_torch(chosen) else 1
+
+
+def compiles_unet(backend: BackendChoice) -> bool:
+    """Whether the UNet may be compiled, which computes every step in full."""
+    chosen = dict.fromkeys(SERVED, backend) if isinstance(backend, str) else backend
+    return chosen.get(Network.UNET, Backend.TORCH) != Backend.TORCH
 
 
 def _denoises_in_torch(chosen: Mapping[Any, str]) -> bool:

@@ -4,6 +4,7 @@ import functools
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,20 @@ _log = logging.getLogger(__name__)
 Shape = tuple[int, int]
 
 
+class Room(NamedTuple):
+    """What a loop has memory for beyond the least.
+
+    long: prompts of several chunks. deep: what shallow steps take over.
+    """
+
+    long: bool = False
+    deep: bool = False
+
+    def joined(self, other: "Room") -> "Room":
+        """For all that either is for."""
+        return Room(self.long or other.long, self.deep or other.deep)
+
+
 class Arenas:
     """A denoising loop, with its arena and buffers, for each latent shape (height, width) in use.
 
@@ -27,7 +42,7 @@ class Arenas:
     recently used first; one with a job never does. A single loop is made whatever it takes.
     buckets: row counts that a step is padded to. streams: where steps run, and what comes between them. protected
     (K, C, h, w): latents of works to be repelled from. num_tokens: that every loop has room for; max_tokens: of the
-    longest prompt, which a loop makes room for when the first such job comes.
+    longest prompt, which a loop makes room for when the first such job comes, as for what shallow steps take over.
     """
 
     def __init__(
@@ -54,7 +69,7 @@ class Arenas:
         self.buckets: Sequence[int] = networks.buckets
         self._protected = None if protected is None else protected.to(networks.device)
         self._loops: OrderedDict[Shape, DenoisingLoop] = OrderedDict()
-        self._claims: dict[int, tuple[Shape, bool]] = {}
+        self._claims: dict[int, tuple[Shape, Room]] = {}
         self._nbytes = functools.cache(self._measured)
 
     @property
@@ -65,37 +80,39 @@ class Arenas:
     @property
     def nbytes(self) -> int:
         """Bytes that arenas and buffers take."""
-        return sum(self._nbytes(shape, self._is_long(shape)) for shape in self._loops)
+        return sum(self._nbytes(shape, self._room(shape)) for shape in self._loops)
 
     def claim(self, job: Job) -> bool:
         """Keep the arena of the job's shape for it until `release`; False, and nothing is kept, if it does not fit.
 
-        A prompt of several chunks needs one with room for it.
+        A prompt of several chunks, and a run with shallow steps, need one with room for them.
         """
-        claim = job.shape, self._is_long_job(job)
+        claim = job.shape, self._room_for(job)
         claimed, wanted = self._claimed(), self._claimed(claim)
         if claimed and wanted != claimed and self._total(wanted) > self.budget:
             return False
         self._claims[job.id] = claim
         return True
 
-    def _is_long_job(self, job: Job) -> bool:
-        """Whether a job's prompts have more tokens than every loop has room for."""
-        return job.chunks * self.networks.components.max_tokens > self.num_tokens
+    def _room_for(self, job: Job) -> Room:
+        """What a job needs: more tokens than every loop has room for, and what its shallow steps take over."""
+        caches = any(stage.cache_interval > 1 for stage in (job.request.draft, job.request.final))
+        return Room(job.chunks * self.networks.components.max_tokens > self.num_tokens, caches)
 
-    def _claimed(self, *more: tuple[Shape, bool]) -> dict[Shape, bool]:
-        """Shapes that have a job, and whether they are to have room for the longest prompts."""
-        claimed: dict[Shape, bool] = {}
-        for shape, long in (*self._claims.values(), *more):
-            claimed[shape] = claimed.get(shape, self._is_long(shape)) or long
+    def _claimed(self, *more: tuple[Shape, Room]) -> dict[Shape, Room]:
+        """Shapes that have a job, and what they are to have room for."""
+        claimed: dict[Shape, Room] = {}
+        for shape, room in (*self._claims.values(), *more):
+            claimed[shape] = claimed.get(shape, self._room(shape)).joined(room)
         return claimed
 
-    def _total(self, claimed: Mapping[Shape, bool]) -> int:
-        return sum(self._nbytes(shape, long) for shape, long in claimed.items())
+    def _total(self, claimed: Mapping[Shape, Room]) -> int:
+        return sum(self._nbytes(shape, room) for shape, room in claimed.items())
 
-    def _is_long(self, shape: Shape) -> bool:
-        """Whether a shape has a loop with room for the longest prompts."""
-        return shape in self._loops and self._loops[shape].is_long
+    def _room(self, shape: Shape) -> Room:
+        """What the loop of a shape has room for, if there is one."""
+        loop = self._loops.get(shape)
+        return Room() if loop is None else Room(loop.is_long, loop.keeps)
 
     def release(self, job: Job) -> None:
         """Let go what `claim` kept for the job, if anything."""
@@ -110,30 +127,35 @@ class Arenas:
     def _loop(self, shape: Shape) -> DenoisingLoop:
         """The loop of a shape, made when first needed."""
         if shape not in self._loops:
-            self._make_room(self._nbytes(shape, False))
+            self._make_room(self._nbytes(shape, Room()))
             self._loops[shape] = self._made(shape, self.networks.device)
         self._loops.move_to_end(shape)
         return self._loops[shape]
 
-    def prepare(self, shape: Shape, *, long: bool) -> DenoisingLoop:
-        """The loop of a shape, with room for the longest prompts where that is asked for before any comes."""
+    def prepare(self, shape: Shape, room: Room) -> DenoisingLoop:
+        """The loop of a shape, with room for what is asked for before any job that needs it comes."""
         loop = self.loop(shape)
-        if long and not loop.is_long:
-            self._lengthen(shape)
+        self._widen(shape, room)
         return loop
 
-    def _lengthen(self, shape: Shape) -> None:
-        self._make_room(self._nbytes(shape, True) - self._nbytes(shape, False), besides=shape)
-        self._loops[shape].lengthen()
+    def _widen(self, shape: Shape, room: Room) -> bool:
+        """Make room where there is none yet; return whether there was none."""
+        had, loop = self._room(shape), self._loops[shape]
+        wanted = had.joined(room)
+        if wanted == had:
+            return False
+        self._make_room(self._nbytes(shape, wanted) - self._nbytes(shape, had), besides=shape)
+        loop.widen(long=room.long, deep=room.deep)
+        return True
 
     def arena(self, job: Job) -> Arena:
         """The arena that the job's slot lies in, for what is asked for from now on: after the slot's last step."""
         assert job.slot is not None
         loop = self._loop(job.shape)
-        if self._is_long_job(job) and not loop.is_long:
-            if self.graphs.stats.captured:
-                _log.warning("prompts of several chunks run without graphs, for no warm-up captured theirs")
-            self._lengthen(job.shape)
+        if self._widen(job.shape, self._room_for(job)) and self.graphs.stats.captured:
+            _log.warning(
+                "prompts of several chunks and cached steps run without graphs where no warm-up captured theirs"
+            )
         self.streams.after(loop.mark(job.slot))
         return loop.arena
 
@@ -167,9 +189,8 @@ class Arenas:
         )
         return DenoisingLoop(self.networks, arena, self.buckets, self.networks.dtype, self.graphs, self._protected)
 
-    def _measured(self, shape: Shape, long: bool) -> int:
-        """Bytes of a shape's loop, with room for the longest prompts or without, counted on one that has no memory."""
+    def _measured(self, shape: Shape, room: Room) -> int:
+        """Bytes of a shape's loop with so much room, counted on one that has no memory."""
         loop = self._made(shape, torch.device("meta"))
-        if long:
-            loop.lengthen()
+        loop.widen(long=room.long, deep=room.deep)
         return loop.nbytes

@@ -16,6 +16,7 @@ from ...kernels import TokenRow
 from ..models.layers import CrossLayer
 from ..models.networks import Denoiser
 from ..models.tensors import NetworkSpec, Sizes, controlnet_spec, unet_spec
+from ..sampling.rows import KEPT_ROWS
 from .columns import Columns
 from .controls import ControlBuffers, column_of
 from .planning import StepPlan, columns_with
@@ -51,6 +52,7 @@ class StepBuffers:
         unet = unet_spec(denoiser, arena.num_tokens)
         sizes = Sizes(rows, *arena.shape)
         most = {"rows": rows, "control_rows": rows, "slots": len(arena.latents), "layers": len(denoiser.layers)}
+        most["kept"] = len(arena.latents) * KEPT_ROWS
         most |= {column_of("control_rows", name): rows for name in arena.controls}
         self._block = Columns(columns_with(arena.controls), most, device)
         self._slots = len(arena.latents)

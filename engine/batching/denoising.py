@@ -13,13 +13,14 @@ from ..avoidance.initial_noise import sharpness_move
 from ..avoidance.repulsion import carried_change, repulsion, step_change
 from ..backends.networks import Networks
 from ..models.adapters import AdapterRows
-from ..models.networks import ControlInputs, DenoiserInputs, MassRecord
+from ..models.networks import Added, ControlInputs, DenoiserInputs, MassRecord, Residuals
+from ..models.shallow import ShallowInputs
 from ..sampling.buckets import bucket_of
 from .buffers import StepBuffers
 from .controls import KINDS, ControlPlaces, column_of
 from .graphs import GraphPool
 from .job import Job
-from .planning import empty_plan, planned, repulsion_at
+from .planning import empty_plan, is_compared, is_controlled, is_shallow, keeps, planned, repulsion_at
 from .slots import Arena
 from .streams import Mark
 
@@ -36,6 +37,10 @@ class Bucket:
 After = tuple[Callable[[Sequence[Job]], None], list[Job]]
 """What is to be done with what a step left, for any of some jobs, and those jobs. It may fail and be repeated: nothing
 is written before everything is computed."""
+
+
+RowInputs = tuple[Tensor, Tensor, tuple[Tensor, ...], Added, Tensor, Tensor, Tensor]
+"""What `DenoiserInputs` and `ShallowInputs` begin with, up to the scalars."""
 
 
 class DenoisingLoop:
@@ -71,10 +76,18 @@ class DenoisingLoop:
         """Whether there is room for the longest prompts."""
         return self.arena.longest in self.buffers.texts
 
-    def lengthen(self) -> None:
-        """Make room for the longest prompts, where there is none yet."""
-        self.arena.lengthen()
-        self.buffers.lengthen(self.arena, self.arena.longest)
+    def widen(self, *, long: bool, deep: bool) -> None:
+        """Make room for the longest prompts, and for what shallow steps take over, where there is none yet."""
+        if long:
+            self.arena.lengthen()
+            self.buffers.lengthen(self.arena, self.arena.longest)
+        if deep:
+            self.arena.deepen()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is room for what shallow steps take over."""
+        return self.arena.deep is not None
 
     def stepping(self, jobs: Sequence[Job], mark: Mark) -> None:
         """Remember when the step of `jobs` will be done, if it is the last one that was asked for."""
@@ -108,9 +121,12 @@ class DenoisingLoop:
         """Rows, key and body of what a step runs, for each length and bucket."""
         controlled = (False, True) if self.arena.hints is not None else (False,)
         adapted = (False, True) if self.networks.components.adapters else (False,)
+        keeping = (False, True) if self.keeps else (False,)
         for tokens, rows in product(self.lengths, reversed(self.buckets)):
-            for kind in product(controlled, adapted):
+            for kind in product(controlled, adapted, keeping):
                 yield rows, self._predict_key(rows, tokens, *kind), partial(self._predict, rows, tokens, *kind)
+            for over in product(controlled, adapted) if self.keeps else ():
+                yield rows, self._recall_key(rows, tokens, *over), partial(self._recall, rows, tokens, *over)
             if self.arena.hints is not None:
                 for name in (None, *self.arena.controls):
                     yield rows, self._control_key(rows, tokens, name), partial(self._control, rows, tokens, name)
@@ -118,6 +134,8 @@ class DenoisingLoop:
     @torch.inference_mode()
     def step(self, jobs: Sequence[Job], record: MassRecord | None = None) -> tuple[Bucket, list[After]]:
         """Run the next step of each job, in place in the arena; return its sizes, and what is to be done after it.
+
+        All of them are shallow, or none is.
 
         With a `record`, attention masses are summed there. Where this raises no job has moved, and it may be called
         again; once it returns they have, and what comes after may fail but never runs the step again.
@@ -130,11 +148,20 @@ class DenoisingLoop:
         after = self._after(jobs)
         self.buffers.load(plan, rows, control_rows, further)
         controlled = self._run_controls([(None, control_rows), *further.items()], tokens)
-        kind = controlled, any(job.trajectory is not None and bool(job.trajectory.adapters) for job in jobs)
-        if record is not None:
-            self._predict(rows, tokens, *kind, record)
+        adapted = any(job.trajectory is not None and bool(job.trajectory.adapters) for job in jobs)
+        # A graph is of all that any of its jobs may need.
+        compared = self.graphs.enabled or any(map(is_compared, jobs))
+        if is_shallow(jobs):
+            over = is_controlled(jobs), adapted
+            run = partial(self._recall, rows, tokens, *over, compared=compared)
+            self.graphs.run(self._recall_key(rows, tokens, *over), run)
         else:
-            self.graphs.run(self._predict_key(rows, tokens, *kind), partial(self._predict, rows, tokens, *kind))
+            kind = controlled, adapted, any(map(keeps, jobs))
+            run = partial(self._predict, rows, tokens, *kind, record=record, compared=compared)
+            if record is not None:
+                run()
+            else:
+                self.graphs.run(self._predict_key(rows, tokens, *kind), run)
         for job in jobs:
             assert job.trajectory is not None
             job.trajectory.advance()
@@ -165,8 +192,13 @@ class DenoisingLoop:
         works = ((self._move_noise, probing), (self._repel, repelled))
         return [(partial(work, acted), acted) for work, acted in works if acted]
 
-    def _predict_key(self, rows: int, tokens: int, controlled: bool, adapted: bool) -> tuple[object, ...]:
-        return "unet", self.arena.shape, rows, controlled, adapted, tokens
+    def _predict_key(
+        self, rows: int, tokens: int, controlled: bool, adapted: bool, keeping: bool
+    ) -> tuple[object, ...]:
+        return "unet", self.arena.shape, rows, controlled, adapted, tokens, *(["keeping"] if keeping else [])
+
+    def _recall_key(self, rows: int, tokens: int, controlled: bool, adapted: bool) -> tuple[object, ...]:
+        return "shallow unet", self.arena.shape, rows, controlled, adapted, tokens
 
     def _control_key(self, rows: int, tokens: int, name: str | None) -> tuple[object, ...]:
         return "controlnet", self.arena.shape, rows, tokens, *([] if name is None else [name])
@@ -176,7 +208,7 @@ class DenoisingLoop:
         first = self.arena.num_tokens
         for source, target in zip(kv, into, strict=True):
             torch.index_select(source, 0, contexts, out=target[:, :first])
-        if into[0].shape[1] > first:
+        if into and into[0].shape[1] > first:
             for source, target in zip(more, into, strict=True):
                 torch.index_select(source, 0, contexts, out=target[:, first:])
 
@@ -229,35 +261,89 @@ class DenoisingLoop:
         return tokens > self.networks.components.max_tokens
 
     def _predict(
-        self, rows: int, length: int, controlled: bool, adapted: bool, record: MassRecord | None = None
+        self,
+        rows: int,
+        length: int,
+        controlled: bool,
+        adapted: bool,
+        keeping: bool = False,
+        record: MassRecord | None = None,
+        compared: bool = True,
     ) -> None:
-        """UNet on all rows, then guidance and solver in place on the slots."""
+        """UNet on all rows, then guidance and solver in place on the slots.
+
+        keeping: also what shallow steps take over. compared: also how far apart the branches of each job are.
+        """
+        b = self.buffers
+        inputs = DenoiserInputs(
+            *self._row_inputs(rows, length, range(len(b.texts[length].text_kv))),
+            residuals=tuple(r[:rows] for r in b.residuals) if controlled else None,
+            record=record,
+            adapters=self._adapters(rows) if adapted else None,
+        )
+        if keeping:
+            predicted, deep = self.networks.predict_keeping(inputs)
+            self._keep_deep(rows, deep, inputs.residuals)
+        else:
+            predicted = self.networks.predict(inputs)
+        self._advance(rows, predicted, compared)
+
+    def _recall(self, rows: int, length: int, controlled: bool, adapted: bool, compared: bool = True) -> None:
+        """The UNet's shallow part on all rows, with what was kept of them; then guidance and solver."""
+        arena, places = self.arena, self.buffers.columns["row_kept"][:rows]
+        assert arena.deep is not None
+        inputs = ShallowInputs(
+            *self._row_inputs(rows, length, self.networks.denoiser.shallow_layers),
+            deep=arena.deep.index_select(0, places),
+            residuals=tuple(r.index_select(0, places) for r in arena.kept_residuals) if controlled else None,
+            adapters=self._adapters(rows) if adapted else None,
+        )
+        self._advance(rows, self.networks.recall(inputs), compared)
+
+    def _keep_deep(self, rows: int, deep: Tensor, residuals: Residuals | None) -> None:
+        """Keep what a shallow step of the rows takes over: (R, D, h, w), and zeros where no row has residuals."""
+        arena, places = self.arena, self.buffers.columns["row_kept"][:rows]
+        assert arena.deep is not None
+        arena.deep.index_copy_(0, places, deep)
+        for number, kept in enumerate(arena.kept_residuals):
+            if residuals is None:
+                kept.index_fill_(0, places, 0)
+            else:
+                kept.index_copy_(0, places, residuals[number])
+
+    def _adapters(self, rows: int) -> AdapterRows:
+        c = self.buffers.columns
+        return AdapterRows(c["row_adapters"][:rows], c["row_adapter_weights"][:rows])
+
+    def _row_inputs(self, rows: int, length: int, layers: Sequence[int]) -> RowInputs:
+        """Gather what every call of the UNet reads of its rows, up to scalars; of the cross-attention `layers`."""
         arena, b, c = self.arena, self.buffers, self.buffers.columns
         slots, contexts = c["row_slots"][:rows], c["row_contexts"][:rows]
         gather_rows(arena.latents, arena.columns, slots, c["row_steps"][:rows], b.sample[:rows])
         texts = b.texts[length]
-        kv, tokens = [each[:rows] for each in texts.text_kv], texts.tokens[:rows]
-        self._gather(arena.text_kv, arena.more_text_kv, contexts, kv)
+        kv, tokens = [texts.text_kv[layer][:rows] for layer in layers], texts.tokens[:rows]
+        more = [arena.more_text_kv[layer] for layer in layers] if arena.more_text_kv else ()
+        self._gather([arena.text_kv[layer] for layer in layers], more, contexts, kv)
         for source, target in zip(arena.added, b.added, strict=True):
             torch.index_select(source, 0, contexts, out=target[:rows])
         used = slots.clamp(min=0)
         torch.index_select(arena.pyramid, 0, used, out=b.pyramid[:rows])
         torch.index_select(arena.tokens[..., :length], 0, used, out=tokens)
-        predicted = self.networks.predict(
-            DenoiserInputs(
-                b.sample[:rows],
-                self.networks.denoiser.time_proj(c["timesteps"][:rows], c["guidances"][:rows]),
-                tuple(kv),
-                tuple(condition[:rows] for condition in b.added),
-                b.pyramid[:rows],
-                tokens,
-                c["scalars"][:rows],
-                tuple(r[:rows] for r in b.residuals) if controlled else None,
-                record,
-                AdapterRows(c["row_adapters"][:rows], c["row_adapter_weights"][:rows]) if adapted else None,
-            )
+        return (
+            b.sample[:rows],
+            self.networks.denoiser.time_proj(c["timesteps"][:rows], c["guidances"][:rows]),
+            tuple(kv),
+            tuple(condition[:rows] for condition in b.added),
+            b.pyramid[:rows],
+            tokens,
+            c["scalars"][:rows],
         )
-        self._contrast(rows, predicted)
+
+    def _advance(self, rows: int, predicted: Tensor, compared: bool) -> None:
+        """Guidance and solver, in place on the slots."""
+        arena, c = self.arena, self.buffers.columns
+        if compared:
+            self._contrast(rows, predicted)
         denoise_step(
             arena.latents,
             arena.history,

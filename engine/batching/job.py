@@ -44,6 +44,7 @@ class Trajectory:
 
     probes: predictions of both branches at the first timestep that are still due before the first step; they move the
     initial noise. adapters: numbers and weights of those that all its rows have. rescale: `Stage.guidance_rescale`.
+    shallow: steps that take the deep part over; `shallow_steps`.
     """
 
     plan: tuple[tuple[Row, ...], ...]
@@ -53,6 +54,12 @@ class Trajectory:
     step: int = 0
     rows_spent: int = 0
     adapters: tuple[tuple[int, float], ...] = ()
+    shallow: frozenset[int] = frozenset()
+
+    @property
+    def is_shallow(self) -> bool:
+        """Whether the next probe or step takes the network's deep part over."""
+        return not self.probes and self.step in self.shallow
 
     @property
     def done(self) -> bool:
@@ -73,6 +80,11 @@ class Trajectory:
     def rows_left(self) -> int:
         """Rows of every probe and step that is still due."""
         return self.probes * len(PROBE) + sum(map(len, self.plan[self.step :]))
+
+    @property
+    def shallow_rows_left(self) -> int:
+        """Those of them that take the deep part over."""
+        return sum(len(self.plan[step]) for step in self.shallow if step >= self.step)
 
     def advance(self) -> None:
         """Count the next probe or step as run."""

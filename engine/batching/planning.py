@@ -14,7 +14,7 @@ from ..api.settings import MAX_ADAPTERS
 from ..avoidance.conditioning import attention_scalars
 from ..avoidance.initial_noise import PROBES_PER_STEP
 from ..models.adapters import padded
-from ..sampling.rows import MAX_ROWS, Branch, guidance_pair
+from ..sampling.rows import KEPT_ROWS, MAX_ROWS, Branch, Row, guidance_pair
 from .columns import Column
 from .controls import KINDS, column_of
 from .job import Job
@@ -41,6 +41,7 @@ COLUMNS = {
     "scalars": _floats("rows", "layers", len(ScalarColumn)),
     "row_adapters": _integers("rows", MAX_ADAPTERS, padding=NO_ADAPTER),
     "row_adapter_weights": _floats("rows", MAX_ADAPTERS),
+    "row_kept": _integers("rows", padding="kept"),
     "job_slots": _integers("rows", padding=UNUSED),
     "job_steps": _integers("rows"),
     "job_rows": _integers("rows", MAX_ROWS),
@@ -65,7 +66,8 @@ COLUMNS = {
 """What a step reads of its plan, with a value for each row, controlled row, job or slot.
 
 Rows have a slot, a context of their texts (`slot * 2 + branch`), a step and timestep, the guidance that a network is
-told (less 1), the scalars of attention, and adapters with their weights.
+told (less 1), the scalars of attention, adapters with their weights, and where their deep part is kept
+(`slot * 2 + row`, the last place where it is not).
 Jobs have a slot (`UNUSED` while they probe their noise), a step, and rows that are combined by weights; pair_slots and
 job_pairs: their rows of the unconditional and the conditional prediction, where both ran; job_rescales: how much of
 the guided prediction's deviation is brought back there.
@@ -99,12 +101,12 @@ def planned(jobs: Sequence[Job], groups: Sequence[str], slots: int, further: Ite
     """The next step of `jobs`. groups: of each cross-attention layer; slots: of the arena; further: ControlNets."""
     plan = empty_plan(further)
     for job in jobs:
-        _add(plan, job, groups)
+        _add(plan, job, groups, slots)
         _add_after(plan, job, slots)
     return plan
 
 
-def _add(plan: StepPlan, job: Job, groups: Sequence[str]) -> None:
+def _add(plan: StepPlan, job: Job, groups: Sequence[str], slots: int) -> None:
     trajectory, slot = job.trajectory, job.slot
     assert trajectory is not None
     assert slot is not None
@@ -113,13 +115,13 @@ def _add(plan: StepPlan, job: Job, groups: Sequence[str]) -> None:
     scalars = attention_scalars(rule, trajectory.step, len(trajectory.plan), groups)
     first = len(plan["row_slots"])
     adapters, weights = padded(trajectory.adapters)
-    for row in trajectory.rows:
+    kept = keeps(job) and len(trajectory.rows) <= KEPT_ROWS
+    for number, row in enumerate(trajectory.rows):
         context, timestep = slot * NUM_BRANCHES + row.branch, trajectory.timesteps[trajectory.step]
         place, at = len(plan["row_slots"]), (slot, context, trajectory.step, timestep)
-        if row.control:
-            _add_control(plan, None, (place, row.control, slot * NUM_HINTS + row.hint, *at))
-        for name, scale in row.further:
-            _add_control(plan, name, (place, scale, slot, *at))
+        if not trajectory.is_shallow:  # its residuals are kept
+            _add_controls(plan, row, place, slot, at)
+        plan["row_kept"].append((slot if kept else slots) * KEPT_ROWS + (number if kept else 0))
         plan["row_slots"].append(slot)
         plan["row_contexts"].append(context)
         plan["row_steps"].append(trajectory.step)
@@ -138,6 +140,18 @@ def _add(plan: StepPlan, job: Job, groups: Sequence[str]) -> None:
     plan["pair_slots"].append(UNUSED if pair is None else slot)
     plan["job_pairs"].append((0, 0) if pair is None else (first + pair[0], first + pair[1]))
     plan["job_rescales"].append(0.0 if pair is None else trajectory.rescale)
+
+
+def keeps(job: Job) -> bool:
+    """Whether what a step of the job computes in full is taken over by one after it."""
+    return job.trajectory is not None and bool(job.trajectory.shallow) and not job.trajectory.probes
+
+
+def _add_controls(plan: StepPlan, row: Row, place: int, slot: int, at: tuple[float, ...]) -> None:
+    if row.control:
+        _add_control(plan, None, (place, row.control, slot * NUM_HINTS + row.hint, *at))
+    for name, scale in row.further:
+        _add_control(plan, name, (place, scale, slot, *at))
 
 
 def _add_control(plan: StepPlan, name: str | None, values: tuple[float, ...]) -> None:
@@ -168,3 +182,21 @@ def repulsion_at(job: Job) -> Repulsion | None:
     if policy is None or run is None or job.state is not State.FINALISING or run.probes:
         return None
     return policy if policy.active(run.step, len(run.plan)) else None
+
+
+def is_shallow(jobs: Sequence[Job]) -> bool:
+    """Whether the step of `jobs` takes the deep part over."""
+    found = {job.trajectory.is_shallow for job in jobs if job.trajectory is not None}
+    assert len(found) == 1, "a batch is shallow, or is computed in full"
+    return found.pop()
+
+
+def is_compared(job: Job) -> bool:
+    """Whether how far apart the branches of the job are is asked: by the gate of a draft, and to move noise."""
+    return job.state is not State.FINALISING or bool(job.trajectory and job.trajectory.probes)
+
+
+def is_controlled(jobs: Sequence[Job]) -> bool:
+    """Whether any row of the step follows a ControlNet, whose residuals were kept."""
+    rows = [row for job in jobs if job.trajectory is not None for row in job.trajectory.rows]
+    return any(row.control or row.further for row in rows)

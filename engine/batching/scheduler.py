@@ -25,7 +25,8 @@ class BatchKind(StrEnum):
 
 @dataclass(frozen=True)
 class Batch:
-    """Jobs that run together; in a denoise batch they share one latent shape."""
+    """Jobs that run together; in a denoise batch they share one latent shape, and all of them take the network's deep
+    part over or none does."""
 
     kind: BatchKind
     jobs: tuple[Job, ...]
@@ -167,17 +168,33 @@ class Scheduler:
         return ripe
 
     def _denoise_batch(self, denoising: Sequence[Job]) -> Batch:
-        """Fill the row budget with jobs of one shape, those that waited longest (weighed by priority) first."""
+        """Fill the row budget with jobs of one shape, those that waited longest (weighed by priority) first.
+
+        Of those that take the network's deep part over and those that compute it, the more rows go: the others wait for
+        one batch at most, by when more of them have come together.
+        """
         self.iteration += 1
         ordered = sorted(denoising, key=self._neglect)
-        shape, left, chosen = ordered[0].shape, self.limits.rows, []
-        for job in ordered:
-            assert job.trajectory is not None
-            if job.shape == shape and len(job.trajectory.rows) <= left:
-                left -= len(job.trajectory.rows)
-                job.last_served = self.iteration
-                chosen.append(job)
+        first = ordered[0]
+        alike = [job for job in ordered if job.shape == first.shape]
+        own = [job for job in alike if _is_shallow(job) == _is_shallow(first)]
+        others = [job for job in alike if job not in own]
+        chosen, rivals = self._fitting(own), self._fitting(others)
+        waited = self.iteration - first.last_served > _TURNS
+        if not waited and _rows(rivals) > _rows(chosen) and rivals[0].request.priority >= first.request.priority:
+            chosen = rivals
+        for job in chosen:
+            job.last_served = self.iteration
         return Batch(BatchKind.DENOISE, tuple(chosen))
+
+    def _fitting(self, ordered: Sequence[Job]) -> list[Job]:
+        """Those of `ordered` whose rows fit into one call, the first first."""
+        left, chosen = self.limits.rows, []
+        for job in ordered:
+            if _rows([job]) <= left:
+                left -= _rows([job])
+                chosen.append(job)
+        return chosen
 
     def _urgency(self, job: Job) -> tuple[float, float, int]:
         """Order among jobs that wait for a slot or a batch between steps: by priority and how long they are here."""
@@ -191,6 +208,20 @@ class Scheduler:
     def _order(self, job: Job, since: int) -> tuple[float, float, int]:
         """The first goes first; `aging` steps since `since` weigh as much as a level of priority."""
         return -(job.request.priority * self.limits.aging + self.iteration - since), job.arrival, job.id
+
+
+_TURNS = 1
+"""Batches after which a job's turn has come: it was in the last one, or has waited for one already."""
+
+
+def _is_shallow(job: Job) -> bool:
+    assert job.trajectory is not None
+    return job.trajectory.is_shallow
+
+
+def _rows(jobs: Sequence[Job]) -> int:
+    """Rows of the next step of `jobs`."""
+    return sum(len(job.trajectory.rows) for job in jobs if job.trajectory is not None)
 
 
 _BOUNDARIES = (

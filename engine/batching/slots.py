@@ -10,8 +10,9 @@ from torch import Tensor
 from ...kernels import HIDDEN, StepColumns, TokenRow, neutral_tokens
 from ..models.layers import CrossLayer, latent_grids
 from ..models.networks import Denoiser, EncodedText
+from ..models.shallow import deep_channels, num_skips
 from ..models.transfers import sent
-from ..sampling.rows import Branch, Hint
+from ..sampling.rows import KEPT_ROWS, Branch, Hint
 from .controls import ControlSlots, behind, write_text
 
 NUM_BRANCHES = len(Branch)
@@ -51,7 +52,9 @@ class Arena:
     `slot * 2 + hint`, in the memory order `order`, or None without a ControlNet. sharpness (S, 2). contrasts
     (S + 1, C, h, w): conditional minus unconditional prediction of the last step that ran both; magnitudes
     (S + 1, max_steps): its root mean square at each of them. Padding jobs write the last row of both.
-    controls: what further ControlNets need, by name.
+    controls: what further ControlNets need, by name. deep (S * 2 + 1, D, h, w), kept_residuals: of the last rows that
+    were computed in full what a shallow step takes over, indexed `slot * 2 + row`, once some run has such steps;
+    `deepen`. Rows of which nothing is kept write the last.
     pushes (S, max_steps): how far protected works repelled each step's predicted x0, root mean square.
     """
 
@@ -69,6 +72,7 @@ class Arena:
         order: torch.memory_format = torch.contiguous_format,
     ) -> None:
         channels = denoiser.unet.config.in_channels
+        self._denoiser, self._order = denoiser, order
         grids = latent_grids(shape, denoiser.num_levels)
         self.shape = shape
         self.max_steps = max_steps
@@ -102,6 +106,8 @@ class Arena:
             width = denoiser.controlnet.config.block_out_channels[0]
             hints = torch.zeros(num_slots * NUM_HINTS, width, *shape, device=device, dtype=dtype)
             self.hints = hints.contiguous(memory_format=order)
+        self.deep: Tensor | None = None
+        self.kept_residuals: tuple[Tensor, ...] = ()
         self.controls = {
             name: ControlSlots(each, num_slots, num_tokens, shape, device, dtype, order)
             for name, each in denoiser.further.items()
@@ -120,6 +126,21 @@ class Arena:
         self.more_text_kv, self.more_control_kv = behind(self.text_kv, more), behind(self.control_kv, more)
         for control in self.controls.values():
             control.lengthen(more)
+
+    def deepen(self) -> None:
+        """Make room for what shallow steps take over, where there is none yet."""
+        if self.deep is not None:
+            return
+
+        def kept(shape: tuple[int, ...]) -> Tensor:
+            zeros = self.text_kv[0].new_zeros(len(self.latents) * KEPT_ROWS + 1, *shape)
+            return zeros.contiguous(memory_format=self._order)
+
+        unet = self._denoiser.unet
+        self.deep = kept((deep_channels(unet), *self.shape))
+        if self.hints is not None:
+            shapes = self._denoiser.residual_shapes(self.shape)[: num_skips(unet)]
+            self.kept_residuals = tuple(map(kept, shapes))
 
     def write(self, slot: int, state: SlotState) -> None:
         """Start a run in `slot`: everything a former run left there is overwritten, in one copy to the device."""

@@ -87,6 +87,10 @@ def generate(
         float | None,
         typer.Option(help="How much of guidance's contrast is taken back, 0 to 1.", rich_help_panel=DRAWING),
     ] = None,
+    cache_interval: Annotated[
+        int | None,
+        typer.Option(help="Compute the whole network at every so many steps of both.", rich_help_panel=DRAWING),
+    ] = None,
     solver: Annotated[
         Solver | None, typer.Option(help="Solver of both; else the model's own.", rich_help_panel=DRAWING)
     ] = None,
@@ -265,6 +269,7 @@ def generate(
             sigmas=sigmas,
             eta=eta,
             lora=weighted(use),
+            cache_interval=cache_interval,
             **interval_of(guidance_interval),
         ),
         draft=given(solver=draft_solver, guidance_scale=draft_guidance, lora=weighted(draft_use)),

@@ -207,6 +207,13 @@ class Judge:
         against = self.protected.launch(finals)
         return Launched((seen, values, against.values), against.nearest)
 
+    def launch_alone(self, finals: Tensor) -> Launched:
+        """The same of finals that are held against registered works alone."""
+        if self.protected is None:
+            return Launched(({}, {}), None)
+        against = self.protected.launch(finals)
+        return Launched(({}, {}, against.values), against.nearest)
+
     def read(
         self,
         tables: Sequence[Mapping[str, Tensor]],
@@ -220,7 +227,7 @@ class Judge:
         """
         seen, values, *works = tables
         for table in (values, *works):
-            check_scores({name: table[name] for name in self.extra_metrics})
+            check_scores({name: table[name] for name in self.extra_metrics if name in table})
         rows: list[dict[str, float | None]] = [
             {name: float(value[i]) for name, value in values.items()} for i in range(len(drawn))
         ]

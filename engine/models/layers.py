@@ -44,6 +44,7 @@ class RowConditions(NamedTuple):
     text_kv: per layer (R, T, 2 * inner), keys then values. grids: (height, width) of the latent at each level.
     The reweighting is off where mask_pyramid (R, sum of grid areas from level 0 on) and scalars (R, L, 3) are None, as
     in a ControlNet; tokens (R, 5, T) then say no more than which are hidden, and are None where none is.
+    deep: what the shallow part of a UNet takes over; `shallow.Taken`.
     """
 
     text_kv: tuple[Tensor, ...]
@@ -52,6 +53,7 @@ class RowConditions(NamedTuple):
     tokens: Tensor | None = None
     scalars: Tensor | None = None
     record: MassRecord | None = None
+    deep: Tensor | None = None
 
 
 def latent_grids(shape: Sequence[int], num_levels: int) -> tuple[tuple[int, int], ...]:

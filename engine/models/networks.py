@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from .. import models
 from .adapters import AdapterRows, acting
 from .layers import CrossLayer, MassRecord, RowConditions, latent_grids, text_kv
+from .shallow import ShallowInputs, can_be_split, seen_deep, shallow_layers, shallow_part
 from .transfers import sent
 
 if TYPE_CHECKING:
@@ -281,6 +283,47 @@ class Denoiser:
                 mid_block_additional_residual=inputs.residuals[-1] if inputs.residuals else None,
                 return_dict=False,
             )[0]
+
+    def predict_keeping(self, inputs: DenoiserInputs) -> tuple[Tensor, Tensor]:
+        """UNet: predict (R, C, h, w), and what of its deep part enters its last block (R, D, h, w)."""
+        with seen_deep(self.unet) as seen:
+            predicted = self.predict(inputs)
+        (deep,) = seen
+        return predicted, deep
+
+    def recall(self, inputs: ShallowInputs) -> Tensor:
+        """The UNet's shallow part: predict (R, C, h, w) with what was kept of its deep part."""
+        grids = latent_grids(inputs.sample.shape, self.num_levels)
+        text = dict(zip(self.shallow_layers, inputs.text_kv, strict=True))
+        kv = tuple(text.get(index, inputs.sample) for index in range(len(self.layers)))
+        conditions = RowConditions(kv, grids, inputs.mask_pyramid, inputs.tokens, inputs.scalars, deep=inputs.deep)
+        with acting(inputs.adapters):
+            return self._shallow(
+                inputs.sample,
+                inputs.time_proj[:, 0],
+                inputs.sample,  # in the place of text, which no layer reads
+                timestep_cond=inputs.time_proj.to(inputs.sample.dtype),
+                cross_attention_kwargs={"conditions": conditions},
+                added_cond_kwargs=dict(zip(_ADDED_NAMES, inputs.added, strict=False)),
+                down_block_additional_residuals=inputs.residuals,
+                mid_block_additional_residual=None if inputs.residuals is None else 0,
+                return_dict=False,
+            )[0]
+
+    @property
+    def splits(self) -> bool:
+        """Whether the UNet's deep part can be kept."""
+        return can_be_split(self.unet)
+
+    @functools.cached_property
+    def shallow_layers(self) -> tuple[int, ...]:
+        """Indices of the cross-attention layers in the UNet's shallow part."""
+        return shallow_layers(self.unet, self.layers)
+
+    @functools.cached_property
+    def _shallow(self) -> UNet2DConditionModel:
+        """Made when first run, of blocks as they run by then."""
+        return shallow_part(self.unet)
 
     def control(self, inputs: ControlInputs, name: str | None = None) -> Residuals:
         """ControlNet, or the further one called `name`: residuals of its rows, times their scale."""

@@ -16,6 +16,10 @@ MAX_ROWS = 4
 """Most rows a job may have in one step."""
 
 
+KEPT_ROWS = 2
+"""Most rows of a job whose deep part is kept; a step of more computes in full."""
+
+
 class Branch(IntEnum):
     """Which text a row is conditioned on; the value indexes a slot's two contexts."""
 
@@ -80,6 +84,21 @@ def plan_rows(
     return tuple(
         _following(_rows_at(step, stage, delayed, control, embedded), step, count, further) for step in range(count)
     )
+
+
+def shallow_steps(plan: Sequence[tuple[Row, ...]], interval: int) -> frozenset[int]:
+    """Evaluations of `plan` that take the network's deep part over from the last one that was computed in full.
+
+    Every `interval`-th is computed in full, and each whose rows are not those of the last one that was: what a row is
+    conditioned on is in what is kept of it.
+    """
+    shallow, full = set(), 0
+    for step, rows in enumerate(plan):
+        if 0 < step - full < interval and rows == plan[full] and len(rows) <= KEPT_ROWS:
+            shallow.add(step)
+        else:
+            full = step
+    return frozenset(shallow)
 
 
 def _following(rows: tuple[Row, ...], step: int, steps: int, further: Sequence[Control]) -> tuple[Row, ...]:

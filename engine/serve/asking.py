@@ -83,6 +83,7 @@ class Asking:
             spacing=options.spacing or drawing.spacing,
             sigmas=options.sigmas or drawing.sigmas,
             eta=options.eta,
+            cache_interval=options.cache_interval or 1,
         )
 
     def _tightened(self, options: TwigOptions, stage: Stage) -> dict[str, Any]:

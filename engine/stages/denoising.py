@@ -12,6 +12,7 @@ from ..api.event import State
 from ..batching.arenas import Arenas
 from ..batching.denoising import Bucket
 from ..batching.job import DENOISING, Job
+from ..batching.planning import is_shallow
 from ..batching.slots import Arena
 from ..models.networks import MassRecord
 from ..models.pictures import eight_bits
@@ -53,10 +54,12 @@ class Denoising:
             _turn(loop.arena, jobs)
             loop.stepping(jobs, mark)
             heard = _heard(jobs)
-            record = MassRecord() if heard else None
+            record = MassRecord() if heard and not is_shallow(jobs) else None
             bucket, after = loop.step(jobs, record)
             if record is not None:
                 after.append((partial(self._keep, record, heard), list(heard)))
+            elif heard:
+                after.append((_keep_nothing, list(heard)))
             for work, acted in after:
                 if left := [job for job in acted if job.state in DENOISING]:
                     apart(work, left)
@@ -95,6 +98,14 @@ def _turn(arena: Arena, jobs: Sequence[Job]) -> None:
         if said is not None:
             assert job.slot is not None
             arena.say(job.slot, *said)
+
+
+def _keep_nothing(jobs: Sequence[Job]) -> None:
+    """A shallow step leaves most layers out: of a final its attention is not known, and a draft's others do."""
+    for job in jobs:
+        if job.state is State.FINALISING:
+            tokens = len(job.shared.input_ids)
+            job.own.masses.append(torch.full((2, 2, tokens), torch.nan, device=job.shared.reference.device))
 
 
 def _heard(jobs: Sequence[Job]) -> dict[Job, _Heard]:

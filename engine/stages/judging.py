@@ -10,8 +10,8 @@ from ..api.event import State
 from ..api.result import Attempt, Explanation
 from ..api.rules import Decision
 from ..batching.arenas import Arenas
-from ..batching.job import Job
-from ..judging.judge import PREFIX, Judge, Measured
+from ..batching.job import Job, by_shape
+from ..judging.judge import PREFIX, Judge, Launched, Measured
 from ..judging.similarity import judge
 from ..models.components import Components
 from ..models.pictures import eight_bits
@@ -34,7 +34,7 @@ class Judging:
 
     @torch.inference_mode()
     def judge(self, jobs: Sequence[Job]) -> None:
-        """Score finals of one shape against their draft or source.
+        """Score pictures of one shape against their draft or source, or all of them against none; `apart`.
 
         A finished run, and one that an early verdict ends, is appended to the job's attempts.
         """
@@ -42,11 +42,9 @@ class Judging:
         flags = finite(latents)
         if self.judged_by.extra_metrics:  # they are a user's, and are shown nothing that is none
             check_finite(jobs, flags.tolist())
-        pixels = self.decoder.decode(latents)
+        pixels = self._pixels(jobs, latents)
         self._decode_drafts(jobs)
-        references = torch.cat([job.shared.reference for job in jobs])
-        (masks,) = sent([torch.stack([job.shared.shape for job in jobs])], pixels.device)
-        launched = self.judged_by.launch(pixels, references, masks)
+        launched = self._launched(jobs, pixels)
         found, *tables = fetched([{"finite": flags, "drawn": eight_bits(pixels)}, *launched.tables])
         check_finite(jobs, found["finite"].tolist())
         drawn = found["drawn"].numpy()
@@ -54,6 +52,31 @@ class Judging:
         measured = self.judged_by.read(tables, launched.nearest, drawn, asked)
         for job, image, picture, one in zip(jobs, pixels, drawn, measured, strict=True):
             self._keep_attempt(job, image, picture, one)
+
+    def apart(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """Jobs in groups that are judged together: of one shape, and held against their drafts or not."""
+        found = []
+        for group in by_shape(jobs):
+            alone = [job for job in group if self._stands_alone(job)]
+            found += [each for each in (alone, [job for job in group if job not in alone]) if each]
+        return found
+
+    def _stands_alone(self, job: Job) -> bool:
+        """Whether the job's picture is held against registered works at most: a draft, or one of unknown shape."""
+        return job.own.delivered or not self.judged_by.sees_shape(job.request)
+
+    def _pixels(self, jobs: Sequence[Job], latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W); drafts that are delivered were decoded when they were segmented."""
+        if all(job.own.delivered and job.shared.previewed is None for job in jobs):
+            return torch.cat([job.shared.reference for job in jobs])
+        return self.decoder.decode(latents)
+
+    def _launched(self, jobs: Sequence[Job], pixels: Tensor) -> Launched:
+        if self._stands_alone(jobs[0]):
+            return self.judged_by.launch_alone(pixels)
+        references = torch.cat([job.shared.reference for job in jobs])
+        (masks,) = sent([torch.stack([job.shared.shape for job in jobs])], pixels.device)
+        return self.judged_by.launch(pixels, references, masks)
 
     def _decode_drafts(self, jobs: Sequence[Job]) -> None:
         """Decode drafts in full, once, that were seen as previews so far and that finals are now held against."""
@@ -91,8 +114,8 @@ class Judging:
         own, run = job.own, job.trajectory
         assert run is not None
         values: dict[str, float | None] = dict(measured.values)
-        if own.delivered or not self.judged_by.sees_shape(job.request):
-            values |= {name: None for name in values if not name.startswith(PREFIX)}
+        if self._stands_alone(job):
+            values |= {name: None for name in self.judged_by.directions if not name.startswith(PREFIX)}
         judged = judge(values, self.judged_by.rule(job.request), self.judged_by.directions, measured.words)
         if not run.done:
             passed = judged.decision is not Decision.REFUSE

@@ -21,7 +21,7 @@ from ..models.layers import latent_grids
 from ..models.networks import EncodedText
 from ..models.transfers import sent
 from ..sampling.noise import seeded_noise
-from ..sampling.rows import Branch, plan_rows
+from ..sampling.rows import Branch, plan_rows, shallow_steps
 from ..sampling.solver import SolverTable, stage_table
 
 
@@ -120,6 +120,7 @@ class Starting:
     def _start(self, job: Job, state: SlotState, stage: Stage, trajectory: Trajectory) -> None:
         assert job.slot is not None
         trajectory.adapters, trajectory.rescale = self.components.chosen(stage), stage.guidance_rescale
+        trajectory.shallow = shallow_steps(trajectory.plan, stage.cache_interval)
         self.arenas.arena(job).write(job.slot, state)
         job.trajectory = trajectory
 

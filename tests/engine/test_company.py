@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_requests import ALWAYS, NEVER, fresh, pixels, request
+from small_requests import ALWAYS, NEVER, Padded, fresh, pixels, request
 
 from twig.engine.api.mechanisms import (
     Avoidance,
@@ -61,6 +61,7 @@ stages = st.builds(
     steps=st.integers(2, 5),
     guidance_scale=st.sampled_from([1.0, 3.0, 7.5]),
     solver=st.sampled_from(list(Solver)),
+    cache_interval=st.sampled_from([1, 2, 3]),
 )
 
 
@@ -77,14 +78,6 @@ requests = st.builds(
     gate=st.sampled_from([None, Gate(limits={"agreement": 2.0}), Gate(limits={"agreement": 0.0}, witnesses=1)]),
     priority=st.integers(-1, 1),
 ).filter(lambda wanted: wanted.avoidance.masked_noise is None or wanted.final.solver not in ("unipc", "heun"))
-
-
-class Padded(Engine):
-    """An engine whose every batch is padded to one size, so that rounding cannot differ between companies."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.arenas.buckets = (self.limits.rows,)
 
 
 @given(st.lists(requests, min_size=2, max_size=4), st.data())

@@ -15,6 +15,7 @@ from twig.engine.api.result import Verdict
 from twig.engine.api.settings import Stage
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
+from twig.engine.models.shallow import shallow_share
 
 ANY = SimilarityPolicy(limits={}, retries=0)
 LISTENING = Gate(limits={"agreement": -2.0}, witnesses=2)
@@ -44,6 +45,15 @@ ASKED = {
     "witnesses": request(gate=LISTENING),
     "unguided": request(draft=Stage(steps=4, guidance_scale=1)),
 }
+
+
+def test_rows_that_take_the_deep_part_over_count_for_what_they_cost(engine):
+    whole, cached = (engine.estimate(request(draft=Stage(steps=40, cache_interval=n))) for n in (1, 2))
+    share = shallow_share(engine.components.unet)
+    assert 0 < share < 1
+    assert whole - cached == int((1 - share) * 40)
+    engine.submit(request(draft=Stage(steps=40, cache_interval=2)))
+    assert engine.queued_rows == cached
 
 
 @pytest.mark.parametrize("name", ASKED)

@@ -178,7 +178,7 @@ def test_prompts_of_all_lengths_share_calls_and_change_nothing_of_each_other(com
     together = Padded(components)
     loop, tokens = together.arenas.loop((16, 16)), []
     predict = loop._predict
-    loop._predict = lambda rows, length, *more: (tokens.append(length), predict(rows, length, *more))
+    loop._predict = lambda rows, length, *more, **named: (tokens.append(length), predict(rows, length, *more, **named))
     results = together.generate(batch)
     assert 231 in tokens
     assert [result.chunks for result in results] == [1, 2, 3]

@@ -10,6 +10,14 @@ NEVER = SimilarityPolicy(limits={"ssim": -1.0}, retries=1)
 ALWAYS = SimilarityPolicy(limits={"ssim": 1.0}, retries=1)
 
 
+class Padded(Engine):
+    """An engine whose every batch is padded to one size, so that rounding cannot differ between companies."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.arenas.buckets = (self.limits.rows,)
+
+
 def fresh(engine, **options):
     options.setdefault("limits", engine.limits)
     return Engine(engine.components, **options)

@@ -27,18 +27,18 @@ def device(guard):
 @pytest.fixture(scope="module")
 def divided_arenas(device):
     """Arenas in which no races are looked for: streams write slots of theirs, and operators are given all of them."""
-    made, lengthen = Arenas._made, DenoisingLoop.lengthen
+    made, widen = Arenas._made, DenoisingLoop.widen
 
     def make(self, shape, where):
         loop = made(self, shape, where)
         device.divided(loop.arena.tensors())
         return loop
 
-    def lengthened(self):
-        lengthen(self)
+    def widened(self, **room):
+        widen(self, **room)
         device.divided(self.arena.tensors())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Arenas, "_made", make)
-        patch.setattr(DenoisingLoop, "lengthen", lengthened)
+        patch.setattr(DenoisingLoop, "widen", widened)
         yield

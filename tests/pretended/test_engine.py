@@ -83,6 +83,7 @@ COMPANY = {
         "a blue square", seed=2, steps=2, avoidance=EVERYTHING, similarity=STRICT, explain=True, preview=2
     ),
     "source": request(seed=3, source=photo()),
+    "cached": request(seed=9, draft=Stage(steps=3, cache_interval=2), final=Stage(steps=4, cache_interval=2)),
     "mask": request(seed=4, mask=mask(), num_images=2),
     "wide": request(seed=5, width=96, height=48),
     "bank": request("a circle and a star", seed=6, avoidance=Avoidance(moved_control=MovedControl(warp="bank"))),

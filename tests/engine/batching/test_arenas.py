@@ -5,6 +5,7 @@ import pytest
 from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import Verdict
 from twig.engine.api.settings import Stage
+from twig.engine.batching.arenas import Room
 from twig.engine.batching.job import Job
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
@@ -22,14 +23,14 @@ def components(tiny_checkpoint):
 def sizes(components):
     """Bytes by shape."""
     arenas = Engine(components, limits=LIMITS).arenas
-    return {shape: arenas._nbytes(shape, False) for shape in (ONE, TWO, THREE)}
+    return {shape: arenas._nbytes(shape, Room()) for shape in (ONE, TWO, THREE)}
 
 
 def request(**changes):
     return GenerationRequest(
-        prompt="a star", draft=Stage(steps=2), final=Stage(steps=3),
-        similarity=SimilarityPolicy(limits={}, retries=0), **changes,
-    )  # fmt: skip
+        **{"prompt": "a star", "draft": Stage(steps=2), "final": Stage(steps=3)} | changes,
+        similarity=SimilarityPolicy(limits={}, retries=0),
+    )
 
 
 def job(id, shape):
@@ -109,3 +110,14 @@ def test_a_loop_takes_its_graphs_along(components, sizes):
 def test_a_warm_up_names_the_shapes_that_stayed(components, sizes):
     engine = Engine(components, limits=LIMITS, arena_budget=sizes[TWO] + sizes[THREE])
     assert engine.warmup([(64, 64), (64, 96), (96, 64)])["shapes"] == [TWO, THREE]
+
+
+def test_memory_for_cached_steps_is_taken_when_a_request_has_them(components, sizes):
+    engine = Engine(components, limits=LIMITS)
+    engine.generate(request())
+    assert engine.arenas.nbytes == sizes[ONE]
+    engine.generate(request(final=Stage(steps=3, cache_interval=2)))
+    assert engine.arenas.nbytes == engine.arenas._nbytes(ONE, Room(deep=True)) > sizes[ONE]
+    prepared = Engine(components, limits=LIMITS)
+    prepared.warmup(cached_steps=True)
+    assert prepared.arenas.nbytes == engine.arenas.nbytes

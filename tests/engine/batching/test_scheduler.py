@@ -13,7 +13,7 @@ from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.settings import Stage
 from twig.engine.batching.job import DENOISING, Job, Trajectory
 from twig.engine.batching.scheduler import BatchKind, ContinuousPolicy, Limits, Scheduler, StaticPolicy
-from twig.engine.sampling.rows import plan_rows
+from twig.engine.sampling.rows import plan_rows, shallow_steps
 
 
 class Shop:
@@ -32,11 +32,13 @@ class Shop:
         self.served = {}
         self.placing = {}
 
-    def submit(self, *, steps=4, draft_steps=3, guidance=5.0, priority=0, retries=1, shape=(16, 16), timeout=None):
+    def submit(
+        self, *, steps=4, draft_steps=3, guidance=5.0, priority=0, retries=1, shape=(16, 16), timeout=None, interval=1
+    ):
         request = GenerationRequest(
             prompt="a star",
-            draft=Stage(steps=draft_steps),
-            final=Stage(steps=steps, guidance_scale=guidance),
+            draft=Stage(steps=draft_steps, cache_interval=interval),
+            final=Stage(steps=steps, guidance_scale=guidance, cache_interval=interval),
             priority=priority,
             timeout=timeout,
             similarity=SimilarityPolicy(retries=retries),
@@ -49,6 +51,7 @@ class Shop:
     def start(self, job):
         stage = job.request.draft if job.state is State.ENCODED else job.request.final
         job.trajectory = Trajectory(plan_rows(stage), (0.0,) * stage.steps)
+        job.trajectory.shallow = shallow_steps(job.trajectory.plan, stage.cache_interval)
         job.move(State.DRAFTING if job.state is State.ENCODED else State.FINALISING)
 
     def place(self, job):
@@ -313,3 +316,28 @@ def test_two_thousand_poisson_arrivals_all_finish(policy):
     shop.run()
     assert len(shop.finished) == 2000
     assert shop.scheduler.free_slots == 16
+
+
+@pytest.mark.parametrize("interval", [2, 3])
+def test_whole_and_shallow_steps_of_jobs_that_came_apart_come_together(interval):
+    """Jobs that joined at different steps soon share calls: whole and shallow ones, each as full as can be."""
+    shop = Shop(Limits(slots=6, rows=12, patience=0))
+    for _ in range(6):
+        shop.submit(draft_steps=100, interval=interval)
+        for _ in range(4):
+            shop.step()
+    shop.batches.clear()
+    for _ in range(24):
+        shop.step()
+    sizes = [len(batch.jobs) for batch in shop.batches if batch.kind == BatchKind.DENOISE]
+    assert sum(sizes) / len(sizes) > 5.5
+
+
+def test_shallow_jobs_are_served_beside_many_that_compute_in_full():
+    shop = Shop(Limits(slots=8, rows=12))
+    few = [shop.submit(draft_steps=8, interval=2) for _ in range(2)]
+    for _ in range(6):
+        shop.submit(draft_steps=40)
+    for _ in range(22):
+        shop.step()
+    assert all(job.state is not State.DRAFTING for job in few)

@@ -186,6 +186,24 @@ def test_a_delivered_draft_is_held_to_the_registered_works_alone(engine, compone
     assert caught.gate.signals["registry"].value > 0.99
 
 
+def counting(calls, name, real):
+    def called(given):
+        calls.append(name)
+        return real(given)
+
+    return called
+
+
+def test_a_delivered_draft_is_neither_decoded_nor_segmented_again(components, monkeypatch):
+    engine, calls = Engine(components), []
+    for name in ("decode", "labels"):
+        monkeypatch.setattr(engine._decoder, name, counting(calls, name, getattr(engine._decoder, name)))
+    monkeypatch.setattr(engine.judge, "_segment", engine._decoder.labels)
+    (result,) = engine.generate(asked(gate=SHUT, similarity=ANY))
+    assert calls == ["decode", "labels"]
+    assert np.array_equal(np.asarray(result.image), np.asarray(result.draft))
+
+
 def test_the_registry_opens_the_gate(engine, components, tmp_path):
     (plain,) = engine.generate(asked(avoidance=Avoidance.off()))
     plain.draft.save(tmp_path / "work.png")

@@ -1,0 +1,107 @@
+"""Steps that take the network's deep part over: against the plain reference, in company, at every turn of a job."""
+
+import numpy as np
+import pytest
+import torch
+from small_requests import NEVER, Padded, request, same
+
+from twig.benchmarks.reference import pipeline as reference
+from twig.engine.api.errors import InvalidRequestError
+from twig.engine.api.mechanisms import Avoidance, DelayedGuidance, MaskedAttention, MovedControl
+from twig.engine.api.settings import Stage
+from twig.engine.batching.carried import attempt_seed
+from twig.engine.batching.scheduler import Limits
+from twig.engine.engine import Engine
+from twig.engine.models.checkpoint import load
+from watched import final_latents
+
+OFF = Avoidance.off()
+POLICIES = {
+    "plain": OFF,
+    "control": OFF.model_copy(update={"moved_control": MovedControl(stop=0.6)}),
+    "negative control": OFF.model_copy(update={"moved_control": MovedControl(negative=0.5, start=0.5)}),
+    "masked attention": OFF.model_copy(update={"masked_attention": MaskedAttention(bias=-4, layers=("down", "up"))}),
+    "delayed guidance": OFF.model_copy(update={"delayed_guidance": DelayedGuidance(stop=0.4)}),
+}
+
+
+def cached(policy, number, **changes):
+    """A request whose draft and final take steps over, each in its own rhythm."""
+    solver = ("ddim", "heun", "dpmpp_2m")[number % 3]
+    draft, final = (
+        Stage(steps=3, solver=solver, cache_interval=2),
+        Stage(steps=6, solver=solver, guidance_stop=0.8, cache_interval=2 + number % 2),
+    )
+    return request(f"a red star {number}", seed=number, draft=draft, final=final, avoidance=policy, **changes)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    plain = request("a house", seed=9, avoidance=OFF)
+    return [*(cached(policy, number) for number, policy in enumerate(POLICIES.values())), plain]
+
+
+@pytest.fixture(scope="module", params=["tiny_checkpoint", "tiny_xl_checkpoint"])
+def checkpoint(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def components(checkpoint):
+    return load(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def drawn(checkpoint, batch):
+    engine = Engine.from_pretrained(checkpoint, limits=Limits(slots=8, rows=8))
+    return list(zip(*final_latents(engine, batch), strict=True))
+
+
+@pytest.mark.parametrize("index", range(len(POLICIES)), ids=POLICIES)
+def test_is_what_the_plain_reference_draws(components, batch, drawn, index):
+    wanted, (latent, result) = batch[index], drawn[index]
+    _, final = reference.generate(components, wanted, attempt_seed(wanted.seed, 0, 0))
+    assert (latent - final.latent[0]).abs().max() <= 1e-4
+    whole = wanted.model_copy(update={"final": wanted.final.model_copy(update={"cache_interval": 1})})
+    _, other = reference.generate(components, whole, attempt_seed(wanted.seed, 0, 0))
+    assert (latent - other.latent[0]).abs().max() > 1e-3, "it was computed in full"
+    assert result.verdict == "accepted"
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_checkpoint):
+    return Padded(load(tiny_checkpoint), limits=Limits(slots=8, rows=8, boundary=1))
+
+
+def test_a_retry_begins_anew(engine):
+    """Its first step takes nothing over from the attempt before, nor from who had the slot."""
+    wanted = cached(POLICIES["control"], 0, similarity=NEVER)
+    (first,) = engine.generate(wanted)
+    assert len(first.attempts) == 2
+    arena = engine.arenas.loop((16, 16)).arena
+    with torch.inference_mode():
+        for kept in (arena.deep, *arena.kept_residuals):
+            kept.fill_(float("nan"))
+    (again,) = engine.generate(wanted)
+    assert same(first, again)
+
+
+def test_previews_and_explanations_change_nothing(engine):
+    wanted = cached(POLICIES["masked attention"], 0)
+    (plain,) = engine.generate(wanted)
+    (explained,) = engine.generate(wanted.model_copy(update={"explain": True, "preview": 2}))
+    assert same(plain, explained)
+    known = ~np.isnan(explained.explanation.mass_inside).all(axis=1)
+    assert known.tolist() == [True, False, True, False, True, True]  # where guidance ends a step is whole
+
+
+def test_a_network_of_another_make_is_refused_by_name(engine, monkeypatch):
+    monkeypatch.setattr("twig.engine.staging.can_be_split", lambda unet: False)
+    with pytest.raises(InvalidRequestError, match=r"final\.cache_interval 2: .*; leave it at 1"):
+        engine.submit(request(final=Stage(steps=4, cache_interval=2)))
+
+
+def test_a_compiled_network_is_refused_by_name(tiny_checkpoint):
+    wanted = request(draft=Stage(steps=4, cache_interval=3))
+    with pytest.raises(InvalidRequestError, match=r"draft\.cache_interval 3: a compiled UNet .*'unet': 'torch'"):
+        Engine.from_pretrained(tiny_checkpoint, backend={"unet": "onnxruntime"}, requests=[wanted])
