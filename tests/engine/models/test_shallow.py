@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from twig.engine.models.attention import latent_grids
+from twig.engine.models.layers import latent_grids
 from twig.engine.models.networks import Denoiser, DenoiserInputs
 from twig.engine.models.shallow import ShallowInputs, can_be_split, num_skips, shallow_share
 
