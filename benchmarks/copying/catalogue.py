@@ -13,6 +13,7 @@ from ...engine.api.mechanisms import (
     InitialNoise,
     MaskedAttention,
     MovedControl,
+    RestatedPrompt,
 )
 from ...engine.api.presets import BUNDLES, Bundle, Preset
 from ...engine.api.request import Gate, GenerationRequest, SimilarityPolicy
@@ -205,9 +206,17 @@ def bank(draft_steps: int, max_iou: float = COMPOSED_IOU) -> Method:
     return _of(bundle, f"bank, {draft_steps} steps", max_iou)
 
 
+def restated(stop: float) -> Method:
+    """The default preset with its prompt restated until `stop`."""
+    bundle = BUNDLES[Preset.DEFAULT]
+    policy = bundle.avoidance.model_copy(update={"restated_prompt": RestatedPrompt(stop=stop)})
+    return _of(replace(bundle, avoidance=policy), "restated", stop)
+
+
 def bank_candidates() -> list[Method]:
-    """Composed maps by the steps of their draft, and by how much they may overlap it."""
-    return [*(bank(steps) for steps in (4, 6, 8, 10)), *(bank(4, limit) for limit in (0.1, 0.3, 0.4))]
+    """Composed maps by draft steps and by how much they may overlap the draft; by how long prompts are restated."""
+    drafted = [*(bank(steps) for steps in (4, 6, 8, 10)), *(bank(4, limit) for limit in (0.1, 0.3, 0.4))]
+    return drafted + [restated(stop) for stop in (0.4, 0.6, 0.7, 0.8, 1.0)]
 
 
 def main_methods() -> list[Method]:

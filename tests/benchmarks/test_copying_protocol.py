@@ -146,11 +146,12 @@ def test_each_curve_has_five_strengths():
     assert len({m.key for m in methods}) == len(methods)
 
 
-def test_candidates_of_the_bank_differ_in_their_drafts_and_limits():
+def test_candidates_differ_in_their_drafts_and_limits_and_in_how_long_prompts_are_restated():
     requests = [method.request("a red star", None, 1) for method in bank_candidates()]
     assert {each.draft.steps for each in requests} == {4, 6, 8, 10}
     assert {each.final.steps for each in requests} == {each.redraft for each in requests} == {20}
-    assert len({(each.draft.steps, each.avoidance.moved_control.max_iou) for each in requests}) == len(requests)
+    assert len({each.model_dump_json() for each in requests}) == len(requests)
+    assert {each.avoidance.restated_prompt.stop for each in requests if each.avoidance.restated_prompt} > {0.8, 1}
     assert all(each.avoidance.moved_control.warp == "bank" and each.gate is None for each in requests)
 
 

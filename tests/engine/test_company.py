@@ -48,7 +48,6 @@ policies = st.builds(
     moved_control=st.none()
     | st.builds(
         MovedControl,
-        RestatedPrompt,
         rows=st.sampled_from(["both", "conditional"]),
         negative=st.sampled_from([0.0, 0.5]),
         negative_against=st.sampled_from(["moved", "none"]),
@@ -67,7 +66,9 @@ stages = st.builds(
 
 requests = st.builds(
     GenerationRequest,
-    prompt=st.sampled_from(["a red star", "a (blue:1.3) house and a [moon]", "tree", "", "a star BREAK tree", LONGEST]),
+    prompt=st.sampled_from(
+        ["a red star", "a (blue:1.3) house and a [moon]", "a star and a square", "", "a star BREAK tree", LONGEST]
+    ),
     negative_prompt=st.sampled_from(["", "a green house"]),
     seed=st.integers(0, 2**40),
     draft=stages,
