@@ -1,7 +1,10 @@
 """OpenVINO on the CPU: a network compiled once for each batch size and resolution, which it runs fastest at."""
 
 import functools
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import openvino
 import torch
@@ -9,6 +12,7 @@ from openvino.preprocess import PrePostProcessor
 from torch import Tensor
 
 from ..api.errors import BackendError
+from ..api.writing import write_whole
 from ..models.tensors import NetworkSpec, Sizes, TensorSpec
 from ..sampling.buckets import bucket_of
 from .compile_cache import drop_unverified, record
@@ -44,11 +48,9 @@ class OpenVinoNetwork:
         self._core = process_core()
         self._check(precision)
         self._precision = precision
-        # OpenVINO names a program by its graph, not by its precision: a bf16 network would be given fp32's program.
         self._cache = artifact.cache / precision.value
         self._cache.mkdir(exist_ok=True)
         self._settings = {
-            "CACHE_DIR": str(self._cache),
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
@@ -56,7 +58,7 @@ class OpenVinoNetwork:
             "ENABLE_CPU_PINNING": False,
         }
         drop_unverified(self._cache)
-        self._model = self._core.read_model(str(artifact.path))
+        self._graph = artifact.path
         self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}
 
     def _check(self, precision: Precision) -> None:
@@ -101,13 +103,38 @@ class OpenVinoNetwork:
         """Return the program for `sizes`, compiled or read from the cache where this is the first call for them."""
         key = (sizes.rows, sizes.height, sizes.width)
         if key not in self._requests:
-            model = self._model.clone()
-            model.reshape({spec.name: list(sizes.of(spec, self.spec)) for spec in self.spec.inputs})
-            keep_channels_last(model)
-            compiled = self._core.compile_model(self._with_bindings(model), "CPU", self._settings)
-            record(self._cache)
+            program = self._cache / f"{self._identity}-{'x'.join(map(str, key))}.blob"
+            compiled = self._imported(program) if program.exists() else self._compiled(sizes, program)
             self._requests[key] = compiled.create_infer_request()
         return self._requests[key]
+
+    @functools.cached_property
+    def _model(self) -> openvino.Model:
+        """The graph, which a process that finds its programs never reads."""
+        return self._core.read_model(str(self._graph))
+
+    @functools.cached_property
+    def _identity(self) -> str:
+        """What a program depends on beside its sizes: the graph, the settings, OpenVINO, and what is done to graphs."""
+        sources = [Path(__file__), Path(__file__).with_name("openvino_norms.py"), self._graph]
+        said = [str(self._graph), openvino.get_version(), json.dumps(self._settings, sort_keys=True)]
+        total = hashlib.sha256("\0".join(said).encode())
+        for source in sources:
+            total.update(source.read_bytes())
+        return total.hexdigest()[:24]
+
+    def _compiled(self, sizes: Sizes, program: Path) -> openvino.CompiledModel:
+        model = self._model.clone()
+        model.reshape({spec.name: list(sizes.of(spec, self.spec)) for spec in self.spec.inputs})
+        keep_channels_last(model)
+        compiled = self._core.compile_model(self._with_bindings(model), "CPU", self._settings)
+        write_whole(program, compiled.export_model().getvalue())
+        record(self._cache)
+        return compiled
+
+    def _imported(self, program: Path) -> openvino.CompiledModel:
+        """A program that was verified when this network was made."""
+        return self._core.import_model(program.read_bytes(), "CPU", self._settings)
 
     def _with_bindings(self, model: openvino.Model) -> openvino.Model:
         """`model` with inputs and outputs as `_bound` gives and `_channels_first` takes them: without a reorder."""
