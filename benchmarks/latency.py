@@ -85,6 +85,7 @@ def main(
     quick: QuickOption = False,
     minutes: MinutesOption = None,
     load: Annotated[list[float] | None, typer.Option(help="Share of capacity at which requests arrive.")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Requests at each load; as many as planned.")] = None,
     out: OutOption = Path("out/benchmarks"),
 ) -> None:
     """Measure, print, write rows to OUT/latency.jsonl and a plot of latency against load beside it."""
@@ -93,6 +94,8 @@ def main(
     plan = replace(QUICK if quick else FULL, minutes=minutes)
     if load:
         plan = replace(plan, loads=tuple(load))
+    if requests:
+        plan = replace(plan, requests=requests)
     for row in write_rows(out / "latency.jsonl", measure(setup, plan)):
         print(line(row), flush=True)
         written.append(row)

@@ -1,6 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from twig.benchmarks.costs import Costs, Line
+from twig.benchmarks.gpu.models import SMALL
+from twig.benchmarks.gpu.prediction import predicted_costs
+from twig.benchmarks.gpu.roofline import Machine
 from twig.benchmarks.simulate import POLICIES, Device, Fleet, held_row
 from twig.benchmarks.workloads import Arrival, mixed
 from twig.engine.api.request import GenerationRequest, SimilarityPolicy
@@ -72,3 +77,12 @@ def test_continuous_holds_more_than_static_and_more_devices_more_than_one():
     continuous = held()
     assert 0 < held(policy="static") < continuous
     assert held(devices=4) > 2.5 * continuous
+
+
+def test_costs_predicted_for_a_device_are_of_its_networks_and_its_speed():
+    usual = predicted_costs(Machine(), 4, SMALL)
+    slower = predicted_costs(replace(Machine(), launch=1e-3), 4, SMALL)
+    assert usual.buckets == (1, 2, 4)
+    assert 0 < usual.step(4, 0) < usual.step(4, 4)
+    assert usual.judge(4) > 0
+    assert slower.step(4, 4) > 10 * usual.step(4, 4)
