@@ -29,7 +29,9 @@ from .options import (
 
 
 def inspect(
-    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="JSON file beside a picture.")],
+    manifest: Annotated[
+        Path, typer.Argument(metavar="MANIFEST", help="JSON file beside a picture, or a picture alone.")
+    ],
     again: Annotated[bool, typer.Option("--replay", help="Generate the picture again and compare.")] = False,
     source: SourceOption = None,
     mask: MaskOption = None,
@@ -50,7 +52,8 @@ def inspect(
 ) -> int:
     """Print a picture's manifest and check picture, log and credentials; with --replay make it again and compare.
 
-    Exits with status 1 where anything is missing from a replay, was altered, or is different.
+    Of a picture alone its content credentials are checked: who signed it, and the digest of its manifest. Exits with
+    status 1 where anything is missing from a replay, was altered, or is different.
 
     A replay takes model, adapters, source, mask and further measures from where the manifest says, unless you name them
     here; a registry, and a bank of shapes that is not the model's own, you name.

@@ -13,7 +13,7 @@ from ..api.reading import MAX_PICTURE, quoted, read_bytes, shown
 from ..api.writing import read_log
 from .audit import LOG_NAME, file_hash
 from .chain import parsed
-from .credentials import credentials_of
+from .credentials import Credentials, credentials_of
 from .manifest import Manifest, pixel_hash
 from .wording import gate_text, scores_in_words, verdict_text, why_text
 
@@ -60,18 +60,44 @@ def in_picture(manifest: Path, record: Manifest) -> Beside | None:
     path = manifest.parent / Path(record.image or "").name
     if not record.image or not path.is_file():
         return None
+    found = _verified(path)
+    if found is None or isinstance(found, Beside):
+        return found
+    if found.manifest_sha256 != file_hash(manifest):
+        return Beside(f"valid, {_signer(found)}, and of ANOTHER manifest", wrong=True)
+    return Beside(f"valid, {_vouched(found)}, of this manifest")
+
+
+def of_picture(path: Path) -> Beside:
+    """What a picture without its manifest says of itself by its content credentials. Raises TwigError where unread."""
+    found = _verified(path)
+    if found is None:
+        return Beside("there are none", wrong=True)
+    if isinstance(found, Beside):
+        return found
+    digest = found.manifest_sha256
+    named = "of no manifest of Twig's" if digest is None else f"of the manifest whose SHA-256 is {quoted(digest)}"
+    return Beside(f"valid, {_vouched(found)}, {named}")
+
+
+def _verified(path: Path) -> Credentials | Beside | None:
+    """The credentials of the picture at `path` where they hold, else what speaks against them; None for none."""
+    data = read_bytes(path, MAX_PICTURE)
     try:
-        found = credentials_of(read_bytes(path, MAX_PICTURE))
+        found = credentials_of(data)
     except TwigError as error:
         return Beside(f"there, and NOT verified: {error}", wrong=True)
-    if found is None:
-        return None
-    signer = f"signed by {quoted(found.signer)} of {quoted(found.issuer)}"
-    if not found.valid:
-        return Beside(f"NOT valid: {', '.join(map(quoted, found.problems))}, {signer}", wrong=True)
-    if found.manifest_sha256 != file_hash(manifest):
-        return Beside(f"valid, {signer}, and of ANOTHER manifest", wrong=True)
-    return Beside(f"valid, {signer}{'' if found.trusted else ', whom no list here vouches for'}, of this manifest")
+    if found is None or found.valid:
+        return found
+    return Beside(f"NOT valid: {', '.join(map(quoted, found.problems))}, {_signer(found)}", wrong=True)
+
+
+def _signer(found: Credentials) -> str:
+    return f"signed by {quoted(found.signer)} of {quoted(found.issuer)}"
+
+
+def _vouched(found: Credentials) -> str:
+    return f"{_signer(found)}{'' if found.trusted else ', whom no list here vouches for'}"
 
 
 def differs(record: Manifest, saved: Image.Image | None) -> bool:

@@ -10,10 +10,20 @@ from PIL import Image
 
 from ...api.errors import InvalidRequestError
 from ...api.pixels import load_picture
-from ...api.reading import quoted
+from ...api.reading import quoted, shown
 from ...api.request import Control
 from ...engine import Engine
-from ...records.inspection import Beside, differs, in_log, in_picture, integrity, lines, read_mask, saved_picture
+from ...records.inspection import (
+    Beside,
+    differs,
+    in_log,
+    in_picture,
+    integrity,
+    lines,
+    of_picture,
+    read_mask,
+    saved_picture,
+)
 from ...records.manifest import InputRecord, Manifest
 from ...records.model_record import ModelRecord
 from ...records.wording import why_text
@@ -23,6 +33,8 @@ from ..status import DIFFERS, DONE
 from .controlling import controls_of
 from .engines import load_engine
 from .speaking import say, write_json
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def inspect(
@@ -37,8 +49,11 @@ def inspect(
 ) -> int:
     """Print the manifest and check picture, log and credentials; `again` replays it and compares. Return the exit code.
 
-    choice, source, mask, controls: what takes the place of what the manifest says.
+    manifest: a picture in its place is asked for its credentials alone. choice, source, mask, controls: what takes the
+    place of what the manifest says.
     """
+    if manifest.suffix.lower() in _PICTURES:
+        return _picture_alone(manifest, manner, again=again)
     record = Manifest.load(manifest)
     saved = saved_picture(record, manifest.parent)
     checks = {"picture": Beside(integrity(record, saved), differs(record, saved)), "audit log": in_log(manifest)}
@@ -53,6 +68,18 @@ def inspect(
     if manner.json:
         write_json(_values(record, checks))
     return DIFFERS if any(check.wrong for check in checks.values()) else DONE
+
+
+def _picture_alone(picture: Path, manner: Manner, *, again: bool) -> int:
+    """Print what a picture says of itself; return the exit code."""
+    if again:
+        raise InvalidRequestError(f"a replay takes the manifest: name the JSON file beside {shown(picture)}")
+    found = of_picture(picture)
+    if manner.json:
+        write_json({"checks": {"credentials": found._asdict()}})
+    else:
+        _tell([("credentials", found.text)])
+    return DIFFERS if found.wrong else DONE
 
 
 def _tell(said: Iterable[tuple[str, str]]) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from servers import running
 from twig.engine.api.errors import InvalidRequestError
 from twig.engine.cli.main import run
-from twig.engine.cli.status import DONE
+from twig.engine.cli.status import DIFFERS, DONE, USER_ERROR
 from twig.engine.records.credentials import credentials_of
 from twig.engine.records.manifest import Manifest, pixel_hash
 from twig.engine.records.model_record import ModelRecord
@@ -61,6 +61,17 @@ def test_a_picture_from_an_answer_is_inspected_with_its_record(signed, tmp_path,
     assert pixel_hash(Image.open(io.BytesIO(picture))) == manifest.hashes.image
     assert run(["inspect", str(tmp_path / f"{told['record']}.json")]) == DONE
     assert 'credentials   valid, signed by "Test signer"' in capsys.readouterr().out
+
+
+def test_a_picture_alone_names_its_manifest(signed, served, tmp_path, capsys):
+    picture, told = draw(signed[0], "jpeg")
+    (tmp_path / "mine.jpg").write_bytes(picture)
+    assert run(["inspect", str(tmp_path / "mine.jpg")]) == DONE
+    assert f'of the manifest whose SHA-256 is "{told["manifest_sha256"]}"' in capsys.readouterr().out
+    assert run(["inspect", "--replay", str(tmp_path / "mine.jpg")]) == USER_ERROR
+    (tmp_path / "plain.webp").write_bytes(draw(served, "webp")[0])
+    assert run(["inspect", str(tmp_path / "plain.webp")]) == DIFFERS
+    assert "there are none" in capsys.readouterr().out
 
 
 def test_without_a_certificate_there_are_none_and_with_a_wrong_one_no_server(

@@ -55,12 +55,9 @@ def test_a_stream_of_several_pictures_says_which_each_event_is_of(client):
     options = {"twig": {"always": True, "steps": 4, "seed": 3}}
     events = list(stream(client, n=2, partial_images=2, extra_body=options))
     told = [(event.type.rpartition(".")[2], event.model_extra["twig"]["index"]) for event in events]
-    assert (
-        sorted(told) == [("completed", 0), ("completed", 1)] + [("partial_image", 0)] * 2 + [("partial_image", 1)] * 2
-    )
-    numbers = [
-        (event.model_extra["twig"]["index"], event.partial_image_index) for event in events if "partial" in event.type
-    ]
+    assert sorted(told) == [("completed", 0), ("completed", 1), *(("partial_image", index) for index in (0, 0, 1, 1))]
+    partial = [event for event in events if "partial" in event.type]
+    numbers = [(event.model_extra["twig"]["index"], event.partial_image_index) for event in partial]
     assert sorted(numbers) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     plain = client.images.generate(prompt=PROMPT, n=2, extra_body=options)
     done = [event for event in events if "completed" in event.type]
