@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..api.calibration import Calibration
 from ..api.choices import Sigmas, Solver
-from ..api.errors import CheckpointError, InvalidRequestError
+from ..api.errors import CheckpointError, ForeignFileError, InvalidRequestError
 from ..api.reading import MAX_TENSORS, open_regular, read_object
 from ..api.settings import Stage
 from ..sampling.sampler import Sampler
@@ -120,7 +120,10 @@ def _tables(components: Components) -> Iterator[tuple[Wanted, SolverTable]]:
 
 def is_current(folder: Path) -> bool:
     """Whether the files that a kept model was made of hold what they held."""
-    said = read_object(folder / MODEL)
+    try:
+        said = read_object(folder / MODEL)
+    except ForeignFileError:
+        return False
     return all(_digest(Path(part), files) == said["hashes"][name] for name, (part, files) in said["parts"].items())
 
 
