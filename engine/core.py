@@ -128,7 +128,7 @@ class Core:
         self._door = Door(components, max_steps, max_pixels, self.limits.rows, self.judge, sizes, chunks, compiled)
         self._recorder = StatsRecorder(clock)
         self._turns, self._outbox = Turns(), Outbox()
-        results = Results(components, registry, self.judge, self.stages.judging)
+        results = Results(self.networks, registry, self.judge, self.stages.judging)
         self._lifecycle = Lifecycle(self.scheduler, self.arenas, results, self._outbox, self._recorder, clock)
         self._loop = Loop(self.stages, self._lifecycle, self._recorder, self.streams)
         self._broken = False

@@ -36,7 +36,8 @@ class Replay:
 
     same: by name of what was compared, whether it is the same: each picture by its pixels, the picture that was saved,
     the request by the digest that the manifest holds of it, verdict, error, rule, scores, attempts, gate, rows.
-    same_machine, same_libraries: whether machine and versions are those of then. judged_as_then: whether the rule and
+    same_machine, same_libraries, same_backends: whether machine, versions and what runs compiled networks are those of
+    then. judged_as_then: whether the rule and
     the gate's limits had to be taken from the manifest, for the calibration of then is not here.
     max_difference: largest difference of a colour value, of 255, and share: how many values differ, both between the
     saved picture and the new one; None where no saved picture of that size was at hand.
@@ -45,6 +46,7 @@ class Replay:
     same: dict[str, bool]
     same_machine: bool
     same_libraries: bool
+    same_backends: bool = True
     judged_as_then: bool = False
     max_difference: int | None = None
     share: float | None = None
@@ -58,6 +60,7 @@ class Replay:
         """Say in a sentence what is the same and how far the rest differs."""
         machine = "the same kind of machine" if self.same_machine else "another kind of machine"
         machine += "" if self.same_libraries else " with other libraries"
+        machine += "" if self.same_backends else " on another backend"
         judged = "; judged by the limits of then, whose calibration is not here" if self.judged_as_then else ""
         if self.identical:
             return f"identical in {', '.join(self.same)}, on {machine}{judged}"
@@ -123,7 +126,9 @@ def compare(manifest: Manifest, result: GenerationResult, machine: Machine, save
     """
     here = libraries()
     same_machine, same_libraries = manifest.machine == machine, manifest.libraries == here
-    exact = same_machine and same_libraries
+    # Which networks were called before differs from run to run; what runs them does not.
+    same_backends = set(manifest.backends.values()) == set(result.backends.values())
+    exact = same_machine and same_libraries and same_backends
     before, now = manifest.hashes.model_dump(), Hashes.of(result).model_dump()
     same = {name: before[name] == now[name] for name in before if (before[name], now[name]) != (None, None)}
     if manifest.image is not None or saved is not None:
@@ -138,10 +143,10 @@ def compare(manifest: Manifest, result: GenerationResult, machine: Machine, save
     same["gate"] = _same_gate(manifest.gate, result.gate, exact)
     same["rows"] = (manifest.draft_rows, manifest.rows) == (result.draft_rows, result.rows)
     if saved is None or result.image is None or saved.size != result.image.size:
-        return Replay(same, same_machine, same_libraries)
+        return Replay(same, same_machine, same_libraries, same_backends)
     difference = np.abs(np.asarray(saved.convert("RGB"), np.int16) - np.asarray(result.image.convert("RGB"), np.int16))
     extent = int(difference.max()), float((difference > 0).mean())
-    return Replay(same, same_machine, same_libraries, max_difference=extent[0], share=extent[1])
+    return Replay(same, same_machine, same_libraries, same_backends, max_difference=extent[0], share=extent[1])
 
 
 def _same_scores(manifest: Manifest, result: GenerationResult, exact: bool) -> bool:

@@ -5,18 +5,19 @@ from PIL import Image
 
 from .api.event import State
 from .api.result import GenerationResult, Verdict
+from .backends.networks import Networks
 from .batching.job import DRAWN, Job
 from .judging.judge import Judge
 from .judging.registry import Registry
-from .models.components import Components
 from .stages.judging import Judging
 
 
 class Results:
     """Makes results of jobs."""
 
-    def __init__(self, components: Components, registry: Registry | None, judge: Judge, judging: Judging) -> None:
-        self.components = components
+    def __init__(self, networks: Networks, registry: Registry | None, judge: Judge, judging: Judging) -> None:
+        self.networks = networks
+        self.components = networks.components
         self.registry = registry
         self.judge = judge
         self.judging = judging
@@ -42,6 +43,7 @@ class Results:
             bank=self.components.bank.version if self.components.bank is not None else None,
             registry=registry.version if registry is not None else None,
             metrics=self.judge.weights,
+            backends=self.networks.compiled,
             timings={state.value: seconds for state, seconds in job.timings.items()},
             draft_rows=shared.draft_rows,
             chunks=job.chunks,

@@ -70,6 +70,16 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Backend(StrEnum):
+    """What can run a network. `auto` measures what is installed and takes the fastest."""
+
+    TORCH = "torch"
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+    AUTO = "auto"
+
+
 class Prediction(StrEnum):
     """What a UNet predicts: the noise, the velocity or the picture; by the name that schedules of diffusers have."""
 

@@ -172,7 +172,8 @@ class GenerationResult(Value):
     (H, W) uint16: the draft's labels, and the moved labels that steered ControlNet (None if control was off). gate:
     what the draft looked like and whether avoidance was switched on, None before a draft. rule: what it was judged by,
     in numbers. calibration, bank, registry: versions of the model's limits, of its shapes and of the registered works.
-    metrics: SHA-256 of the weights of further measures that were named, by what named them.
+    metrics: SHA-256 of the weights of further measures that were named, by what named them. backends: what ran the
+    networks that PyTorch did not, by network, with what it computed in.
     timings: seconds by stage. rows: UNet rows spent, with the draft's own in `draft_rows` (shared by the request's
     images). chunks: of the prompts, as they were encoded. error: why it failed.
     """
@@ -192,6 +193,7 @@ class GenerationResult(Value):
     bank: str | None = None
     registry: str | None = None
     metrics: Mapping[str, str] = field(default_factory=dict)
+    backends: Mapping[str, str] = field(default_factory=dict)
     timings: dict[str, Real] = field(default_factory=dict)
     draft_rows: int = 0
     chunks: int = 1

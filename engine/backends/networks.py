@@ -122,6 +122,15 @@ class Networks:
         return length if _denoises_in_torch(self.wanted) else length * self.max_chunks
 
     @property
+    def compiled(self) -> dict[str, str]:
+        """What ran the networks that were called so far and that PyTorch did not run, and what it computed in."""
+        return {
+            network.value: f"{chosen.backend} {self.precision.value}"
+            for network, chosen in self.chosen.items()
+            if chosen.backend != Backend.TORCH
+        }
+
+    @property
     def all_torch(self) -> bool:
         """Whether PyTorch runs everything, as CUDA graphs of the whole step need it."""
         return set(self.wanted.values()) == {Backend.TORCH}

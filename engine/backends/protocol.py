@@ -2,26 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from ..api.choices import Backend as Backend
 from ..models.components import Components
 from ..models.networks import Denoiser
 from ..models.tensors import NetworkSpec, Sizes
 from .precision import Precision
-
-
-class Backend(StrEnum):
-    """What can run a network. `auto` measures what is installed and takes the fastest."""
-
-    TORCH = "torch"
-    ONNXRUNTIME = "onnxruntime"
-    OPENVINO = "openvino"
-    TENSORRT = "tensorrt"
-    AUTO = "auto"
 
 
 class Runnable(Protocol):

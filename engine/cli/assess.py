@@ -9,6 +9,8 @@ from ..api.choices import Preset
 from ..api.errors import InvalidRequestError
 from . import actions
 from .options import (
+    BackendOption,
+    ComputeOption,
     ControlNetOption,
     DeviceOption,
     DtypeOption,
@@ -47,6 +49,8 @@ def assess(
     prediction_type: PredictionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    backend: BackendOption = None,
+    precision: ComputeOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
@@ -71,6 +75,8 @@ def assess(
             revision=revision,
             device=device,
             dtype=dtype,
+            backend=backend,
+            precision=precision,
             prediction_type=prediction_type,
             lora=tuple(lora or ()),
         ),

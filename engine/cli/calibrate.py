@@ -9,6 +9,8 @@ from ..api.choices import Solver
 from ..api.errors import InvalidRequestError
 from . import actions
 from .options import (
+    BackendOption,
+    ComputeOption,
     ControlNetOption,
     DeviceOption,
     DtypeOption,
@@ -69,6 +71,8 @@ def calibrate(
     prediction_type: PredictionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    backend: BackendOption = None,
+    precision: ComputeOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
@@ -97,6 +101,8 @@ def calibrate(
             revision,
             device,
             dtype,
+            backend,
+            precision,
             registry=registry,
             prediction_type=prediction_type,
             lora=tuple(lora or ()),

@@ -8,7 +8,9 @@ import typer
 from . import actions
 from .options import (
     AdapterOption,
+    BackendOption,
     BankOption,
+    ComputeOption,
     ControlNetOption,
     ControlOption,
     DeviceOption,
@@ -48,6 +50,8 @@ def inspect(
     lora: LoraOption = None,
     adapter: AdapterOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = None,
+    precision: ComputeOption = None,
     json: JsonOption = False,
 ) -> int:
     """Print a picture's manifest and check picture, log and credentials; with --replay make it again and compare.
@@ -64,6 +68,8 @@ def inspect(
         segmenter=segmenter,
         vae=vae,
         device=device,
+        backend=backend,
+        precision=precision,
         registry=registry,
         bank=bank,
         metrics=tuple(metric or ()),

@@ -1,15 +1,16 @@
 """Options that commands share, and what they say together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..api.choices import Precision, Prediction
+from ..api.choices import Backend, Precision, Prediction
 from ..api.errors import InvalidRequestError
 from ..api.reading import shown
+from ..backends.precision import Precision as Compute
 
 DRAWING, AVOIDING, JUDGING, MODEL, OUTPUT = "Drawing", "Avoiding", "Judging", "Model", "Output"
 """What options are grouped under in a command's help."""
@@ -96,6 +97,18 @@ DeviceOption = Annotated[
 DtypeOption = Annotated[
     Precision | None, typer.Option(help="Number type of the networks; else float32.", rich_help_panel=MODEL)
 ]
+BackendOption = Annotated[
+    Backend | None,
+    typer.Option(
+        help="What runs the networks; else torch. Others compile them when first asked, and find them from then on; "
+        "auto takes the fastest that is installed.",
+        rich_help_panel=MODEL,
+    ),
+]
+ComputeOption = Annotated[
+    Compute | None,
+    typer.Option("--precision", help="What compiled networks compute in; else fp32.", rich_help_panel=MODEL),
+]
 CalibrationOption = Annotated[
     Path | None,
     typer.Option(help="Limits that `twig calibrate` found; else those in the model's folder.", rich_help_panel=JUDGING),
@@ -159,6 +172,7 @@ class EngineChoice:
     """The engine that a user asks for: parts of the model, machine, limits, works, largest picture, bank of shapes,
     further measures.
 
+    backend, precision: what runs the networks, and what they compute in where they are compiled.
     lora: FILE or FILE:WEIGHT of each adapter to be fused; adapters: NAME=FILE of each that is kept.
 
     What is None is left to the package: its own model, that model's parts, limits and shapes, a GPU if there is one,
@@ -173,6 +187,8 @@ class EngineChoice:
     revision: str | None = None
     device: str | None = None
     dtype: Precision | None = None
+    backend: Backend | Mapping[str, str] | None = None
+    precision: Compute | None = None
     calibration: Path | None = None
     registry: Path | None = None
     limit_pixels: int | None = None

@@ -1,12 +1,13 @@
 """The manifest of an image: everything that is needed to account for it and to make it again."""
 
 import hashlib
+import operator
 import platform
 import re
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import Annotated, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -126,6 +127,10 @@ class PromptRecord(Record):
         return cls(prompt=prompt, negative_prompt=negative, chunks=result.chunks)
 
 
+Ran = Annotated[str, Field(pattern=r"^(onnxruntime|openvino|tensorrt) (fp32|fp16|bf16)$")]
+"""A backend, and what it computed in."""
+
+
 class Manifest(Record):
     """Everything that is needed to account for one image and to make it again.
 
@@ -134,7 +139,8 @@ class Manifest(Record):
     gate: whether avoidance was switched on, and by what. registry: version of the registered works that the picture was
     compared with. metrics: SHA-256 of the weights of further measures, by what named them. bank: version of the shapes
     that control maps were composed of. attempts: noise seed, mechanisms, scores with their limits, shapes and UNet rows
-    of each final. rule: what they were judged by, in numbers. timings: seconds by stage.
+    of each final. backends: what ran networks that PyTorch did not, with what it computed in. rule: what they were
+    judged by, in numbers. timings: seconds by stage.
     """
 
     version: Literal[1] = 1
@@ -154,6 +160,7 @@ class Manifest(Record):
     gate: GateDecision | None
     registry: str | None
     metrics: dict[str, str] = Field(default_factory=dict)
+    backends: dict[str, Ran] = Field(default_factory=dict, exclude_if=operator.not_)
     attempts: tuple[Attempt, ...]
     rule: str
     calibration: str | None
@@ -218,6 +225,7 @@ class Manifest(Record):
             gate=result.gate,
             registry=result.registry,
             metrics=dict(result.metrics),
+            backends=dict(result.backends),
             attempts=result.attempts,
             rule=result.rule,
             calibration=result.calibration,

@@ -8,11 +8,12 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from ..api.choices import Precision, Prediction, Preset, Sigmas, Solver, Spacing
+from ..api.choices import Backend, Precision, Prediction, Preset, Sigmas, Solver, Spacing
 from ..api.errors import InvalidRequestError
 from ..api.reading import MAX_JSON, MEBIBYTE, first_problem, read_text, shown
 from ..api.rules import Rule
 from ..api.settings import Fraction, Settings
+from ..backends.precision import Precision as Compute
 from .places import metric_from, told_from
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -44,7 +45,8 @@ class Model(Settings):
     controlnets: further ControlNets, by the names that clients know them by. lora: FILE or FILE:WEIGHT of adapters that
     are fused. adapters: files of those that clients may choose, by name. metrics: further measures, as `twig generate
     --metric` names them. slots, rows, waiting: see `Limits` of the engine; slots and rows by the device's memory where
-    they are left out. prompt_chunks: the engine's `max_prompt_chunks`; where it is named, long prompts are prepared for
+    they are left out. backend, precision: what runs the networks, and what they compute in where they are compiled.
+    prompt_chunks: the engine's `max_prompt_chunks`; where it is named, long prompts are prepared for
     at the start.
     """
 
@@ -64,6 +66,8 @@ class Model(Settings):
     prediction_type: Prediction | None = None
     device: str | None = None
     dtype: Precision = Precision.FLOAT32
+    backend: Backend = Backend.TORCH
+    precision: Compute = Compute.FP32
     calibration: Path | None = None
     bank: Path | None = None
     registry: Path | None = None

@@ -46,6 +46,8 @@ def load(config: ServeConfig, share: int = 1) -> Engine:
         **parts,
         device=device,
         dtype=getattr(torch, model.dtype),
+        backend=model.backend,
+        precision=model.precision,
         limits=Limits(slots=model.slots or usual.slots, rows=model.rows or usual.rows, waiting=model.waiting),
         max_steps=bounds.steps,
         max_pixels=bounds.pixels,

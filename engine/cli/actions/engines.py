@@ -46,6 +46,8 @@ def load_engine(choice: EngineChoice, requests: Requests = (), **more: str | Non
             bank=choice.bank,
             metrics=choice.metrics or None,
             registry=choice.registry,
+            backend=choice.backend,
+            precision=choice.precision,
             max_pixels=choice.limit_pixels,
             **more,
         ),

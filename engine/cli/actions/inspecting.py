@@ -12,6 +12,7 @@ from ...api.errors import InvalidRequestError
 from ...api.pixels import load_picture
 from ...api.reading import quoted, shown
 from ...api.request import Control
+from ...backends.precision import Precision as Compute
 from ...engine import Engine
 from ...records.inspection import (
     Beside,
@@ -105,7 +106,7 @@ def _replayed(
     controls: Sequence[Control],
 ) -> Beside:
     """The manifest's picture made again, and what came of it."""
-    engine = _engine_of_then(record.model, record.metrics, choice)
+    engine = _engine_of_then(record.model, record.metrics, _with_backends(choice, record.backends))
     photo, avoided = source or _path(record.source), mask or _path(record.mask)
     followed = {name: kept.path for name, kept in record.controls.items()} | {c.name: c.image for c in controls}
     outcome = replay(
@@ -146,6 +147,16 @@ def _engine_of_then(then: ModelRecord, then_metrics: Iterable[str], choice: Engi
         dtype=then.dtype,
     )
     return load_engine(chosen, **given(subfolder=then.subfolder if "model" in missing else None))
+
+
+def _with_backends(choice: EngineChoice, then: Mapping[str, str]) -> EngineChoice:
+    """The choice with what ran the networks then, where nothing else is named."""
+    if choice.backend is not None or not then:
+        return choice
+    named = {network: ran.split() for network, ran in then.items()}
+    backends = {network: backend for network, (backend, _) in named.items()}
+    _, precision = next(iter(named.values()))
+    return replace(choice, backend=backends, precision=choice.precision or Compute(precision))
 
 
 def _with_adapters(choice: EngineChoice, then: ModelRecord) -> EngineChoice:

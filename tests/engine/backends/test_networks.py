@@ -46,6 +46,9 @@ def test_the_same_pictures_on_every_backend(
         assert np.abs(np.asarray(found.image, float) - np.asarray(wanted.image, float)).max() <= tolerance
     assert image_ssim([r.image for r in reference], [r.image for r in results]) >= similarity
     chosen = engine.stats().backends
+    assert results[0].backends == dict.fromkeys(chosen, f"{backend} {precision}")
+    assert results[0].manifest(engine).backends == results[0].backends
+    assert reference[0].backends == {}
     assert {name: choice["backend"] for name, choice in chosen.items()} == dict.fromkeys(
         ("unet", "controlnet", "vae_decoder", "text_encoder", "segmenter"), backend
     )
