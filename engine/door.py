@@ -180,15 +180,15 @@ class Door:
             )
         if self.components.segmenter is not None:
             return
-        if request.avoidance.restated_prompt is not None:
-            raise InvalidRequestError(
-                "avoidance.restated_prompt knows objects by a segmenter's labels and this model has none: load one "
-                "with segmenter=..., or set it to null"
-            )
         if control is not None or (request.avoidance.heeds_shape and request.mask is None):
             raise InvalidRequestError(
                 "finding the shape to avoid needs a segmenter and this model has none: load one with segmenter=..., or "
                 "draw plain pictures with Avoidance.off()"
+            )
+        if request.avoidance.restated_prompt is not None:
+            raise InvalidRequestError(
+                "avoidance.restated_prompt knows objects by a segmenter's labels and this model has none: load one "
+                "with segmenter=..., or set it to null"
             )
         if request.source is not None and request.mask is None:
             raise InvalidRequestError(

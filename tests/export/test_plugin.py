@@ -25,7 +25,7 @@ import tensorrt_rtx as rtx
 from twig.engine.api.errors import BackendError
 from twig.engine.backends.protocol import Precision, Wanted
 from twig.engine.models.tensors import Network, Sizes
-from twig.export import build
+from twig.export import build, graph
 from twig.export.build import ArtifactBuilder
 from twig.export.form import AttentionForm
 from twig.export.plugin import PLUGIN, plugin_for, plugin_module
@@ -238,7 +238,7 @@ def test_it_is_refused_before_anything_is_built(builder, components, denoiser, w
         here = ArtifactBuilder(builder.store, trt=host, attention=AttentionForm.PLUGIN)
         with pytest.raises(BackendError, match="compiled for the GPU here, and there is none"):
             here(wanted, components, denoiser)
-    assert not any(row.key["attention"].startswith(AttentionForm.PLUGIN) for row in builder.store.ledger())
+    assert not any(row.key.get("attention", "").startswith(AttentionForm.PLUGIN) for row in builder.store.ledger())
 
 
 def test_a_plan_for_every_gpu_holds_the_oldest_ones_kernel(tmp_path, components, denoiser, wanted, host, monkeypatch):
@@ -249,7 +249,7 @@ def test_a_plan_for_every_gpu_holds_the_oldest_ones_kernel(tmp_path, components,
         forms.append(attention)
         onnx.save(onnx.ModelProto(), path)
 
-    monkeypatch.setattr(build, "export_onnx", write)
+    monkeypatch.setattr(graph, "export_onnx", write)
     monkeypatch.setattr(build, "build_plan", lambda *_: host.launch(2, 16, 77)[1].encode())
     options = PlanOptions(hardware_compatible=True)
     builder = ArtifactBuilder(ArtifactStore(tmp_path), trt=host, options=options, attention=AttentionForm.PLUGIN)
