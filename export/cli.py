@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..engine.api.choices import Compute
 from ..engine.api.errors import BackendError
-from ..engine.backends.precision import Precision
 from .form import AttentionForm
 
 
@@ -36,7 +36,7 @@ def export(
     model: ModelOption = None,
     controlnet: Annotated[str | None, typer.Option(help="Folder or hub id of a ControlNet for label maps.")] = None,
     segmenter: Annotated[str | None, typer.Option(help="Folder or hub id of a segmentation model.")] = None,
-    precision: Annotated[Precision, typer.Option(help="What networks compute in.")] = Precision.FP32,
+    precision: Annotated[Compute, typer.Option(help="What networks compute in.")] = Compute.FP32,
     buckets: Annotated[str, typer.Option(help="Row counts to build and check at.")] = "1,2,4,8",
     chunks: Annotated[
         int,

@@ -80,6 +80,14 @@ class Backend(StrEnum):
     AUTO = "auto"
 
 
+class Compute(StrEnum):
+    """Number type that compiled networks compute in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
 class Prediction(StrEnum):
     """What a UNet predicts: the noise, the velocity or the picture; by the name that schedules of diffusers have."""
 

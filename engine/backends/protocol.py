@@ -8,10 +8,10 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from ..api.choices import Backend as Backend
+from ..api.choices import Compute as Precision
 from ..models.components import Components
 from ..models.networks import Denoiser
 from ..models.tensors import NetworkSpec, Sizes
-from .precision import Precision
 
 
 class Runnable(Protocol):

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..api.choices import Backend, Precision, Prediction
+from ..api.choices import Backend, Compute, Precision, Prediction
 from ..api.errors import InvalidRequestError
 from ..api.reading import shown
-from ..backends.precision import Precision as Compute
 
 DRAWING, AVOIDING, JUDGING, MODEL, OUTPUT = "Drawing", "Avoiding", "Judging", "Model", "Output"
 """What options are grouped under in a command's help."""

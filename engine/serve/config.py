@@ -8,12 +8,11 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from ..api.choices import Backend, Precision, Prediction, Preset, Sigmas, Solver, Spacing
+from ..api.choices import Backend, Compute, Precision, Prediction, Preset, Sigmas, Solver, Spacing
 from ..api.errors import InvalidRequestError
 from ..api.reading import MAX_JSON, MEBIBYTE, first_problem, read_text, shown
 from ..api.rules import Rule
 from ..api.settings import Fraction, Settings
-from ..backends.precision import Precision as Compute
 from .places import metric_from, told_from
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

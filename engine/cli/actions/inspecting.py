@@ -8,11 +8,11 @@ from typing import Any
 
 from PIL import Image
 
+from ...api.choices import Compute
 from ...api.errors import InvalidRequestError
 from ...api.pixels import load_picture
 from ...api.reading import quoted, shown
 from ...api.request import Control
-from ...backends.precision import Precision as Compute
 from ...engine import Engine
 from ...records.inspection import (
     Beside,
