@@ -51,9 +51,7 @@ def names_of(source: Source | None, named: Mapping[str, Any], dtype: torch.dtype
     folders = {"source": EMBEDDED if source is None else source}
     folders |= {name: given.pop(name) for name in _FOLDERS if name in given}
     words = {name: given.pop(name) for name in _WORDS if name in given}
-    if given or not all(
-        isinstance(place, str | Path) and Path(place).expanduser().is_dir() for place in folders.values()
-    ):
+    if given or not all(map(_is_folder, folders.values())):
         return None
     places = {name: Path(place).expanduser().resolve() for name, place in folders.items()}
     return {
