@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from ...engine.api.result import GenerationResult, Verdict
 from ...engine.serve.asking import Asking
 from ...engine.serve.bodies import ImageBody, from_values
 from ...engine.serve.config import ServeConfig
@@ -26,8 +27,14 @@ def main(config: Path) -> None:
         requests = [asking.request(from_values(body, ImageBody), LOCAL) for body in json.loads(line)]
         with stopwatch() as spent:
             results = engine.generate(requests)
-        pictures = [None if result.image is None else encoded(result.image) for result in results]
+        pictures = [_shown(result) for result in results]
         _say({"wall": spent.wall, "cpu": spent.cpu, "pictures": pictures, "rows": sum(each.rows for each in results)})
+
+
+def _shown(result: GenerationResult) -> str | None:
+    """The picture as a server would show it: a refused one never."""
+    shown = None if result.verdict is Verdict.REFUSED else result.image
+    return None if shown is None else encoded(shown)
 
 
 def _say(told: dict[str, object]) -> None:
