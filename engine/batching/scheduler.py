@@ -178,7 +178,7 @@ class Scheduler:
         first = ordered[0]
         alike = [job for job in ordered if job.shape == first.shape]
         own = [job for job in alike if _is_shallow(job) == _is_shallow(first)]
-        others = [job for job in alike if job not in own]
+        others = [job for job in alike if _is_shallow(job) != _is_shallow(first)]
         chosen, rivals = self._fitting(own), self._fitting(others)
         waited = self.iteration - first.last_served > _TURNS
         if not waited and _rows(rivals) > _rows(chosen) and rivals[0].request.priority >= first.request.priority:
