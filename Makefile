@@ -38,8 +38,9 @@ test-full-size: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
+# Half of their time they wait for servers to start and to end: three share two cores.
 test-serving: $(VENV)/.installed-serving
-	$(PYTEST) -m serving $(PYTEST_ARGS)
+	$(PYTEST) -n 3 -m serving $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
