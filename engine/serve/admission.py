@@ -43,7 +43,7 @@ class Admission:
         admitted, rows = await asyncio.to_thread(self._at_the_door, request)
         async with self._turn:
             await self._check_queue()
-            self.tenants.begin(key, rows, self.engine.rows_per_second)
+            await self.tenants.begin(key, rows, self.engine.rows_per_second)
             place = Place(admitted, rows, self._arriving)
             self._arriving.add(place)
         try:
@@ -58,7 +58,7 @@ class Admission:
         Raises ApiError, and what the engine's door raises.
         """
         _, rows = await asyncio.to_thread(self._at_the_door, request)
-        self.tenants.charge(key, rows)
+        await self.tenants.charge(key, rows)
         return rows
 
     async def give_back(self, key: Key, request: GenerationRequest) -> None:

@@ -16,14 +16,15 @@ from .errors import ApiError, told
 from .jobs import routes
 from .middleware import Around
 from .service import Service, note
+from .tenants import Tenants
 
 
-def application(engines: Sequence[Engine], config: ServeConfig) -> FastAPI:
+def application(engines: Sequence[Engine], config: ServeConfig, tenants: Tenants | None = None) -> FastAPI:
     """The ASGI application that serves `engines`, those of `config.views`, one to a process.
 
-    Its `state.service` is what it is made of.
+    tenants: as of `Service.over`. Its `state.service` is what it is made of.
     """
-    service = Service.over(engines, config)
+    service = Service.over(engines, config, tenants)
     app = FastAPI(lifespan=_lifespan, openapi_url=None, redirect_slashes=False)
     app.state.service = service
     app.state.study = offering.study_of(config)

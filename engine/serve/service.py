@@ -21,7 +21,7 @@ from .keeping import Keeper
 from .keys import LOCAL, Key, Keys
 from .observing import Metrics
 from .served import Load, Served, load_of, names_of, picked
-from .tenants import Tenants
+from .tenants import TenantCounts, Tenants
 
 
 @dataclass
@@ -43,9 +43,12 @@ class Service:
     started: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def over(cls, engines: Sequence[Engine], config: ServeConfig) -> "Service":
-        """Put the parts together around engines, those of `config.views` in their order."""
-        keeper, tenants = Keeper(config.records), Tenants()
+    def over(cls, engines: Sequence[Engine], config: ServeConfig, tenants: Tenants | None = None) -> "Service":
+        """Put the parts together around engines, those of `config.views` in their order.
+
+        tenants: where keys' limits are counted, here unless it says elsewhere.
+        """
+        keeper, tenants = Keeper(config.records), tenants or TenantCounts()
         each = [Served.over(*pair, tenants, keeper) for pair in zip(engines, config.views, strict=True)]
         desk = Desk(config.jobs, config.records.folder)
         service = cls(

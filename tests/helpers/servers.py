@@ -90,7 +90,8 @@ class Process:
 
     def client(self, **options: object) -> "openai.OpenAI":
         """A client that never tries again."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", **{"max_retries": 0, "timeout": 60} | options)
+        usual = {"api_key": "none", "max_retries": 0, "timeout": 60}
+        return openai.OpenAI(base_url=f"{self.url}/v1", **usual | options)
 
     def _read(self) -> None:
         assert self.started.stderr is not None

@@ -1,9 +1,11 @@
 """Which device gets a request: the one that has its prompt's text, unless that one is too far behind."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from ..config import ServeConfig
 
 
 class Loaded(Protocol):
@@ -35,18 +37,38 @@ def chosen(devices: Sequence[Device], prompt: str | None, slack: int) -> Device:
     return first if first in near else least
 
 
-def asked(body: bytes, steps: int) -> tuple[str | None, int]:
-    """The prompt of a JSON body, None where there is none, and about how many rows it will cost.
+class Asked(NamedTuple):
+    """What a body asks for. prompt: None where it cannot be told. rows: about how many it costs. view: of its model."""
 
-    steps: of each stage, where the body names no number. What is wrong with a body, the device will say.
+    prompt: str | None
+    rows: int
+    view: ServeConfig
+
+
+def asked(body: bytes, views: Mapping[str, ServeConfig]) -> Asked:
+    """What a body asks for, of a server of these models by name, the first being that of those who name none.
+
+    What is no JSON, as a form, is taken for one picture of the first. What is wrong with a body, the device will say.
     """
+    first = next(iter(views.values()))
     try:
         values: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        usual = 2 * first.drawing.steps * _doubled(first.drawing.guidance)
+        return Asked(None, usual if body else 0, first)
+    try:
         prompt, images, options = values["prompt"], values.get("n") or 1, values.get("twig") or {}
-        rows = 2 * int(options.get("steps") or steps) * (1 + int(images))  # guidance doubles rows; one draft for all
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None, 0
-    return (prompt if isinstance(prompt, str) else None), max(0, min(rows, 2**20))
+        view = views.get(values.get("model") or first.model.name, first)
+        steps, guidance = options.get("steps") or view.drawing.steps, options.get("guidance")
+        rows = int(steps) * (1 + int(images)) * _doubled(view.drawing.guidance if guidance is None else guidance)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
+        return Asked(None, 0, first)
+    return Asked(prompt if isinstance(prompt, str) else None, max(0, min(rows, 2**20)), view)
+
+
+def _doubled(guidance: float) -> int:
+    """Rows of a step: with guidance there are two."""
+    return 2 if guidance > 1 else 1
 
 
 def _weight(name: str, prompt: str) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx2
 
 from ..config import ServeConfig
+from .counting import Counter
 from .load import LOAD
 
 _log = logging.getLogger(__name__)
@@ -24,10 +25,13 @@ _PAUSES = (0.5, 2.0, 10.0, 30.0)
 
 
 class Worker:
-    """One device's process. rows: of the UNet, due there: what it last told, and what was sent to it since."""
+    """One device's process. rows: of the UNet, due there: what it last told, and what was sent to it since.
 
-    def __init__(self, name: str, config: ServeConfig, socket: Path) -> None:
-        self.name, self.config, self.socket = name, config, socket
+    socket: where it listens. counter: the socket of the front's counts.
+    """
+
+    def __init__(self, name: str, config: ServeConfig, socket: Path, counter: Path) -> None:
+        self.name, self.config, self.socket, self.counter = name, config, socket, counter
         transport = httpx2.AsyncHTTPTransport(uds=str(socket), limits=httpx2.Limits(max_connections=None))
         self.client = httpx2.AsyncClient(transport=transport, base_url="http://localhost", timeout=None)
         self.ready, self.was_ready, self.restarts = False, False, 0
@@ -52,11 +56,9 @@ class Worker:
     async def start(self) -> None:
         """Start the process and hand it its configuration."""
         self.socket.unlink(missing_ok=True)
-        module = __package__ + ".worker"
+        words = ["-P", "-m", __package__ + ".worker", str(self.socket), str(self.counter)]
         # A session of its own: Ctrl-C is for the front, which lets it finish.
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", module, str(self.socket), stdin=PIPE, start_new_session=True
-        )
+        self._process = await asyncio.create_subprocess_exec(sys.executable, *words, stdin=PIPE, start_new_session=True)
         assert self._process.stdin is not None
         self._process.stdin.write(self.config.model_dump_json().encode() + b"\n")
         await self._process.stdin.drain()
@@ -92,7 +94,7 @@ class Fleet:
 
     def __init__(self, config: ServeConfig, devices: Sequence[str]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="twig-")
-        self.failed = asyncio.Event()
+        self.failed, self._counter = asyncio.Event(), Counter(Path(self._folder.name) / "tenants")
         self._ending = False
         self._tasks: list[asyncio.Task[None]] = []
         self.workers = [
@@ -100,6 +102,7 @@ class Fleet:
                 f"{number}:{device}",
                 config.on(device).with_("drain", grace=0),
                 Path(self._folder.name) / f"{number}.sock",
+                self._counter.place,
             )
             for number, device in enumerate(devices)
         ]
@@ -111,6 +114,7 @@ class Fleet:
 
     async def start(self) -> None:
         """Start all of them, and begin to watch."""
+        await self._counter.start()
         for worker in self.workers:
             await worker.start()
             self._tasks.append(asyncio.ensure_future(self._keep(worker)))
@@ -126,6 +130,7 @@ class Fleet:
             task.cancel()
         for worker in self.workers:
             await worker.client.aclose()
+        self._counter.close()
         self._folder.cleanup()
 
     async def _keep(self, worker: Worker) -> None:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import httpx2
 from fastapi import FastAPI, Request
@@ -16,6 +17,7 @@ from ...batching.scheduler import Limits
 from ..config import ServeConfig
 from ..errors import SERVER, ApiError, draining
 from ..leaving import LEFT, ClientLeftError, while_there
+from ..served import names_of
 from .choosing import asked, chosen
 from .fleet import Fleet, Worker
 from .load import LOAD
@@ -40,14 +42,19 @@ class Front:
         """Whether requests should be sent here: one device is enough."""
         return bool(self.fleet.ready) and not self.draining
 
+    @cached_property
+    def views(self) -> dict[str, ServeConfig]:
+        """The operator's file as it would be for each model alone, by all of its names."""
+        return {name: view for view in self.config.views for name in names_of(view)}
+
     def worker_for(self, body: bytes) -> Worker:
         """The worker that gets a request, which is counted there at once. Raises ApiError where none takes any."""
         if not self.fleet.ready:
             raise draining() if self.draining else _none_ready()
-        prompt, rows = asked(body, self.config.drawing.steps)
-        slack = (self.config.model.rows or Limits().rows) * self.config.drawing.steps
-        worker = chosen(self.fleet.ready, prompt, slack)
-        worker.expect(rows)
+        wanted = asked(body, self.views)
+        slack = (wanted.view.model.rows or Limits().rows) * wanted.view.drawing.steps
+        worker = chosen(self.fleet.ready, wanted.prompt, slack)
+        worker.expect(wanted.rows)
         return worker
 
 

@@ -1,7 +1,7 @@
 """The engines of one device, served on a Unix socket to the front alone: `python -m twig.engine.serve.devices.worker`.
 
-The front writes the configuration as a line to stdin and keeps that open: where it ends, so does the worker, however
-the front ended.
+Its words are the paths of that socket and of the front's counts of keys. The front writes the configuration as a line
+to stdin and keeps that open: where it ends, so does the worker, however the front ended.
 """
 
 import os
@@ -19,6 +19,8 @@ from ..config import ServeConfig
 from ..logs import log_as_json
 from ..server import Server, check_drawing, load_all
 from ..service import Service
+from ..tenants import Tenants
+from .counting import FrontTenants
 from .load import LOAD
 
 
@@ -27,7 +29,7 @@ def main() -> int:
     config = ServeConfig.model_validate_json(sys.stdin.readline())
     log_as_json()
     try:
-        app = worker_application(config)
+        app = worker_application(config, FrontTenants(Path(sys.argv[2])))
     except (TwigError, OSError) as error:
         print(f"twig: {config.model.device}: {error}", file=sys.stderr)
         return 2
@@ -36,9 +38,12 @@ def main() -> int:
     return 0
 
 
-def worker_application(config: ServeConfig) -> FastAPI:
-    """The application of one device, which also tells its load. Raises what loading and keeping records raise."""
-    app = application(load_all(config), config)
+def worker_application(config: ServeConfig, tenants: Tenants) -> FastAPI:
+    """The application of one device, which also tells its load. Raises what loading and keeping records raise.
+
+    tenants: the front's, so that keys' limits hold over all devices.
+    """
+    app = application(load_all(config), config, tenants)
     service: Service = app.state.service
     check_drawing(service)
     service.prepare()

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import pytest
 
 from twig.engine.api.errors import TwigError
+from twig.engine.serve.config import ServeConfig
 from twig.engine.serve.devices.choosing import asked, chosen
+from twig.engine.serve.devices.front import Front
 from twig.engine.serve.devices.merging import merged
 from twig.engine.serve.devices.server import device_names
 
@@ -42,12 +44,26 @@ def test_a_device_too_far_behind_is_passed_over():
     assert chosen(busy, None, 1000).name == "1"
 
 
-def test_a_body_says_its_prompt_and_about_what_it_costs():
-    assert asked(json.dumps({"prompt": "x", "n": 3, "twig": {"steps": 5}}).encode(), 20) == ("x", 40)
-    assert asked(b'{"prompt": "x"}', 20) == ("x", 80)
-    for body in (b"", b"{", b"[]", b'{"prompt": "x", "n": "many"}', b"[" * 10**5):
-        assert asked(body, 20) == (None, 0)
-    assert asked(b'{"prompt": 3}', 20)[0] is None
+def test_a_body_says_its_prompt_its_model_and_about_what_it_costs():
+    turbo = {"name": "turbo", "aliases": ["fast"], "drawing": {"steps": 4, "guidance": 1}}
+    front = Front(ServeConfig(drawing={"steps": 20}, models=[turbo]), None)
+
+    def told(**body):
+        wanted = asked(json.dumps(body).encode(), front.views)
+        return wanted.prompt, wanted.rows, wanted.view.model.name
+
+    assert told(prompt="x") == ("x", 80, "twig")
+    assert told(prompt="x", n=3, twig={"steps": 5}) == ("x", 40, "twig")
+    assert told(prompt="x", twig={"guidance": 1}) == ("x", 40, "twig")
+    assert told(prompt="x", model="fast") == ("x", 8, "turbo"), "four steps without guidance, twice"
+    assert told(prompt="x", model="turbo", twig={"guidance": 3}) == ("x", 16, "turbo")
+    assert told(prompt="x", model="none such") == ("x", 80, "twig")
+    assert told(prompt=3)[0] is None
+    for body in (b"--form", b"[" * 10**5):
+        assert asked(body, front.views)[:2] == (None, 80), "taken for a usual one"
+    strange = (b'{"prompt": "x", "n": "many"}', b'{"prompt": "x", "model": []}', b'{"prompt": "x", "n": 1e999}')
+    for body in (b"", b"[]", *strange, b'{"prompt": "x", "twig": {"guidance": "high"}}'):
+        assert asked(body, front.views)[:2] == (None, 0)
 
 
 def test_pages_of_metrics_become_one_with_the_devices_named():
