@@ -91,6 +91,9 @@ _ALSO: Mapping[tuple[str, str], tuple[Any, ...]] = {
 }
 """Values beside the default that are served, or mean the same."""
 
+_ADDED = (None, "text_time")
+"""What a UNet may read beside a text's states: nothing, or SDXL's pooled text and sizes."""
+
 _LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 """Of noise levels of their own, at most one of which is on."""
 _SCHEDULE = frozenset({
@@ -152,6 +155,8 @@ def check_network(part: Path | str, config: Config) -> None:
         if key in _NAMES | _TRAINING:
             continue
         _check_finite(part, key, value)
+        if key == "addition_embed_type" and value not in _ADDED:
+            refuse(part, owner + key, value, "it must be None, or 'text_time' as in SDXL")
         blocks = _BLOCKS.get((name, key))
         if blocks is not None:
             if not isinstance(value, list) or not blocks.issuperset(map(str, value)):

@@ -25,6 +25,13 @@ _READING_ADDED = (
 
 _KINDS: Mapping[Any, str] = {768: " (Stable Diffusion 1.x)", 1024: " (Stable Diffusion 2.x)", 2048: " (SDXL)"}
 """Models whose text is as wide as that."""
+INPUTS = {
+    9: "an inpainting model",
+    8: "a model that edits pictures (InstructPix2Pix)",
+    7: "an upscaler",
+    5: "a model that reads depth",
+}
+"""Models by the channels that their UNets read, where latents have four."""
 _ANOTHER = "name one that was trained for this model with controlnet=..."
 
 
@@ -107,7 +114,8 @@ def _check_latents(components: Components) -> None:
     for name in ("in_channels", "out_channels"):
         _require(vae[name] == 3, f"the autoencoder's {name}", vae[name], "3, for red, green and blue")
         wanted = f"{vae.latent_channels}, the autoencoder's latent channels"
-        _require(unet[name] == vae.latent_channels, f"the UNet's {name}", unet[name], wanted)
+        held = f" ({INPUTS[unet[name]]}, which is not served)" if unet[name] in INPUTS else ""
+        _require(unet[name] == vae.latent_channels, f"the UNet's {name}", f"{unet[name]}{held}", wanted)
     for name in ("latents_mean", "latents_std"):
         _require(
             vae.get(name) is None, f"the autoencoder's {name}", vae.get(name), "None, one scaling for all channels"

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..api.errors import CheckpointError
 from ..api.reading import MAX_TENSORS, check_regular, open_regular, read_object, shown
-from . import configs
+from . import configs, folder_network
 from .tensor_files import check_names, check_tensors
 
 Source = str | Path
@@ -32,7 +32,11 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl"})
 _MAX_CONFIG = 2**26
 _STEMS = ("diffusion_pytorch_model", "model")
-_WEIGHTS = re.compile(r"(?P<stem>[a-z_]+?)(\.(?P<variant>[\w-]+?))?(-\d{5}-of-\d{5})?\.safetensors")
+_SHARD = r"-\d{5}-of-\d{5}"
+_WEIGHTS = re.compile(
+    rf"(?P<stem>[a-z_]+?)(\.(?P<variant>[\w-]+?)({_SHARD})?|{_SHARD}(\.(?P<after>[\w-]+))?)?\.safetensors"
+)
+"""A variant stands before a shard's number, or, as diffusers once wrote it, after."""
 
 
 def locate(source: Source, hub_files: Sequence[str], revision: str | None = None, subfolder: str | None = None) -> Path:
@@ -109,7 +113,7 @@ def weights(part: Path, wanted: str | None = None) -> tuple[str | None, list[Pat
     for file in sorted(part.glob("*.safetensors")):
         match = _WEIGHTS.fullmatch(file.name)
         if match and match["stem"] in _STEMS:
-            found.setdefault(match["variant"], []).append(file)
+            found.setdefault(match["variant"] or match["after"], []).append(file)
     found.pop("non_ema", None)
     if not found:
         raise CheckpointError(_without_weights(part))
@@ -248,11 +252,11 @@ def load_module(cls: Any, part: Path, dtype: torch.dtype, device: torch.device |
 
     wanted: the variant of the weights that is taken if there.
     """
-    transformer = issubclass(cls, transformers.PreTrainedModel)
-    module_config(cls, part)
+    config = module_config(cls, part)
     variant, files = weights(part, wanted)
-    dtype_name = "dtype" if transformer else "torch_dtype"
-    options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, dtype_name: dtype}
+    if not issubclass(cls, transformers.PreTrainedModel):
+        return folder_network.fill(empty_module(cls, config, part), part, files, dtype, device)
+    options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, "dtype": dtype}
     try:
         with _quiet():
             module, info = cls.from_pretrained(part, variant=variant, **options)

@@ -28,13 +28,19 @@ EMA = "model_ema."
 CHANGED = re.compile(r"in_proj_(weight|bias)$|text_projection$|attn_1\.(q|k|v|proj_out)\.weight$")
 """Names of tensors that are cut, turned or squeezed in renaming; all others are taken as they are."""
 
-_OLD_ATTENTION = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
+_OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(?=\.)")
+_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _DOWN = re.compile(r"^input_blocks\.(\d+)\.0\.op\.weight$")
 
 
 def averaged(name: str) -> str:
     """Name of the average over training of a tensor of the UNet."""
     return EMA + "".join(name.split(".")[1:])
+
+
+def present_name(name: str) -> str:
+    """What diffusers calls a tensor today that is under its own names; an autoencoder's attention had others once."""
+    return _OLD_ATTENTION.sub(lambda match: match[1] + _ATTENTION[match[2]], name)
 
 
 def unet(tensors: Tensors) -> dict[str, Tensor]:
@@ -58,8 +64,7 @@ def autoencoder(tensors: Tensors) -> dict[str, Tensor]:
     """An autoencoder's tensors, which may have diffusers' names already, the former ones of its attention too."""
     own = {name.removeprefix(VAE): tensor for name, tensor in tensors.items()}
     if any(name.startswith("decoder.up_blocks.") for name in own):
-        for old, new in _OLD_ATTENTION:
-            own = {name.replace(old, new): tensor for name, tensor in own.items()}
+        own = {present_name(name): tensor for name, tensor in own.items()}
     elif any(name.startswith("decoder.up.") for name in own):
         blocks = [None] * len({name.split(".")[2] for name in own if name.startswith("decoder.up.")})
         own = _there(convert_ldm_vae_checkpoint(own, {"down_block_types": blocks, "up_block_types": blocks}))

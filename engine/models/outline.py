@@ -273,5 +273,7 @@ def _checked(folders: dict[str, Path], variant: str | None) -> dict[str, Path]:
         if name not in WITHOUT_WEIGHTS:
             found.add(layout.weights(part, variant)[0])
     if variant is not None and variant not in found:
-        raise CheckpointError(f"no part has weights of the variant={variant!r}; leave it out")
+        there = sorted(filter(None, found))
+        known = f"there is {', '.join(map(shown, there))}" if there else "leave it out"
+        raise CheckpointError(f"no part has weights of the variant={variant!r}; {known}")
     return folders

@@ -20,6 +20,7 @@ from ..api.reading import shown
 from . import ldm, published
 from .clip_tokenizer import clip_tokenizer
 from .file_parts import FilePart
+from .fitting import INPUTS
 from .tensor_files import Entry, Header, read_header
 from .tensor_reading import KINDS
 
@@ -29,6 +30,9 @@ AVERAGED = "ema"
 
 _MODEL, _CONTROLNET, _AUTOENCODER = "a model", "a ControlNet", "an autoencoder"
 _HOLDS = (
+    ("a model in eight bits with scales of their own", r"^scaled_fp8$|\.(scale_weight|weight_scale|SCB)$"),
+    ("a model in four bits (bitsandbytes)", r"\.quant_state\.|\.quant_map$"),
+    ("CosXL", r"^edm_vpred\."),
     ("a ControlNet-LLLite", r"^lllite_"),
     ("a control-LoRA", r"^lora_controlnet$"),
     ("a union ControlNet", r"^(control_add_embedding|task_embedding)\b"),
@@ -45,7 +49,7 @@ _HOLDS = (
     (_MODEL, r"^model\.diffusion_model\.input_blocks\.0\."),
     (_AUTOENCODER, r"^(first_stage_model\.)?(decoder\.(up|mid|up_blocks)\.|decoder\.layers\.\d)"),
     ("a segmenter", r"^(decode_head|model\.pixel_level_module)\."),
-    ("a UNet without the rest of its model", r"^down_blocks\.\d+\.resnets\."),
+    ("a UNet without the rest of its model", r"^down_blocks\.\d+\.resnets\.|^input_blocks\.0\."),
     ("a text encoder", r"^text_model\."),
 )
 """What files hold, and a name of a tensor that no other has; the first that is there says it."""
@@ -57,14 +61,6 @@ _ADVICE = {
     "a textual inversion": "give it with embeddings=...",
     "a segmenter": "give its folder with segmenter=...",
 }
-_INPUTS = {
-    9: "an inpainting model",
-    8: "a model that edits pictures (InstructPix2Pix)",
-    7: "an upscaler",
-    5: "a model that reads depth",
-}
-"""Models by the channels that their UNets read beside the four of latents."""
-
 _TEXTS = (ldm.CLIP, ldm.OPEN_CLIP, ldm.XL_CLIP, ldm.XL_OPEN_CLIP)
 _IDLE = re.compile(
     r"(betas|alphas_cumprod(_prev)?|(sqrt|log)_\w+|posterior_\w+|lvlb_weights|logvar|scale_factor|global_step"
@@ -167,8 +163,8 @@ def _header(file: Path, wanted: str, also: tuple[str, ...] = ()) -> Header:
             "are Stable Diffusion 1.x, 2.x and XL, their ControlNets and autoencoders"
         )
     if held not in (wanted, *also):
-        advice = f"; {_ADVICE[held]}" if held in _ADVICE else ", which is not served"
-        raise CheckpointError(f"{shown(file)} holds {held}, not {wanted}{advice}")
+        advice = f", not {wanted}; {_ADVICE[held]}" if held in _ADVICE else ", which is not served"
+        raise CheckpointError(f"{shown(file)} holds {held}{advice}")
     return header
 
 
@@ -177,7 +173,7 @@ def _check_inputs(file: Path, header: Header) -> None:
     first = header.tensors.get(f"{ldm.UNET}input_blocks.0.0.weight")
     channels = first.shape[1] if first is not None and len(first.shape) == 4 else 4
     if channels != 4:
-        held = _INPUTS.get(channels, "no Stable Diffusion that is known here")
+        held = INPUTS.get(channels, "no Stable Diffusion that is known here")
         raise CheckpointError(
             f"{shown(file)} holds {held}, which is not served: its UNet reads {channels} channels, and those of "
             "latents are 4"

@@ -29,6 +29,7 @@ CONSISTENCY = frozenset({Solver.LCM, Solver.TCD})
 SAME: Mapping[str, Solver] = MappingProxyType(
     {
         "DDIMScheduler": Solver.DDIM,
+        "DDIMParallelScheduler": Solver.DDIM,
         "EulerDiscreteScheduler": Solver.EULER,
         "EulerAncestralDiscreteScheduler": Solver.EULER_ANCESTRAL,
         "DPMSolverMultistepScheduler": Solver.DPMPP_2M,
@@ -42,6 +43,8 @@ SAME: Mapping[str, Solver] = MappingProxyType(
 
 _ONE_STEP = "of what is served the nearest: at fifty steps they draw nearly the same, at few each its own"
 
+_ALL_ANEW = "with all the noise of a step drawn anew (eta 1) the same process"
+
 NEAREST: Mapping[str, tuple[Solver, str]] = MappingProxyType(
     {
         "PNDMScheduler": (Solver.DDIM, _ONE_STEP),
@@ -51,7 +54,8 @@ NEAREST: Mapping[str, tuple[Solver, str]] = MappingProxyType(
         "DPMSolverSDEScheduler": (Solver.DPMPP_2M_SDE, "the same equation, over several steps"),
         "KDPM2DiscreteScheduler": (Solver.HEUN, "two evaluations a step and of the second order too"),
         "KDPM2AncestralDiscreteScheduler": (Solver.EULER_ANCESTRAL, "ancestral too, of the first order"),
-        "DDPMScheduler": (Solver.DDIM, "with all the noise of a step drawn anew (eta 1) the same process"),
+        "DDPMScheduler": (Solver.DDIM, _ALL_ANEW),
+        "DDPMParallelScheduler": (Solver.DDIM, _ALL_ANEW),
     }
 )
 """Solvers that stand in for schedulers that are not served themselves, and how near they are."""
@@ -117,7 +121,7 @@ def sampler_of(config: Mapping[str, Any], xl: bool = False) -> Sampler:
     return Sampler(
         solver,
         sigmas[0] if sigmas else None,
-        eta=1.0 if name == "DDPMScheduler" else None,
+        eta=1.0 if name in ("DDPMScheduler", "DDPMParallelScheduler") else None,
         note=None if difference is None else f"{difference}: {solver} stands in for it, {near}",
         original_steps=config.get("original_inference_steps") or 50,
         timestep_scaling=config.get("timestep_scaling") or 10.0,
