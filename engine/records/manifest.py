@@ -5,6 +5,7 @@ import operator
 import platform
 import re
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, Self
@@ -254,7 +255,13 @@ class Manifest(Record):
 
 def libraries() -> dict[str, str]:
     """Versions of what computes a picture, by name."""
-    return {name: version(name) for name in LIBRARIES}
+    return {name: _version(name) for name in LIBRARIES}
+
+
+@cache
+def _version(name: str) -> str:
+    """A package's version, looked up once: each look parses the whole of its metadata."""
+    return version(name)
 
 
 def pixel_hash(pixels: Image.Image | np.ndarray) -> str:

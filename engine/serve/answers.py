@@ -39,8 +39,8 @@ class Answer(NamedTuple):
 class Answers:
     """Words answers to one request. deliver_reviews: whether pictures that are left to a person are shown.
 
-    prompt_tokens: how many its prompt has. sign: gives a final's file content credentials of its record. The methods
-    encode and sign, and belong into a thread.
+    prompt_tokens: how many its prompt has. sign: gives a final's file content credentials of its record, where the
+    operator has a certificate. The methods encode and sign, and belong into a thread.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Answers:
         request: GenerationRequest,
         deliver_reviews: bool,
         prompt_tokens: int,
-        sign: Callable[[bytes, Kept], bytes] = lambda picture, _: picture,
+        sign: Callable[[bytes, Kept], bytes] | None = None,
     ) -> None:
         self.body, self.request, self.deliver_reviews = body, request, deliver_reviews
         self.prompt_tokens, self.sign = prompt_tokens, sign
@@ -122,9 +122,17 @@ class Answers:
         return said
 
     def _one(self, answer: Answer) -> dict[str, Any]:
-        image = self._shown(answer.result)
-        text = None if image is None else _text(self.sign(self._file(image), answer.kept))
-        return {"b64_json": text, "twig": self.told(answer)}
+        image, told = self._shown(answer.result), self.told(answer)
+        signed = image is not None and self.sign is not None
+        return {
+            "b64_json": None if image is None else self._final(image, answer.kept),
+            "twig": told | {"signed": signed},
+        }
+
+    def _final(self, image: Image.Image, kept: Kept) -> str:
+        """A final's file, signed where there is something to sign with, as text."""
+        file = self._file(image)
+        return _text(file if self.sign is None else self.sign(file, kept))
 
     def _shown(self, result: GenerationResult) -> Image.Image | None:
         withheld = result.verdict is Verdict.REFUSED or (result.verdict is Verdict.REVIEW and not self.deliver_reviews)

@@ -27,7 +27,7 @@ def application(engines: Sequence[Engine], config: ServeConfig, tenants: Tenants
     service = Service.over(engines, config, tenants)
     app = FastAPI(lifespan=_lifespan, openapi_url=None, redirect_slashes=False)
     app.state.service = service
-    app.state.study = offering.study_of(config)
+    app.state.studies = {view.model.name: offering.study_of(view) for view in config.views}
     for part in (images, routes, health, offering, auditing, *([static] if config.page.shown else [])):
         app.include_router(part.router)
     app.add_exception_handler(ApiError, _refused)

@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -43,8 +43,8 @@ class Model(Settings):
 
     controlnets: further ControlNets, by the names that clients know them by. lora: FILE or FILE:WEIGHT of adapters that
     are fused. adapters: files of those that clients may choose, by name. metrics: further measures, as `twig generate
-    --metric` names them. slots, rows, waiting: see `Limits` of the engine; slots and rows by the device's memory where
-    they are left out. backend, precision: what runs the networks, and what they compute in where they are compiled.
+    --metric` names them. slots, rows, company, waiting: see `Limits` of the engine; by the device where they
+    are left out. backend, precision: what runs the networks, and what they compute in where they are compiled.
     prompt_chunks: the engine's `max_prompt_chunks`; where it is named, long prompts are prepared for
     at the start.
     """
@@ -73,6 +73,7 @@ class Model(Settings):
     metrics: tuple[str, ...] = ()
     slots: int | None = Field(default=None, ge=1)
     rows: int | None = Field(default=None, ge=1)
+    company: int | None = Field(default=None, ge=0)
     waiting: int = Field(default=256, ge=1)
     prompt_chunks: int | None = Field(default=None, ge=1, le=8)
 
@@ -103,9 +104,16 @@ class Drawing(Settings):
 
 
 class Further(Model):
-    """A further model of the same server. drawing: how its pictures are drawn, that of the others where it has none."""
+    """A further model of the same server.
+
+    drawing: how its pictures are drawn, that of the others where it has none. study: folder of a `twig assess` of it.
+    """
 
     drawing: Drawing | None = None
+    study: Path | None = None
+
+
+_Model = TypeVar("_Model", bound=Model)
 
 
 class Bounds(Settings):
@@ -145,7 +153,7 @@ class Records(Settings):
 
 
 class Page(Settings):
-    """The page at `/`. shown: whether there is one. study: folder of a `twig assess`, whose trade-off it shows."""
+    """The page at `/`. shown: whether there is one. study: folder of a `twig assess` of `model`, which it shows."""
 
     shown: bool = True
     study: Path | None = None
@@ -232,11 +240,12 @@ class ServeConfig(Settings):
     @property
     def views(self) -> "tuple[Self, ...]":
         """The file as it would be for each model alone, that of `model` first."""
-        further = (
-            self.model_copy(update={"model": each, "models": (), "drawing": each.drawing or self.drawing})
-            for each in self.models
-        )
-        return self.model_copy(update={"models": ()}), *further
+        return self.model_copy(update={"models": ()}), *map(self._view, self.models)
+
+    def _view(self, model: Further) -> Self:
+        page = self.page.model_copy(update={"study": model.study})
+        own = {"model": model, "drawing": model.drawing or self.drawing, "page": page}
+        return self.model_copy(update={"models": (), **own})
 
     def with_(self, section: str, **changes: Any) -> Self:
         """The same with other values in one section, checked as those of the file are."""
@@ -252,12 +261,8 @@ class ServeConfig(Settings):
     def _told_from(self, folder: Path) -> Self:
         """Paths of the file as paths of this process; a model that is no folder there stays what it is, a hub id."""
         told = {section: told_from(folder, getattr(self, section), names) for section, names in _PATHS.items()}
-        models = (self.model, *self.models)
-        first, *further = (
-            told_from(folder, each, _PLACES, metrics=tuple(metric_from(folder, spec) for spec in each.metrics))
-            for each in models
-        )
-        return self.model_copy(update={**told, "model": first, "models": tuple(further)})
+        further = tuple(_model_from(folder, each, *_PLACES, "study") for each in self.models)
+        return self.model_copy(update={**told, "model": _model_from(folder, self.model, *_PLACES), "models": further})
 
 
 _FILES = (
@@ -273,6 +278,11 @@ _PATHS = {
     "records": ("folder", "log", "sign"),
     "page": ("study",),
 }
+
+
+def _model_from(folder: Path, model: _Model, *places: str) -> _Model:
+    metrics = tuple(metric_from(folder, spec) for spec in model.metrics)
+    return told_from(folder, model, places, metrics=metrics)
 
 
 def _drawn_as(usual: dict[str, Any], model: Any) -> Any:

@@ -18,7 +18,7 @@ router = APIRouter()
 
 
 def study_of(config: ServeConfig) -> dict[str, Any] | None:
-    """The trade-off that the operator's last study found, None where no study is named.
+    """The trade-off that the operator's last study of a view's model found, None where no study is named.
 
     Numbers alone, for those who draw here: no work, prompt, limit or price. Raises ForeignFileError for what is none.
     """
@@ -39,13 +39,10 @@ def study_of(config: ServeConfig) -> dict[str, Any] | None:
 
 @router.get("/v1/twig/settings")
 async def settings(request: Request, key: Generating, model: str | None = None) -> Response:
-    """Presets, rule, settings and bounds of a model, the first unless it is named, and what this key opens besides.
-
-    The study is told with the first model, which it is of.
-    """
+    """Presets, rule, settings, bounds and study of a model, the first unless it is named, and what this key opens."""
     service = service_of(request)
     served = picked(service.models, model)
-    study = request.app.state.study if served is service.first else None
+    study = request.app.state.studies[served.name]
     models = [each.name for each in service.each]
     told = _settings(served) | {"models": models, "roles": list(key.roles), "study": study}
     return JSONResponse(told, headers={"cache-control": "no-store"})

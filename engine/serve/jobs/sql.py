@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     and_,
+    bindparam,
     create_engine,
     delete,
     func,
@@ -28,6 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from ...api.errors import RecordError
 from ...api.reading import shown
@@ -63,6 +65,25 @@ _KEYS = Table(
 )
 _KEPT = [_JOBS.c[name] for name in ("id", "tenant", "priority", "created", "updated", "status", "attempts", "code")]
 _LIVE = (Status.QUEUED, Status.RUNNING)
+
+
+def _taking() -> ReturningUpdate[Any]:
+    """The statement of `take`, made once, for an idle server asks every second."""
+    left = and_(_JOBS.c.status == Status.RUNNING, _JOBS.c.until < bindparam("now"))
+    first = (
+        select(_JOBS.c.id)
+        .where(or_(_JOBS.c.status == Status.QUEUED, left))
+        .order_by(_JOBS.c.priority.desc(), _JOBS.c.created)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    held = {"owner": bindparam("taker"), "until": bindparam("end"), "updated": bindparam("now")}
+    change = update(_JOBS).where(_JOBS.c.id == first)
+    return change.values(status=Status.RUNNING.value, attempts=_JOBS.c.attempts + 1, **held).returning(*_KEPT)
+
+
+_TAKE = _taking()
 
 
 class SqlJobs:
@@ -110,19 +131,9 @@ class SqlJobs:
 
     def take(self, owner: str, now: float, until: float) -> Job | None:
         """See `JobStore`."""
-        left = and_(_JOBS.c.status == Status.RUNNING, _JOBS.c.until < now)
-        first = (
-            select(_JOBS.c.id)
-            .where(or_(_JOBS.c.status == Status.QUEUED, left))
-            .order_by(_JOBS.c.priority.desc(), _JOBS.c.created)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
-        )
-        values = {"status": Status.RUNNING.value, "owner": owner, "until": until, "updated": now}
-        change = update(_JOBS).where(_JOBS.c.id == first).values(attempts=_JOBS.c.attempts + 1, **values)
+        values = {"taker": owner, "now": now, "end": until}
         with self._transaction() as connection:
-            return _job(connection.execute(change.returning(*_KEPT)))
+            return _job(connection.execute(_TAKE, values))
 
     def renew(self, owner: str, until: float) -> frozenset[str]:
         """See `JobStore`."""

@@ -177,6 +177,7 @@ export const en = {
 
   "record.title": "Record and check",
   "record.id": "Record {id}",
+  "record.signed": "The picture is signed: its file carries content credentials (C2PA) that name this manifest.",
   "record.digest": "Digest of the manifest in the log",
   "save.picture": "Picture",
   "save.sheet": "Contact sheet",

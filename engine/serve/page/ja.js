@@ -177,6 +177,7 @@ export const ja = {
 
   "record.title": "記録と検証",
   "record.id": "記録 {id}",
+  "record.signed": "この画像は署名済みです。ファイルには、このマニフェストを示すコンテンツクレデンシャル（C2PA）が含まれています。",
   "record.digest": "ログにあるマニフェストのダイジェスト",
   "save.picture": "画像",
   "save.sheet": "一覧図",

@@ -170,12 +170,13 @@ export class Run {
   }
 
   record() {
-    const { manifest, record, manifest_sha256: named } = this.told;
+    const { manifest, record, signed, manifest_sha256: named } = this.told;
     return el(
       "section",
       { class: "record" },
       el("h4", {}, t("record.title")),
       el("ul", { class: "checks" }, ...(this.checked || !able ? lines(this.checked ?? []) : [el("li", {}, t("check.running"))])),
+      signed ? el("p", { class: "hint signed" }, t("record.signed")) : null,
       el("p", { class: "hint" }, t("record.id", { id: record }), el("br"), `${t("record.digest")}: `, el("code", {}, named)),
       el("p", { class: "saves", role: "group", "aria-label": t("save.all") }, ...this.saves(manifest, record)),
     );

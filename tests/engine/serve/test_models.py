@@ -6,6 +6,7 @@ import httpx2
 import openai
 import pytest
 
+from findings import findings
 from servers import running, wait_for
 from twig.engine.api.errors import InvalidRequestError
 from twig.engine.records.manifest import Manifest
@@ -22,11 +23,13 @@ PROMPT = "a red star"
 def config(tmp_path_factory):
     """Two models under names and aliases of their own, and keys whose holders have little."""
     folder = tmp_path_factory.mktemp("models")
+    (folder / "findings.json").write_text(findings().model_dump_json())
+    turbo = {"name": "turbo", "aliases": ["fast"], "study": folder}
     keys = Keys(folder / "keys.json")
     config = ServeConfig(
         model={"name": "star", "aliases": ["gpt-image-1"]},
         drawing={"steps": 1, "rule": "refuse if ssim > 1", "preset": "off"},
-        models=[{"name": "turbo", "aliases": ["fast"], "drawing": {"steps": 2, "guidance": 1, "preset": "off"}}],
+        models=[turbo | {"drawing": {"steps": 2, "guidance": 1, "preset": "off"}}],
         records={"folder": folder},
         listen={"keys": keys.path},
         drain={"grace": 0, "deadline": 5},
@@ -76,6 +79,8 @@ def test_models_and_their_settings_are_told(ann, both, config):
     assert (first["model"], first["steps"], first["guidance"]) == ("star", 1, 5.0)
     assert (other["model"], other["steps"], other["guidance"]) == ("turbo", 2, 1.0)
     assert first["models"] == other["models"] == ["star", "turbo"]
+    assert first["study"] is None
+    assert len(other["study"]["presets"]) == 3, "each has a study of its own"
     assert other["rule"] == "refuse if ssim > 1.0", "what its drawing leaves out is the file's"
     assert told(both, config, "/v1/twig/settings?model=slow")["error"]["code"] == "model_not_found"
 

@@ -36,6 +36,7 @@ def test_a_picture_says_who_answers_for_it_and_which_record_is_its_own(signed, s
     picture, told = draw(signed[0], format, draft=True)
     found = credentials_of(picture)
     assert (found.valid, found.signer) == (True, "Test signer")
+    assert told["signed"], "the answer says so"
     assert found.manifest_sha256 == told["manifest_sha256"]
     assert found.model_sha256 == ModelRecord.of(served_engine.components).sha256
     assert picture.count(b"trainedAlgorithmicMedia") >= 2, "in the packet as in the credentials"
@@ -77,7 +78,8 @@ def test_a_picture_alone_names_its_manifest(signed, served, tmp_path, capsys):
 def test_without_a_certificate_there_are_none_and_with_a_wrong_one_no_server(
     served, served_engine, plain_config, tmp_path
 ):
-    assert credentials_of(draw(served)[0]) is None
+    picture, told = draw(served)
+    assert (credentials_of(picture), told["signed"]) == (None, False)
     for name in ("chain.pem", "key.pem"):
         (tmp_path / name).write_text("nothing")
     sign = (tmp_path / "chain.pem", tmp_path / "key.pem")

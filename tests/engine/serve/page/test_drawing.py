@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from browsing import PIXELS
+from findings import findings
 from servers import running, wait_for
 from twig.engine.records.manifest import Manifest
 from twig.engine.records.model_record import ModelRecord
@@ -107,18 +108,27 @@ def test_a_refusal_shows_its_evidence_and_no_picture(opened):
     assert saved(tab, article, "Manifest").suggested_filename.startswith("twig-")
 
 
-def test_the_model_is_chosen_where_there_are_several(opened, served_engine, turbo_engine, plain_config, tmp_path):
-    models = [{"name": "turbo", "drawing": {"steps": 2, "rule": "refuse if ssim > 0.99", "preset": "off"}}]
-    config = ServeConfig(**{**plain_config.model_dump(), "records": {"folder": tmp_path}, "models": models})
+def test_the_model_is_chosen_where_there_are_several_and_signed_pictures_say_so(
+    opened, served_engine, turbo_engine, plain_config, signing, tmp_path
+):
+    (tmp_path / "findings.json").write_text(findings().model_dump_json())
+    drawing = {"steps": 2, "rule": "refuse if ssim > 0.99", "preset": "off"}
+    models = [{"name": "turbo", "drawing": drawing, "study": tmp_path}]
+    records = {"folder": tmp_path, "sign": signing}
+    config = ServeConfig(**{**plain_config.model_dump(), "records": records, "models": models})
     with running(served_engine, config, turbo_engine) as server:
         tab = opened(server)
         assert tab.page.locator("#model-choice option").all_inner_texts() == ["twig", "turbo"]
+        assert tab.page.locator("#study").is_hidden(), "there is none of the first"
         tab.page.select_option("#model-choice", "turbo")
         tab.page.locator("#rule-hint", has_text="ssim > 0.99").wait_for(state="attached")
         assert tab.page.locator("#model").inner_text() == "turbo"
+        assert tab.page.locator("#study tbody tr").count() == 3
         assert tab.page.locator("#dial").get_attribute("max") == "3", "its lightest preset is off"
         tab.draw("a star")
-        manifest = json.loads(saved(tab, tab.ended("accepted"), "Manifest").path().read_text())
+        article = tab.ended("accepted")
+        assert "The picture is signed" in article.locator(".record .signed").inner_text()
+        manifest = json.loads(saved(tab, article, "Manifest").path().read_text())
     assert manifest["rule"] == "refuse if ssim > 0.99"
     assert manifest["model"]["hashes"] == ModelRecord.of(turbo_engine.components).hashes
 
