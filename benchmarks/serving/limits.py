@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from .traffic import Bench, at_once, bodies, capacity
 _POINTS = (50, 95)
 _WAIT = 5.0
 _CROWD = 3.0
-_LIGHT = 0.1
+_LIGHT = 0.2
 """Share of capacity that the light tenant asks for; the heavy one asks for all of it, and half as much again."""
 _HEAVY = 1.5
 
@@ -69,8 +70,12 @@ def answers_again(answers: Sequence[Answer]) -> list[Answer]:
 
 
 def fairness(bench: Bench) -> Iterator[Row]:
-    """A light tenant's waits alone, and beside a heavy one under different keys; the light one's priority is higher."""
+    """A light tenant's waits alone, and beside a heavy one under different keys; the light one's priority is higher.
+
+    What the heavy one still waits for when the light one has everything is left.
+    """
     plan = bench.plan
+    ours, alone, rate = list[Call](), list[Answer](), 0.0
     for name, limits in HEAVY_KEYS.items():
         folder = bench.folder / f"fairness-{len(limits) and limits['concurrent']}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,11 +83,12 @@ def fairness(bench: Bench) -> Iterator[Row]:
         light, heavy = keys.add("light", priority=10), keys.add("heavy", **limits)
         with twig_server(folder, **bench.config(listen={"keys": str(keys.path)})) as server:
             drive(server.url, [Call(0.0, body, light) for body in bodies(8, 2, seed=1)])
-            rate = capacity(server, plan, light)
-            ours = _tenant(plan.requests // 4, rate * _LIGHT, light, plan.steps, priority=10)
-            alone = drive(server.url, ours)
+            if not alone:
+                rate = capacity(server, plan, light)
+                ours = _tenant(max(6, plan.requests // 8), rate * _LIGHT, light, plan.steps, priority=10)
+                alone = drive(server.url, ours)
             theirs = _tenant(int(ours[-1].at * rate * _HEAVY), rate * _HEAVY, heavy, plan.steps)
-            both = drive(server.url, [*ours, *theirs])
+            both = drive(server.url, [replace(call, key=light) for call in ours], beside=theirs)
         waited = percentiles([answer.seconds for answer in both[: len(ours)]], _POINTS)
         by_itself = percentiles([answer.seconds for answer in alone], _POINTS)
         yield {
@@ -90,6 +96,7 @@ def fairness(bench: Bench) -> Iterator[Row]:
             "heavy_key": name,
             "light_requests": len(ours),
             "heavy_requests": len(theirs),
+            "heavy_finished": sum(answer.done for answer in both[len(ours) :]),
             "heavy_sent_away": sum(answer.status == 429 for answer in both[len(ours) :]),
             "light_alone": by_itself,
             "light_beside": waited,

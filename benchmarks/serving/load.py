@@ -43,19 +43,25 @@ class Answer:
         return self.status == 200 or self.told.get("error", {}).get("code") == "moderation_blocked"
 
 
-def drive(url: str, calls: Sequence[Call], *, again: bool = False) -> list[Answer]:
+def drive(url: str, calls: Sequence[Call], *, again: bool = False, beside: Sequence[Call] = ()) -> list[Answer]:
     """Send `calls` and wait for all answers, in their order.
 
-    again: what is told to come later comes once more, after just the seconds that it was told.
+    again: what is told to come later comes once more, after just the seconds that it was told. beside: are sent as
+    well, and left once `calls` are answered; the answers that they had by then come last.
     """
-    return asyncio.run(_drive(url, calls, again))
+    return asyncio.run(_drive(url, calls, again, beside))
 
 
-async def _drive(url: str, calls: Sequence[Call], again: bool) -> list[Answer]:
+async def _drive(url: str, calls: Sequence[Call], again: bool, beside: Sequence[Call]) -> list[Answer]:
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx2.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
         began = time.perf_counter()
+        others = [asyncio.ensure_future(_answered(client, began, call, again)) for call in beside]
         answers = await asyncio.gather(*(_answered(client, began, call, again) for call in calls))
+        answers += [other.result() for other in others if other.done()]
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
     return [answer for of_call in answers for answer in of_call]
 
 

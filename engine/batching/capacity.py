@@ -14,10 +14,13 @@ between steps have the rest."""
 def usual_limits(device: torch.device | str) -> Limits:
     """Limits for a device: 64 rows on a GPU of 40 GiB, 32 on one of 16 GiB, else those that `Limits` has.
 
-    As many jobs as rows: guided steps take two, so that a batch is full when half of the slots are.
+    As many jobs as rows: guided steps take two, so that a batch is full when half of the slots are. A CPU takes as much
+    longer as there are more rows, so that there a higher priority gets a call to itself.
     """
     memory = _memory(device)
-    if memory is None or memory < _MIDDLING:
+    if memory is None:
+        return Limits(company=0)
+    if memory < _MIDDLING:
         return Limits()
     rows = 64 if memory >= _LARGE else 32
     return Limits(slots=rows, rows=rows)

@@ -38,7 +38,8 @@ class Limits:
 
     slots: jobs that can denoise at a time. rows: rows of one UNet call. waiting: requests that may wait.
     boundary: jobs in one encode, segment or judge batch. patience: denoise steps such a batch may wait to grow.
-    aging: denoise steps of waiting that outweigh one level of priority, for a slot as for a place in a batch.
+    aging: denoise steps of waiting that outweigh one level of priority, for a slot as for a place in a batch. company:
+    rows that jobs of lower priority may take beside one of higher, as many as there are if None.
     """
 
     slots: int = 16
@@ -47,6 +48,7 @@ class Limits:
     boundary: int = 8
     patience: int = 2
     aging: int = 50
+    company: int | None = None
 
 
 class Policy(Protocol):
@@ -188,13 +190,20 @@ class Scheduler:
         return Batch(BatchKind.DENOISE, tuple(chosen))
 
     def _fitting(self, ordered: Sequence[Job]) -> list[Job]:
-        """Those of `ordered` whose rows fit into one call, the first first."""
+        """Those of `ordered` whose rows fit into one call, the first first; few of lower priority beside a higher."""
         left, chosen = self.limits.rows, []
+        outranked = False
         for job in ordered:
+            if not outranked and self.limits.company is not None and self._outranks(ordered[0], job):
+                left, outranked = min(left, self.limits.company), True
             if _rows([job]) <= left:
                 left -= _rows([job])
                 chosen.append(job)
         return chosen
+
+    def _outranks(self, first: Job, other: Job) -> bool:
+        """Whether a job has a priority that another has not made up for by waiting."""
+        return self._neglect(other)[0] - self._neglect(first)[0] >= self.limits.aging
 
     def _urgency(self, job: Job) -> tuple[float, float, int]:
         """Order among jobs that wait for a slot or a batch between steps: by priority and how long they are here."""

@@ -48,7 +48,12 @@ def load(config: ServeConfig, share: int = 1) -> Engine:
         dtype=getattr(torch, model.dtype),
         backend=model.backend,
         precision=model.precision,
-        limits=Limits(slots=model.slots or usual.slots, rows=model.rows or usual.rows, waiting=model.waiting),
+        limits=Limits(
+            slots=model.slots or usual.slots,
+            rows=model.rows or usual.rows,
+            waiting=model.waiting,
+            company=usual.company if model.company is None else model.company,
+        ),
         max_steps=bounds.steps,
         max_pixels=bounds.pixels,
         max_prompt_chunks=model.prompt_chunks,

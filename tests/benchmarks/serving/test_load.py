@@ -36,7 +36,8 @@ def test_calls_are_sent_when_they_are_due_and_streams_tell_their_first_picture(e
     asked = bodies(4, 1)
     stream = {"stream": True, "partial_images": 1}
     with running(engine, config(tmp_path)) as server:
-        answers = drive(server.url, [Call(0.3 * i, body | (stream if i == 3 else {})) for i, body in enumerate(asked)])
+        calls = [Call(0.3 * i, body | (stream if i == 3 else {})) for i, body in enumerate(asked)]
+        answers = drive(server.url, calls, beside=[Call(3600.0, asked[0])])  # which nobody waits for
     assert [answer.call.body["prompt"] for answer in answers] == [body["prompt"] for body in asked]
     assert all(answer.done for answer in answers)
     assert [answer.first is not None for answer in answers] == [False, False, False, True]

@@ -9,8 +9,8 @@ from twig.engine.batching.scheduler import Limits
 GIB = 2**30
 
 
-def test_a_processor_has_the_limits_that_are_written():
-    assert usual_limits("cpu") == Limits()
+def test_a_processor_has_the_limits_that_are_written_and_gives_a_higher_priority_a_call_to_itself():
+    assert usual_limits("cpu") == Limits(company=0)
     assert usual_budget("cpu") == 2 * GIB
 
 

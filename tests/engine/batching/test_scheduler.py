@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from twig.engine.api.event import State
 from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.settings import Stage
-from twig.engine.batching.job import DENOISING, Job, Trajectory
+from twig.engine.batching.job import DENOISING, TERMINAL, Job, Trajectory
 from twig.engine.batching.scheduler import BatchKind, ContinuousPolicy, Limits, Scheduler, StaticPolicy
 from twig.engine.sampling.rows import plan_rows, shallow_steps
 
@@ -217,13 +217,13 @@ def test_a_higher_priority_gets_the_next_slot():
 
 @given(
     priority=st.integers(-3, 2), levels=st.integers(1, 4), aging=st.integers(1, 6), slots=st.integers(1, 3),
-    steps=st.integers(1, 4), static=st.booleans(),
+    steps=st.integers(1, 4), static=st.booleans(), company=st.sampled_from([None, 0, 2]),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
-def test_no_stream_of_higher_priorities_starves_a_waiting_job(priority, levels, aging, slots, steps, static):
+def test_no_stream_of_higher_priorities_starves_a_waiting_job(priority, levels, aging, slots, steps, static, company):
     """What came more than `levels * aging` steps later is behind it, and what came before is done in the end."""
     policy = StaticPolicy() if static else ContinuousPolicy()
-    shop = Shop(Limits(slots=slots, rows=2 * slots, aging=aging), policy)
+    shop = Shop(Limits(slots=slots, rows=2 * slots, aging=aging, company=company), policy)
     high = {"priority": priority + levels, "steps": steps, "draft_steps": steps, "retries": 0}
     for _ in range(2 * slots):
         shop.submit(**high)
@@ -247,6 +247,26 @@ def test_waiting_outweighs_a_level_of_priority_in_the_batch_too():
     assert len(shop.served[low.id]) >= 3
     gaps = [b - a for a, b in itertools.pairwise(shop.served[low.id])]
     assert max(gaps) <= 7
+
+
+def test_a_higher_priority_has_as_little_company_as_is_said():
+    """Four of the lowest priority denoise; what those beside the higher one take is what `company` leaves them."""
+    taken = {}
+    for company in (None, 4, 0):
+        shop = Shop(Limits(slots=8, rows=8, company=company))
+        for _ in range(4):
+            shop.submit(steps=30, draft_steps=30, retries=0)
+        for _ in range(6):
+            shop.step()
+        high = shop.submit(priority=2, retries=0)
+        before = len(shop.batches)
+        while high.state not in TERMINAL:
+            shop.step()
+        beside = [batch.jobs for batch in shop.batches[before:] if high in batch.jobs and batch.kind == "denoise"]
+        taken[company] = {len(jobs) - 1 for jobs in beside}
+        shop.run()
+        assert len(shop.finished) == 5, "what was held up goes on"
+    assert taken == {None: {3}, 4: {2}, 0: {0}}
 
 
 def test_a_job_that_lacks_what_else_it_needs_keeps_its_place():

@@ -107,12 +107,12 @@ def test_a_full_queue_sends_away_with_the_time_it_takes(of, served_engine):
     error = caught.value
     assert error.code == "queue_full"
     assert error.response.headers["x-should-retry"] == "true"
-    assert 1 <= int(error.response.headers["retry-after"]) <= 60
+    assert int(error.response.headers["retry-after"]) >= 1
     draw(of["ann"])
 
 
 def test_requests_at_a_time_are_counted_by_key(keyed, of, served_engine):
-    keyed.service.first.runner.admission.wait = 60
+    keyed.service.first.runner.admission.wait = 3600
     try:
         with Busy(of["one"], served_engine):
             with pytest.raises(openai.RateLimitError) as caught:
