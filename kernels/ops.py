@@ -1,6 +1,7 @@
 """The operators as PyTorch sees them: `torch.ops.twig.*`, visible to `torch.compile` and `torch.export`.
 
-CUDA tensors run Triton where it is installed and built for their shape; everything else runs the PyTorch references.
+CUDA tensors run Triton where it is installed and built for their shape; everything else runs what is written for a CPU
+(`*_cpu`), or the PyTorch references.
 `masked_attention`, `masked_attention_with_mass`, `denoise_step` and `gather_rows` are the operators' Python faces.
 """
 
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 
 from ._triton import AVAILABLE
-from .denoise_step import check_denoise_step, denoise_step_reference, launch_denoise_step
-from .gather_rows import check_gather_rows, gather_rows_reference, launch_gather_rows
+from .denoise_step import check_denoise_step, launch_denoise_step
+from .denoise_step_cpu import denoise_step_cpu, gather_rows_cpu
+from .gather_rows import check_gather_rows, launch_gather_rows
 from .masked_attention import check_masked_attention, kernel_takes, launch_masked_attention, masked_attention_reference
 from .masked_attention_cpu import masked_attention_cpu
 
@@ -106,7 +108,7 @@ def _denoise_step(
 
 def _denoise_step_here(*arguments: torch.Tensor) -> None:
     check_denoise_step(*arguments)
-    denoise_step_reference(*arguments)
+    denoise_step_cpu(*arguments)
 
 
 @torch.library.custom_op("twig::gather_rows", mutates_args=("out",))
@@ -122,7 +124,7 @@ def _gather_rows(
 
 def _gather_rows_here(*arguments: torch.Tensor) -> None:
     check_gather_rows(*arguments)
-    gather_rows_reference(*arguments)
+    gather_rows_cpu(*arguments)
 
 
 @_denoise_step.register_fake

@@ -104,6 +104,8 @@ class Networks:
         options.check(device)
         self._check_adapters()
         self.options, self.memory_format = options, options.memory_format
+        if self.wanted[Network.UNET] is Backend.OPENVINO:
+            self.memory_format = torch.channels_last  # as its programs read pictures
         if components.whole is None:
             _ = self._in_torch  # its weights are put into their order before anything is captured
 
@@ -206,7 +208,9 @@ class Networks:
         """Residuals for rows (R, C, h, w) of which none is controlled."""
         sizes = Sizes(len(sample), *sample.shape[2:])
         if sizes not in self._zeros:
-            self._zeros[sizes] = zero_residuals(self.denoiser, sizes, self.dtype, self.device)
+            zeros = zero_residuals(self.denoiser, sizes, self.dtype, self.device)
+            order = self.memory_format if self.device.type == "cpu" else torch.contiguous_format
+            self._zeros[sizes] = tuple(each.contiguous(memory_format=order) for each in zeros)
         return self._zeros[sizes]
 
     def control(self, inputs: ControlInputs, name: str | None = None) -> Residuals:
@@ -214,6 +218,11 @@ class Networks:
         if name is not None or self.wanted[Network.CONTROLNET] is Backend.TORCH:
             return self._in_torch[1].control(inputs, name)
         return self(Network.CONTROLNET, flatten(inputs))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the programs that were compiled for sizes of calls, as their files have them."""
+        return sum(getattr(runnable, "nbytes", 0) for runnable in self._ready.values())
 
     def forget(self, shape: tuple[int, int]) -> None:
         """Drop what is kept for latents of a shape (height, width) that is no longer served."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import openvino
 import torch
 from openvino.preprocess import PrePostProcessor
@@ -17,6 +18,7 @@ from ..models.tensors import NetworkSpec, Sizes, TensorSpec
 from ..sampling.buckets import bucket_of
 from .compile_cache import drop_unverified, record
 from .openvino_norms import keep_channels_last
+from .openvino_program import Program
 from .protocol import Artifact, Precision
 
 _HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
@@ -59,7 +61,8 @@ class OpenVinoNetwork:
         }
         drop_unverified(self._cache)
         self._graph = artifact.path
-        self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}
+        self._programs: dict[tuple[int, ...], Program] = {}
+        self._bytes: dict[tuple[int, ...], int] = {}
 
     def _check(self, precision: Precision) -> None:
         if precision not in _HINTS:
@@ -74,22 +77,7 @@ class OpenVinoNetwork:
         """Run on `inputs`; outputs are new tensors."""
         rows = len(inputs[0])
         padded = bucket_of(rows, self.buckets) if rows <= self.buckets[-1] else rows
-        request = self.compile(Sizes(padded, *(inputs[0].shape[2:] if inputs[0].ndim == 4 else (1, 1))))
-        tensors = [
-            self._bound(spec, _with_rows(tensor, padded)) for spec, tensor in zip(self.spec.inputs, inputs, strict=True)
-        ]
-        # Bound one by one: handed to `infer` as a list, two dozen inputs take longer to sort than to read. A request
-        # does not own what is bound to it: `tensors` must live until it has run.
-        for i, tensor in enumerate(tensors):
-            request.set_input_tensor(i, _shared(tensor))
-        request.infer()
-        outputs = (torch.from_numpy(request.get_output_tensor(i).data) for i in range(len(self.spec.outputs)))
-        return tuple(_channels_first(output[:rows].clone()) for output in outputs)
-
-    def _bound(self, spec: TensorSpec, tensor: Tensor) -> Tensor:
-        """`tensor` as the program reads it: pictures with channels last, numbers of `_dtype`."""
-        last = tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
-        return last.to(self._dtype(spec)).contiguous()
+        return self.compile(Sizes(padded, *(inputs[0].shape[2:] if inputs[0].ndim == 4 else (1, 1))))(inputs)
 
     def _dtype(self, spec: TensorSpec) -> torch.dtype:
         """What the program reads an input in: keys and values in its own precision, which the plugin converts slowly.
@@ -99,14 +87,22 @@ class OpenVinoNetwork:
         own = torch.bfloat16 if self._precision is Precision.BF16 and len(spec.shape) == 3 else torch.float32
         return spec.dtype or own
 
-    def compile(self, sizes: Sizes) -> openvino.InferRequest:
+    def compile(self, sizes: Sizes) -> Program:
         """Return the program for `sizes`, compiled or read from the cache where this is the first call for them."""
         key = (sizes.rows, sizes.height, sizes.width)
-        if key not in self._requests:
+        if key not in self._programs:
             program = self._cache / f"{self._identity}-{'x'.join(map(str, key))}.blob"
-            compiled = self._imported(program) if program.exists() else self._compiled(sizes, program)
-            self._requests[key] = compiled.create_infer_request()
-        return self._requests[key]
+            dtypes = [self._dtype(spec) for spec in self.spec.inputs]
+            self._programs[key] = (
+                self._imported(program, dtypes) if program.exists() else Program(self._compiled(sizes, program), dtypes)
+            )
+            self._bytes[key] = program.stat().st_size
+        return self._programs[key]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the programs that are loaded, as their files have them."""
+        return sum(self._bytes.values())
 
     @functools.cached_property
     def _model(self) -> openvino.Model:
@@ -132,12 +128,14 @@ class OpenVinoNetwork:
         record(self._cache)
         return compiled
 
-    def _imported(self, program: Path) -> openvino.CompiledModel:
+    def _imported(self, program: Path, dtypes: Sequence[torch.dtype]) -> Program:
         """A program that was verified when this network was made."""
-        return self._core.import_model(program.read_bytes(), "CPU", self._settings)
+        mapped = np.memmap(program, np.uint8, "c")  # no copy: weights that are used as they lie stay the file's pages
+        compiled = self._core.import_model(openvino.Tensor(mapped, shared_memory=True), "CPU", self._settings)
+        return Program(compiled, dtypes, mapped)
 
     def _with_bindings(self, model: openvino.Model) -> openvino.Model:
-        """`model` with inputs and outputs as `_bound` gives and `_channels_first` takes them: without a reorder."""
+        """`model` with inputs and outputs as `Program` gives and takes them: without a reorder."""
         steps = PrePostProcessor(model)
         for spec in self.spec.inputs:
             if len(spec.shape) == 4:
@@ -150,21 +148,3 @@ class OpenVinoNetwork:
                 steps.output(spec.name).model().set_layout(_CHANNELS_FIRST)
                 steps.output(spec.name).tensor().set_layout(_CHANNELS_LAST)
         return steps.build()
-
-
-def _with_rows(tensor: Tensor, rows: int) -> Tensor:
-    """Repeat the last row until there are `rows`."""
-    missing = rows - len(tensor)
-    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
-
-
-def _channels_first(tensor: Tensor) -> Tensor:
-    """A view of a picture with channels last as (B, C, H, W)."""
-    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
-
-
-def _shared(tensor: Tensor) -> openvino.Tensor:
-    """`tensor` as OpenVINO sees it, in the same memory; NumPy has no bf16."""
-    if tensor.dtype is torch.bfloat16:
-        return openvino.Tensor(tensor.view(torch.int16).numpy(), list(tensor.shape), openvino.Type.bf16)
-    return openvino.Tensor(tensor.numpy(), shared_memory=True)

@@ -5,7 +5,7 @@ The eager path goes through the same buffers, which lets a CPU catch what would 
 on a GPU.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -21,6 +21,9 @@ from .columns import Columns
 from .controls import ControlBuffers, column_of
 from .planning import StepPlan, columns_with
 from .slots import Arena, nested_tensors
+
+Told = tuple[object, ...] | None
+"""What rows a buffer was filled for, and after how many writes to the arena; None where that is not told."""
 
 
 class TextBuffers(NamedTuple):
@@ -49,6 +52,7 @@ class StepBuffers:
     ) -> None:
         device = arena.latents.device
         self._denoiser, self._rows, self._dtype = denoiser, rows, dtype
+        self._filled: dict[Hashable, Told] = {}
         unet = unet_spec(denoiser, arena.num_tokens)
         sizes = Sizes(rows, *arena.shape)
         most = {"rows": rows, "control_rows": rows, "slots": len(arena.latents), "layers": len(denoiser.layers)}
@@ -104,6 +108,14 @@ class StepBuffers:
         others = {column_of("control_rows", name): further.get(name, 0) for name in self.controls}
         self._block.write(plan, {"rows": rows, "control_rows": control_rows, "slots": self._slots} | others)
 
+    def lacks(self, name: Hashable, told: Told) -> bool:
+        """Whether the buffer called `name` has to be filled for `told`: rows that stay need not be copied each step."""
+        return told is None or self._filled.get(name) != told
+
+    def has(self, name: Hashable, told: Told) -> None:
+        """Say what the buffer called `name` was filled for."""
+        self._filled[name] = told
+
     def tensors(self) -> list[Tensor]:
         """Every buffer."""
         return [*self.columns.values(), *self._own()]
@@ -117,5 +129,6 @@ class StepBuffers:
     def poison(self) -> None:
         """Fill every buffer with values that cannot go unnoticed: what a step reads it must have written."""
         self._block.poison()
+        self._filled.clear()
         for tensor in self._own():
             tensor.fill_(float("nan"))

@@ -31,6 +31,7 @@ class Columns:
     def __init__(self, columns: Mapping[str, Column], most: Mapping[str, int], device: torch.device) -> None:
         self._columns = columns
         self._most = most
+        self._counted = {name: (str(column.axes[0]), self._padding(column)) for name, column in columns.items()}
         self._places: dict[str, tuple[int, int]] = {}
         end = 0
         for name, column in columns.items():
@@ -45,9 +46,10 @@ class Columns:
         """Write each column's values, padded up to the count of its first axis; what lies behind stays as it is."""
         staging, hosts = self._ready()
         host = hosts[staging.turn()]
-        for name, column in self._columns.items():
-            given, count, into = values[name], counts[str(column.axes[0])], host[name]
-            into[len(given) : count] = self._padding(column)
+        for name, (axis, padding) in self._counted.items():
+            given, into = values[name], host[name]
+            if len(given) < counts[axis]:
+                into[len(given) : counts[axis]] = padding
             if given:
                 into[: len(given)] = given
         staging.send()

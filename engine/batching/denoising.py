@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +14,10 @@ from ..avoidance.initial_noise import sharpness_move
 from ..avoidance.repulsion import carried_change, repulsion, step_change
 from ..backends.networks import Networks
 from ..models.adapters import AdapterRows
-from ..models.networks import Added, ControlInputs, DenoiserInputs, MassRecord, Residuals
+from ..models.networks import Added, ControlInputs, Denoiser, DenoiserInputs, MassRecord, Residuals
 from ..models.shallow import ShallowInputs
 from ..sampling.buckets import bucket_of
-from .buffers import StepBuffers
+from .buffers import StepBuffers, Told
 from .controls import KINDS, ControlPlaces, column_of
 from .graphs import GraphPool
 from .job import Job
@@ -34,6 +35,9 @@ class Bucket:
     tokens: int
 
 
+_SINUSOIDS = 256
+"""Calls of which the sinusoids of timesteps are kept on a processor: a few kilobytes each."""
+
 After = tuple[Callable[[Sequence[Job]], None], list[Job]]
 """What is to be done with what a step left, for any of some jobs, and those jobs. It may fail and be repeated: nothing
 is written before everything is computed."""
@@ -41,6 +45,13 @@ is written before everything is computed."""
 
 RowInputs = tuple[Tensor, Tensor, tuple[Tensor, ...], Added, Tensor, Tensor, Tensor]
 """What `DenoiserInputs` and `ShallowInputs` begin with, up to the scalars."""
+
+
+class Rows(NamedTuple):
+    """Rows of a call by the contexts of their texts (R,), and what buffers have once they were filled for them."""
+
+    contexts: Tensor
+    told: Told
 
 
 class DenoisingLoop:
@@ -65,6 +76,7 @@ class DenoisingLoop:
         self._groups = [layer.group for layer in denoiser.layers]
         self.latest: Mark = None
         self._marks: dict[int, Mark] = {}
+        self._sinusoids = lru_cache(_SINUSOIDS)(partial(_sinusoids, denoiser))
 
     @property
     def lengths(self) -> list[int]:
@@ -203,14 +215,27 @@ class DenoisingLoop:
     def _control_key(self, rows: int, tokens: int, name: str | None) -> tuple[object, ...]:
         return "controlnet", self.arena.shape, rows, tokens, *([] if name is None else [name])
 
-    def _gather(self, kv: Sequence[Tensor], more: Sequence[Tensor], contexts: Tensor, into: Sequence[Tensor]) -> None:
-        """Keys and values of `contexts`, with those behind the first tokens where `into` has room for them."""
+    def _gather(
+        self, kv: Sequence[Tensor], more: Sequence[Tensor], into: Sequence[Tensor], names: Sequence[Hashable], who: Rows
+    ) -> None:
+        """Keys and values of `who`, with those behind the first tokens where `into`, called `names`, has room."""
         first = self.arena.num_tokens
-        for source, target in zip(kv, into, strict=True):
-            torch.index_select(source, 0, contexts, out=target[:, :first])
-        if into and into[0].shape[1] > first:
-            for source, target in zip(more, into, strict=True):
-                torch.index_select(source, 0, contexts, out=target[:, first:])
+        for layer, (name, target) in enumerate(zip(names, into, strict=True)):
+            if self.buffers.lacks(name, who.told):
+                torch.index_select(kv[layer], 0, who.contexts, out=target[:, :first])
+                if target.shape[1] > first:
+                    torch.index_select(more[layer], 0, who.contexts, out=target[:, first:])
+                self.buffers.has(name, who.told)
+
+    def _fill(self, name: Hashable, source: Tensor, places: Tensor, into: Tensor, who: Rows) -> None:
+        """The values of `who`, at `places` of what slots keep, into the buffer called `name`."""
+        if self.buffers.lacks(name, who.told):
+            torch.index_select(source, 0, places, out=into)
+            self.buffers.has(name, who.told)
+
+    def _told(self, *places: Tensor) -> Told:
+        """What buffers of texts and maps hold once they are filled from `places`; None where a graph fills them."""
+        return None if self.graphs.enabled else (self.arena.writes, *(tuple(each.tolist()) for each in places))
 
     def _control(self, rows: int, tokens: int, name: str | None = None) -> None:
         """ControlNet on its rows: its residuals are scattered into zeroed buffers, a further one's are added there."""
@@ -227,16 +252,18 @@ class DenoisingLoop:
         """Gather what the ControlNet `name` reads of its rows; `columns`, its own, by kind."""
         arena, places = self.arena, self._places(name, tokens)
         sample, contexts, slots = places.sample[:rows], columns["control_contexts"], columns["control_slots"]
+        who = Rows(contexts, self._told(contexts, columns["control_hints"]))
         gather_rows(arena.latents, arena.columns, slots, columns["control_steps"], sample)
         kv = [each[:rows] for each in places.text_kv]
-        self._gather(places.kept_kv, places.more_kv, contexts, kv)
-        for source, target in zip(arena.added, places.added, strict=True):
-            torch.index_select(source, 0, contexts, out=target[:rows])
-        torch.index_select(places.kept_hints, 0, columns["control_hints"], out=places.hints[:rows])
+        self._gather(places.kept_kv, places.more_kv, kv, [("control", name, tokens, i) for i in range(len(kv))], who)
+        for number, (source, target) in enumerate(zip(arena.added, places.added, strict=True)):
+            self._fill(("control added", name, number), source, contexts, target[:rows], who)
+        self._fill(("hints", name), places.kept_hints, columns["control_hints"], places.hints[:rows], who)
         hidden = None
         if self._hides(tokens):
             hidden = places.tokens[:rows]
-            torch.index_select(arena.tokens[..., :tokens], 0, slots.clamp(min=0), out=hidden)
+            used = slots.clamp(min=0)
+            self._fill(("control tokens", name, tokens), arena.tokens[..., :tokens], used, hidden, who)
         return ControlInputs(
             sample,
             self.networks.denoiser.controller(name).time_proj(columns["control_timesteps"]),
@@ -320,24 +347,31 @@ class DenoisingLoop:
         arena, b, c = self.arena, self.buffers, self.buffers.columns
         slots, contexts = c["row_slots"][:rows], c["row_contexts"][:rows]
         gather_rows(arena.latents, arena.columns, slots, c["row_steps"][:rows], b.sample[:rows])
-        texts = b.texts[length]
+        texts, who = b.texts[length], Rows(contexts, self._told(contexts))
         kv, tokens = [texts.text_kv[layer][:rows] for layer in layers], texts.tokens[:rows]
         more = [arena.more_text_kv[layer] for layer in layers] if arena.more_text_kv else ()
-        self._gather([arena.text_kv[layer] for layer in layers], more, contexts, kv)
-        for source, target in zip(arena.added, b.added, strict=True):
-            torch.index_select(source, 0, contexts, out=target[:rows])
+        kept = [arena.text_kv[layer] for layer in layers]
+        self._gather(kept, more, kv, [("text", length, layer) for layer in layers], who)
+        for number, (source, target) in enumerate(zip(arena.added, b.added, strict=True)):
+            self._fill(("added", number), source, contexts, target[:rows], who)
         used = slots.clamp(min=0)
-        torch.index_select(arena.pyramid, 0, used, out=b.pyramid[:rows])
-        torch.index_select(arena.tokens[..., :length], 0, used, out=tokens)
+        self._fill("pyramid", arena.pyramid, used, b.pyramid[:rows], who)
+        self._fill(("tokens", length), arena.tokens[..., :length], used, tokens, who)
         return (
             b.sample[:rows],
-            self.networks.denoiser.time_proj(c["timesteps"][:rows], c["guidances"][:rows]),
+            self._time_proj(c["timesteps"][:rows], c["guidances"][:rows]),
             tuple(kv),
             tuple(condition[:rows] for condition in b.added),
             b.pyramid[:rows],
             tokens,
             c["scalars"][:rows],
         )
+
+    def _time_proj(self, timesteps: Tensor, guidances: Tensor) -> Tensor:
+        """Sinusoids of the rows; on a processor those of late calls are kept, for requests take the same steps."""
+        if self.graphs.enabled:
+            return self.networks.denoiser.time_proj(timesteps, guidances)
+        return self._sinusoids(tuple(timesteps.tolist()), tuple(guidances.tolist()))
 
     def _advance(self, rows: int, predicted: Tensor, compared: bool) -> None:
         """Guidance and solver, in place on the slots."""
@@ -363,9 +397,9 @@ class DenoisingLoop:
     def _contrast(self, rows: int, predicted: Tensor) -> None:
         """Keep conditional minus unconditional prediction (R, C, h, w), job by job, and its size."""
         arena, c = self.arena, self.buffers.columns
-        unconditional, conditional = (predicted[c["job_pairs"][:rows, i]].float() for i in (0, 1))
+        unconditional, conditional = (predicted.index_select(0, c["job_pairs"][:rows, i]).float() for i in (0, 1))
         contrasts = conditional - unconditional
-        slots = torch.where(c["pair_slots"][:rows] < 0, len(arena.contrasts) - 1, c["pair_slots"][:rows])
+        slots = c["pair_slots"][:rows]
         arena.contrasts.index_copy_(0, slots, contrasts)
         arena.magnitudes.index_put_((slots, c["job_steps"][:rows]), contrasts.square().mean((1, 2, 3)).sqrt())
 
@@ -402,6 +436,10 @@ class DenoisingLoop:
         arena.latents.index_copy_(0, slots, latents)
         arena.carried.index_copy_(0, slots, carried)
         arena.pushes.index_put_((slots, steps), sizes)
+
+
+def _sinusoids(denoiser: Denoiser, timesteps: Sequence[float], guidances: Sequence[float]) -> Tensor:
+    return denoiser.time_proj(torch.tensor(timesteps), torch.tensor(guidances))
 
 
 def _places(among: Sequence[Job], jobs: Sequence[Job]) -> slice | list[int]:

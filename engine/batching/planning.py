@@ -46,7 +46,7 @@ COLUMNS = {
     "job_steps": _integers("rows"),
     "job_rows": _integers("rows", MAX_ROWS),
     "job_weights": _floats("rows", MAX_ROWS),
-    "pair_slots": _integers("rows", padding=UNUSED),
+    "pair_slots": _integers("rows", padding="slots"),
     "job_pairs": _integers("rows", 2),
     "job_rescales": _floats("rows"),
     "control_rows": _integers("control_rows", padding="control_rows"),
@@ -68,9 +68,9 @@ COLUMNS = {
 Rows have a slot, a context of their texts (`slot * 2 + branch`), a step and timestep, the guidance that a network is
 told (less 1), the scalars of attention, adapters with their weights, and where their deep part is kept
 (`slot * 2 + row`, the last place where it is not).
-Jobs have a slot (`UNUSED` while they probe their noise), a step, and rows that are combined by weights; pair_slots and
-job_pairs: their rows of the unconditional and the conditional prediction, where both ran; job_rescales: how much of
-the guided prediction's deviation is brought back there.
+Jobs have a slot (`UNUSED` while they probe their noise), a step, and rows that are combined by weights. job_pairs:
+their rows of the unconditional and the conditional prediction, where both ran; pair_slots: the slot then, else the
+place behind the last; job_rescales: how much of the guided prediction's deviation is brought back there.
 Controlled rows are indices into the rows, with a scale and a hint (`slot * 2 + hint`), and again what those rows have;
 padding rows scatter behind the last row that can be used.
 halves: which half of a sharpness step, 1 or 2, a slot's noise is due for, else 0; probe_slots: those slots.
@@ -137,7 +137,7 @@ def _add(plan: StepPlan, job: Job, groups: Sequence[str], slots: int) -> None:
     plan["job_rows"].append([*range(first, len(plan["row_slots"])), *[0] * padding])
     plan["job_weights"].append([*(row.weight for row in trajectory.rows), *[0.0] * padding])
     pair = guidance_pair(trajectory.rows)
-    plan["pair_slots"].append(UNUSED if pair is None else slot)
+    plan["pair_slots"].append(slots if pair is None else slot)
     plan["job_pairs"].append((0, 0) if pair is None else (first + pair[0], first + pair[1]))
     plan["job_rescales"].append(0.0 if pair is None else trajectory.rescale)
 

@@ -55,6 +55,7 @@ class Arena:
     controls: what further ControlNets need, by name. deep (S * 2 + 1, D, h, w), kept_residuals: of the last rows that
     were computed in full what a shallow step takes over, indexed `slot * 2 + row`, once some run has such steps;
     `deepen`. Rows of which nothing is kept write the last.
+    writes: how often texts, maps or rules of slots changed, by which who copied them knows whether they are current.
     pushes (S, max_steps): how far protected works repelled each step's predicted x0, root mean square.
     """
 
@@ -91,6 +92,7 @@ class Arena:
         self.pyramid = torch.zeros(num_slots, sum(h * w for h, w in grids), device=device)
         self.tokens = neutral_tokens(num_slots, max_tokens, device)
         self.num_tokens = num_tokens
+        self.writes = 0
         self.lengths = [num_tokens] * num_slots
 
         def kv(layer: CrossLayer) -> Tensor:
@@ -122,6 +124,7 @@ class Arena:
         """Make room for tokens behind the first T, where there is none yet."""
         if self.more_text_kv or self.longest == self.num_tokens:
             return
+        self.writes += 1
         more = self.longest - self.num_tokens
         self.more_text_kv, self.more_control_kv = behind(self.text_kv, more), behind(self.control_kv, more)
         for control in self.controls.values():
@@ -144,6 +147,7 @@ class Arena:
 
     def write(self, slot: int, state: SlotState) -> None:
         """Start a run in `slot`: everything a former run left there is overwritten, in one copy to the device."""
+        self.writes += 1
         targets = (self.latents, self.sharpness, self.masks, self.pyramid, self.tokens)
         values = [
             state.latent,
@@ -171,6 +175,7 @@ class Arena:
 
     def say(self, slot: int, text: EncodedText, tokens: Tensor) -> None:
         """Let a text, of as many tokens, take the place of the conditional one of a run; tokens (5, T): its vectors."""
+        self.writes += 1
         context = slot * NUM_BRANCHES + Branch.CONDITIONAL
         (sent_tokens,) = sent([self._tokens(tokens, text.num_tokens)], self.tokens.device)
         self.tokens[slot] = sent_tokens

@@ -69,3 +69,41 @@ def test_a_program_without_its_checksum_is_not_trusted(decoder, tmp_path):
     foreign.write_bytes(b"half a program")
     decoder()
     assert not foreign.exists()
+
+
+def test_what_lies_where_it_lay_is_read_anew_and_what_lies_elsewhere_too(decoder):
+    decode = decoder()
+    buffer = torch.randn(4, 4, 16, 16).contiguous(memory_format=torch.channels_last)
+    before = buffer.clone()
+    (first,) = decode([buffer])
+    buffer.copy_(torch.randn(4, 4, 16, 16))
+    (moved_on,) = decode([buffer])
+    (elsewhere,) = decode([before])
+    assert torch.equal(elsewhere, first)
+    assert not torch.equal(moved_on, first)
+    (planar,) = decode([before.contiguous()])
+    assert torch.equal(planar, first)
+
+
+def test_results_stay_when_the_program_runs_again(decoder):
+    decode, latents = decoder(), torch.randn(2, 1, 4, 16, 16)
+    (first,) = decode([latents[0]])
+    kept = first.clone()
+    decode([latents[1]])
+    assert torch.equal(first, kept)
+
+
+def test_rows_that_a_program_has_too_many_of_change_nothing(decoder):
+    decode, latents = decoder(), torch.randn(4, 4, 16, 16)
+    (all_four,) = decode([latents])
+    (three,) = decode([latents[:3]])
+    assert three.shape[0] == 3
+    assert torch.equal(three, all_four[:3])
+
+
+def test_programs_are_counted_with_the_sizes_that_came(decoder, tmp_path):
+    decode = decoder()
+    assert decode.nbytes == 0
+    for rows in (1, 4):
+        decode([torch.randn(rows, 4, 16, 16)])
+    assert decode.nbytes == sum(program.stat().st_size for program in tmp_path.rglob("*.blob"))

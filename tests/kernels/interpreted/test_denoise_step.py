@@ -4,6 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from twig.kernels.denoise_step import StepColumns, denoise_step_reference, launch_denoise_step
+from twig.kernels.denoise_step_cpu import denoise_step_cpu, gather_rows_cpu
 from twig.kernels.gather_rows import gather_rows_reference, launch_gather_rows
 from twig.kernels.testing import assert_close
 
@@ -39,12 +40,13 @@ def step_inputs(slots, shape=(4, 5, 7), rows=6, dtype=torch.float32, seed=0, zer
 
 
 def run_both(inputs):
-    expected = inputs | {name: inputs[name].clone() for name in WRITTEN}
-    actual = inputs | {name: inputs[name].clone() for name in WRITTEN}
+    expected, actual, here = (inputs | {name: inputs[name].clone() for name in WRITTEN} for _ in range(3))
     denoise_step_reference(**expected)
     launch_denoise_step(**actual)
+    denoise_step_cpu(**here)
     for name in WRITTEN:
         assert torch.equal(actual[name], expected[name]), name
+        assert torch.equal(here[name], expected[name]), f"{name} on a CPU"
     return actual
 
 
@@ -165,7 +167,10 @@ def test_gather(dtype, layout):
     expected = torch.full((5, 4, 9, 31), float("nan"), dtype=dtype)
     actual = expected.clone().to(memory_format=layout)
     gather_rows_reference(inputs["latents"], inputs["coefficients"], slots, steps, expected)
+    here = actual.clone()
     launch_gather_rows(inputs["latents"], inputs["coefficients"], slots, steps, actual)
+    gather_rows_cpu(inputs["latents"], inputs["coefficients"], slots, steps, here)
+    assert torch.equal(here, expected)
     if dtype == torch.bfloat16:  # the interpreter truncates where a device rounds
         assert_close(actual, expected, 2**-7)
     else:
