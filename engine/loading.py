@@ -16,7 +16,7 @@ from . import models
 from .api.calibration import Calibration
 from .api.errors import InvalidRequestError, TwigWarning
 from .api.request import Requests, as_requests
-from .backends.networks import usual_chunks
+from .backends.networks import check_precision, usual_chunks
 from .batching.capacity import usual_limits
 from .door import MAX_PIXELS, MAX_STEPS, Door
 from .judging.extra import ExtraMetric
@@ -57,9 +57,11 @@ def opened(
 
     named: as of `outline.outlined`. requests: checked, as an engine with `options` would, before weights are read. A
     model whose networks all run compiled is kept beside them when it is first read, and then read from there. Raises
-    CheckpointError, and InvalidRequestError for a request that cannot be served.
+    CheckpointError, InvalidRequestError for a request that cannot be served, and BackendError for a precision that a
+    backend does not compute in here.
     """
     settings, read = options or {}, list[Components]()
+    check_precision(settings.get("backend", "torch"), settings.get("precision", "fp32"))
 
     def outline() -> Outline:
         return models.outline.outlined(source, **named)

@@ -156,7 +156,8 @@ def _parity_line(network: Network, parity: Parity) -> str:
 def _entry_line(entry: Entry) -> str:
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
     key = entry.key
-    what = f"{key.get('network', '?'):14}{key.get('format', '?'):10}{key.get('precision', '?'):6}"
+    kept = key.get("dtype", "").removeprefix("torch.")
+    what = f"{key.get('network', 'all but them'):14}{key.get('format', '?'):10}{key.get('precision', kept):8}"
     return f"{entry.digest}  {shown(what)}{entry.size / 2**20:9.1f} MiB  used {used}"
 
 

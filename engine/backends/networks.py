@@ -385,6 +385,15 @@ def compiles_all(backend: BackendChoice) -> bool:
     return all(chosen.get(network, Backend.TORCH) != Backend.TORCH for network in SERVED)
 
 
+def check_precision(backend: BackendChoice, precision: str) -> None:
+    """Raise BackendError where a backend that was named does not compute in `precision` here, known before any runs."""
+    named = {backend} if isinstance(backend, str) else set(backend.values())
+    wanted = _named(Precision, precision, "precision")
+    if Backend.OPENVINO in named and wanted is not Precision.FP32 and _installed(Backend.OPENVINO):
+        module: Any = importlib.import_module(f".{Backend.OPENVINO.value}", __package__)
+        module.check_precision(wanted)
+
+
 def part_of(network: Network) -> str:
     """Folder of a checkpoint that holds the network."""
     match network:

@@ -37,6 +37,18 @@ def process_core() -> openvino.Core:
     return openvino.Core()
 
 
+def check_precision(precision: Precision) -> None:
+    """Raise BackendError where this CPU does not compute in `precision`."""
+    if precision not in _HINTS:
+        raise BackendError(
+            f"openvino computes {' and '.join(_HINTS)} on a CPU, not {precision.value}; choose one of them"
+        )
+    if precision is Precision.BF16:
+        able = process_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if "BF16" not in able:
+            raise BackendError(f"this CPU has no bf16 instructions (it has {', '.join(able)}); choose fp32")
+
+
 class OpenVinoNetwork:
     """A network with static shapes. Rows are padded up to one of `buckets`; beyond the largest each size is its own.
 
@@ -48,7 +60,7 @@ class OpenVinoNetwork:
         self.spec = spec
         self.buckets = tuple(buckets)
         self._core = process_core()
-        self._check(precision)
+        check_precision(precision)
         self._precision = precision
         self._cache = artifact.cache / precision.value
         self._cache.mkdir(exist_ok=True)
@@ -63,15 +75,6 @@ class OpenVinoNetwork:
         self._graph = artifact.path
         self._programs: dict[tuple[int, ...], Program] = {}
         self._bytes: dict[tuple[int, ...], int] = {}
-
-    def _check(self, precision: Precision) -> None:
-        if precision not in _HINTS:
-            raise BackendError(
-                f"openvino computes {' and '.join(_HINTS)} on a CPU, not {precision.value}; choose one of them"
-            )
-        able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if precision is Precision.BF16 and "BF16" not in able:
-            raise BackendError(f"this CPU has no bf16 instructions (it has {', '.join(able)}); choose fp32")
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run on `inputs`; outputs are new tensors."""

@@ -12,7 +12,7 @@ import torch
 import transformers
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import CLIPPreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -24,8 +24,10 @@ from .tensor_files import check_names, check_tensors
 
 Source = str | Path
 
-BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
-"""What the libraries raise at a part whose files contradict each other."""
+BROKEN = (
+    OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
+"""What the libraries raise at a part whose files contradict each other, or say what is of another type."""
 
 _LOGGINGS = (diffusers_logging, transformers_logging)
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")

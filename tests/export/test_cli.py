@@ -52,6 +52,15 @@ def filled(tmp_path):
     return tmp_path, folder
 
 
+def test_a_model_that_is_kept_beside_its_networks_is_listed_as_one(filled, capsys):
+    kept = Key({"format": "model", "dtype": "torch.float32"})
+    ArtifactStore(filled[0]).folder(kept, lambda folder: (folder / "model.json").write_text("{}") and None)
+    assert run(["artifacts", "list", "--store", str(filled[0])]) == 0
+    shown = capsys.readouterr().out
+    assert "all but them  model     float32" in shown
+    assert "?" not in shown
+
+
 def test_artifacts_are_listed_verified_and_pruned(filled, capsys):
     root, folder = filled
     assert run(["artifacts", "list", "--store", str(root)]) == 0

@@ -126,6 +126,11 @@ def test_a_precision_the_backend_lacks_fails_with_its_reason(make_engine):
     assert "openvino computes fp32 and bf16" in result.error
 
 
+def test_a_precision_the_backend_lacks_is_told_before_a_model_is_read(tmp_path):
+    with pytest.raises(BackendError, match="openvino computes fp32 and bf16"):
+        Engine.from_pretrained(tmp_path / "nowhere", backend="openvino", precision="fp16")
+
+
 def test_a_resolution_that_plans_were_not_built_for_is_refused_at_the_door(components, builder, monkeypatch):
     monkeypatch.setattr(backend_networks, "_installed", lambda backend: True)
     engine = Engine(components, backend={"unet": "tensorrt"}, artifacts=builder)

@@ -144,7 +144,7 @@ def test_text_encoder_of_another_width_is_refused(folder):
 def test_inpainting_unet_is_refused(folder):
     shutil.rmtree(folder / "unet")
     small_unet(in_channels=9).save_pretrained(folder / "unet")
-    with pytest.raises(CheckpointError, match=r"in_channels is 9.*4"):
+    with pytest.raises(CheckpointError, match=r"in_channels is 9 \(an inpainting model, which is not served\).*4"):
         load(folder)
 
 
@@ -180,6 +180,12 @@ def test_controlnet_for_another_autoencoder_is_refused(tiny_checkpoint, tmp_path
         ("segmenter/preprocessor_config.json", {"size": {}}, "preprocessor_config.json"),
         ("segmenter/preprocessor_config.json", {"resample": 1}, "preprocessor_config.json"),
         ("unet/config.json", {"class_embed_type": "timestep"}, "unet lacks|class_embed_type"),
+        (
+            "unet/config.json",
+            {"addition_embed_type": "image"},
+            "addition_embed_type is 'image'.*'text_time'",
+        ),
+        ("text_encoder/config.json", {"initializer_factor": 1}, "text_encoder cannot be loaded.*expected float"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "wavy"}, "noise schedule"),
     ],
 )
