@@ -68,7 +68,7 @@ def said(capsys, request):
     """Return a function that prints a line of findings beside the machine they are from."""
 
     def say(**found):
-        values = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+        values = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
         with capsys.disabled():
             print(f"\n{request.node.name} on {platform.machine()}, {torch.get_num_threads()} threads: {values}")
 

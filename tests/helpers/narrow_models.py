@@ -122,23 +122,6 @@ def build_schedule(family: str) -> SchedulerMixin:
     return PNDMScheduler(**_NOISE, set_alpha_to_one=False, skip_prk_steps=True)
 
 
-def build_full(family: str) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-    """A pipeline at its published size, in fp16: its matrices are cut from one stretch of noise, which is quick."""
-    with torch.device("meta"):
-        pipe = build(family, full=True)
-    noise = torch.randn(2**20, generator=torch.Generator().manual_seed(0))
-    for network in (value for value in pipe.components.values() if isinstance(value, nn.Module)):
-        network.to_empty(device="cpu").half()
-        for name, tensor in network.state_dict().items():
-            if tensor.ndim < 2:
-                tensor.fill_(name.endswith("weight"))
-            else:
-                scaled = (noise * 0.7 / tensor[0].numel() ** 0.5).half()
-                for place in range(0, tensor.numel(), len(scaled)):
-                    tensor.view(-1)[place : place + len(scaled)] = scaled[: tensor.numel() - place]
-    return pipe
-
-
 def single_file(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline) -> dict[str, torch.Tensor]:
     """A pipeline's tensors under the names of latent diffusion, with the buffers that such files hold too."""
     tensors = {f"model.diffusion_model.{name}": t for name, t in unet_tensors(pipe.unet).items()}
