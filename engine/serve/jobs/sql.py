@@ -78,7 +78,7 @@ def _taking() -> ReturningUpdate[Any]:
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
-    held = {"owner": bindparam("taker"), "until": bindparam("end"), "updated": bindparam("now")}
+    held: dict[str, Any] = {"owner": bindparam("taker"), "until": bindparam("end"), "updated": bindparam("now")}
     change = update(_JOBS).where(_JOBS.c.id == first)
     return change.values(status=Status.RUNNING.value, attempts=_JOBS.c.attempts + 1, **held).returning(*_KEPT)
 
