@@ -71,18 +71,28 @@ class AsyncEngine:
             self.engine.cancel(id)
         await asyncio.to_thread(self._thread.join)
 
-    async def stream(self, request: GenerationRequest | Admission) -> AsyncGenerator[Event]:
+    async def stream(
+        self, request: GenerationRequest | Admission, heard: Listener | None = None
+    ) -> AsyncGenerator[Event]:
         """Yield the events of `request` until its last image is finished; stopping early cancels it.
 
         To a reader who falls behind, steps and previews that newer ones have overtaken are not shown; moves and results
         always are. The request is checked in a thread, for a large photo takes its time, unless `Engine.admit` has
-        checked it already.
+        checked it already. heard: is told every event at once, in the engine's thread, and steps that show no picture
+        are then not yielded, for each takes the event loop's time.
         Raises InvalidRequestError or EngineBusyError before the first event, EngineClosedError where the engine does
         not run or its thread has died, and TwigError in another event loop than the one it was started in.
         """
         loop = self._running_loop()
         mailbox = _Mailbox()
-        id = await self._entered(request, lambda event: _post(loop, mailbox, event))
+
+        def listen(event: Event) -> None:
+            if heard is not None:
+                heard(event)
+            if heard is None or not event.passing or event.picture is not None:
+                _post(loop, mailbox, event)
+
+        id = await self._entered(request, listen)
         self._streams[id] = mailbox
         self._work.set()
         unfinished = (request.request if isinstance(request, Admission) else request).num_images

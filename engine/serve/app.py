@@ -73,7 +73,9 @@ async def _unrouted(request: Request, error: Exception) -> Response:
     """What the framework refuses: no such route, no such method."""
     assert isinstance(error, HTTPException)
     code = "not_found" if error.status_code == 404 else "method_not_allowed"
-    return _answer(request, ApiError(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}"))
+    answer = _answer(request, ApiError(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}"))
+    answer.headers.update(error.headers or {})  # which methods there are instead
+    return answer
 
 
 def _answer(request: Request, error: ApiError) -> Response:

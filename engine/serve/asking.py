@@ -145,7 +145,7 @@ def _check_shown(body: ImageBody, bounds: Bounds, *, drafted: bool) -> None:
 
 def _at_most(field: str, value: float, most: float, unit: str = "") -> None:
     if value > most:
-        message = f"{field}: {value:g} {unit}".rstrip() + f" exceed this server's {most:g}"
+        message = f"{field}: {value:.12g} {unit}".rstrip() + f" exceed this server's {most:.12g}"
         raise ApiError(400, "limit_exceeded", message, param=field)
 
 

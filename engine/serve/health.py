@@ -12,14 +12,14 @@ from .service import Auditing, Generating, Watching, service_of
 router = APIRouter()
 
 
-@router.get("/livez")
+@router.api_route("/livez", methods=["GET", "HEAD"])
 async def livez(request: Request) -> Response:
     """200 unless an engine's thread died, in which case nothing helps but a new process."""
     service = service_of(request)
     return _said(service.alive or service.draining, "alive", "the engine does not run any more")
 
 
-@router.get("/readyz")
+@router.api_route("/readyz", methods=["GET", "HEAD"])
 async def readyz(request: Request) -> Response:
     """200 while requests should be sent here: the engines are warm and run, and the server is not about to end."""
     service = service_of(request)

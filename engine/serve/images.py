@@ -11,6 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from ..api.reading import shown
 from .bodies import ImageBody, from_form, from_json
 from .errors import ApiError
 from .jobs.desk import Ticket
@@ -111,6 +112,10 @@ def _check_kind(request: Request, wanted: str) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != wanted:
         raise ApiError(415, "unsupported_media_type", f"send {wanted} here, got {kind or 'nothing that says its kind'}")
+    if (coding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        raise ApiError(
+            415, "unsupported_media_type", f"send the body as it is, it came with the coding {shown(coding)}"
+        )
 
 
 async def _form(request: Request) -> tuple[list[tuple[str, str]], dict[str, bytes]]:

@@ -67,13 +67,12 @@ class Runner:
             self.admission.tenants.give_back(tenant, spending.unspent)
 
     async def _drawn(self, admitted: Admitted, spending: Spending) -> AsyncGenerator[Told]:
-        """Yield what happens to a request that is let in."""
+        """Yield what happens to a request that is let in, but for steps that show nothing."""
         spans = Spans()
         try:
-            async with aclosing(self.engine.stream(admitted)) as events:
+            async with aclosing(self.engine.stream(admitted, spending.hear)) as events:
                 async for event in events:
                     spans.hear(event)
-                    spending.hear(event)
                     yield Told(event, await self._answer(event))
         finally:
             spans.close()

@@ -159,8 +159,17 @@ def _key(request: Request) -> Key:
 
 def _check_local(request: Request) -> None:
     """Without keys, let no page of a browser in that another site made, whatever name it gave this machine."""
-    origin = request.headers.get("origin")
-    hosts = [request.url.hostname] + ([urlsplit(origin).hostname] if origin else [])
-    if not all(host is not None and is_loopback(host) for host in hosts):
+    host, origin = request.headers.get("host"), request.headers.get("origin")
+    addresses = ([f"//{host}"] if host else []) + ([origin] if origin else [])
+    if not all(_is_local(address) for address in addresses):
         message = "this server has no keys and answers its own machine alone, by its name localhost"
         raise ApiError(403, "not_local", message, type=KEY)
+
+
+def _is_local(address: str) -> bool:
+    """Whether an address names this machine; what is none names nothing."""
+    try:
+        host = urlsplit(address).hostname
+    except ValueError:
+        return False
+    return host is not None and is_loopback(host)

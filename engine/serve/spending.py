@@ -12,7 +12,7 @@ _UNDRAWN = (State.FAILED, State.CANCELLED, State.EXPIRED)
 
 
 class Spending:
-    """Follows one request from its door on. rows: what it was estimated at, `Engine.estimate`."""
+    """Follows one request from its door on, in the engine's thread. rows: what it is estimated at."""
 
     def __init__(self, admitted: Admitted, rows: int) -> None:
         request, embedded = admitted.request, admitted.embedded

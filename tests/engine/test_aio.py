@@ -42,6 +42,19 @@ def test_requests_stream_side_by_side(engine):
         assert len({e.id for e in events}) == 1
 
 
+def test_steps_that_show_nothing_go_to_the_listener_alone(engine):
+    every = []
+
+    async def main():
+        async with AsyncEngine(engine) as served:
+            return [event async for event in served.stream(request(steps=4, preview=2), every.append)]
+
+    told = asyncio.run(main())
+    assert [event for event in every if not event.passing or event.picture is not None] == told
+    assert [event.step for event in told if event.passing] == [2, 2, 4], "previews of draft and final"
+    assert [event.step for event in every if event.passing] == [1, 2, 1, 2, 3, 4]
+
+
 def test_the_picture_equals_the_synchronous_one(engine, tiny_checkpoint):
     async def main():
         async with AsyncEngine(engine) as served:

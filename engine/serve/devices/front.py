@@ -62,8 +62,8 @@ def front_application(front: Front) -> FastAPI:
     """The ASGI application of a front; its lifespan starts the devices and ends them."""
     app = FastAPI(lifespan=_lifespan, openapi_url=None, redirect_slashes=False)
     app.state.front = front
-    app.add_api_route("/livez", _livez)
-    app.add_api_route("/readyz", _readyz)
+    app.add_api_route("/livez", _livez, methods=["GET", "HEAD"])
+    app.add_api_route("/readyz", _readyz, methods=["GET", "HEAD"])
     app.add_api_route("/metrics", _metrics)
     app.add_api_route("/{path:path}", _passed_on, methods=["GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS"])
     app.add_exception_handler(ApiError, _refused)

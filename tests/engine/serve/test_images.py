@@ -181,6 +181,9 @@ def test_what_cannot_be_served_is_refused_by_name(served, body, status, code, pa
         (b" " * (2**20 + 1), {}, 413, "body_too_large"),
         (b'{"prompt": "a"}', {"origin": "https://elsewhere.example"}, 403, "not_local"),
         (b'{"prompt": "a"}', {"host": "elsewhere.example"}, 403, "not_local"),
+        (b'{"prompt": "a"}', {"origin": "http://[elsewhere"}, 403, "not_local"),
+        (b'{"prompt": "a"}', {"host": "[elsewhere"}, 403, "not_local"),
+        (b'{"prompt": "a"}', {"content-encoding": "gzip"}, 415, "unsupported_media_type"),
     ],
 )
 def test_a_body_that_is_none_is_refused(served, data, headers, status, code):
@@ -210,6 +213,10 @@ def test_no_such_route_has_the_same_shape(served):
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
     answer = httpx2.get(f"{served.url}/v1/images/generations")
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"
+    for path in ("/", "/livez", "/readyz"):
+        answer = httpx2.head(served.url + path)
+        assert (answer.status_code, answer.content) == (200, b""), "as balancers ask"
 
 
 def test_a_passed_deadline_is_504_and_not_retried(client):

@@ -36,12 +36,13 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, tiny_checkpoint):
-    """An operator's file for a tiny model."""
+def config(tmp_path_factory, tiny_checkpoint, tiny_xl_checkpoint):
+    """An operator's file for two tiny models."""
     folder = tmp_path_factory.mktemp("ray")
     path = folder / "serve.yaml"
     path.write_text(
         f"model: {{path: {tiny_checkpoint}, device: cpu, slots: 4, rows: 4}}\n"
+        f"models: [{{name: turbo, path: {tiny_xl_checkpoint}, device: cpu, slots: 4, rows: 4}}]\n"
         f"records: {{folder: {folder / 'kept'}, prompts: true}}\n"
         "drawing: {steps: 1, rule: refuse if ssim > 1, preset: gentle}\ndrain: {grace: 0, deadline: 10}\n"
         "bounds: {steps: 100}\njobs: {lease: 2, running: 2}\n"
@@ -61,6 +62,10 @@ def test_replicas_stream_let_go_and_lose_no_job(cluster, config):
     options = {"twig": {"steps": 4}}
     events = client.images.generate(prompt=PROMPT, stream=True, partial_images=1, extra_body=options)
     assert [event.type for event in events] == ["image_generation.partial_image", "image_generation.completed"]
+    told = {"twig": {"manifest": True}}
+    drawn = [client.images.generate(prompt=PROMPT, model=name, extra_body=told) for name in ("twig", "turbo")]
+    first, other = (answer.data[0].twig["manifest"]["model"]["hashes"] for answer in drawn)
+    assert first != other, "a body names the model that draws"
     with pytest.raises(openai.BadRequestError, match="there is no such field"):
         client.images.generate(prompt=PROMPT, extra_body={"colour": "red"})
 

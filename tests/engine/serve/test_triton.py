@@ -60,12 +60,13 @@ def free_port():
 
 
 class Triton:
-    """A server that runs. records: the folder that its model writes to."""
+    """A server that runs, of two models. records: the folder that they write to."""
 
-    def __init__(self, environment, folder, model):
+    def __init__(self, environment, folder, model, further):
         self.records, self.environment = folder / "records", environment
         (folder / "serve.yaml").write_text(
             f"model: {{path: {model}, device: cpu}}\nrecords: {{folder: {self.records}, prompts: true}}\n"
+            f"models: [{{name: turbo, path: {further}, device: cpu}}]\n"
             "drawing: {steps: 1, rule: refuse if ssim > 1, preset: gentle}\ndrain: {deadline: 30}\n"
         )
         assert run(["export", "--to", "triton-repository", "--config", f"{folder / 'serve.yaml'}",
@@ -83,8 +84,12 @@ class Triton:
             env={**os.environ, "LD_LIBRARY_PATH": f"{sysconfig.get_config_var('LIBDIR')}:{libraries}"},
             stderr=self.log, stdout=self.log,
         )  # fmt: skip
-        wait_for(lambda: self.ready or self.process.poll() is not None, seconds=300)
-        assert self.ready, (folder / "log.txt").read_text()
+        try:
+            wait_for(lambda: self.ready or self.process.poll() is not None, seconds=600)
+            assert self.ready, (folder / "log.txt").read_text()
+        except AssertionError:
+            self.process.kill()
+            raise
 
     @property
     def ready(self):
@@ -120,9 +125,9 @@ class Triton:
 
 
 @pytest.fixture(scope="module")
-def triton(environment, tmp_path_factory, tiny_checkpoint):
-    """A server of a tiny model."""
-    started = Triton(environment, tmp_path_factory.mktemp("triton"), tiny_checkpoint)
+def triton(environment, tmp_path_factory, tiny_checkpoint, tiny_xl_checkpoint):
+    """A server of tiny models."""
+    started = Triton(environment, tmp_path_factory.mktemp("triton"), tiny_checkpoint, tiny_xl_checkpoint)
     yield started
     started.process.kill()
     started.process.wait()
@@ -133,6 +138,11 @@ def test_a_real_server_draws_streams_refuses_and_lets_go(triton):
     (whole,) = triton.over_http(prompt=PROMPT, n=2, twig={"seed": 5})
     assert "data" in whole, whole
     assert [item["twig"]["verdict"] for item in whole["data"]] == ["accepted", "accepted"]
+    drawn = [triton.over_http(prompt="by turbo", model=name, twig={"manifest": True}) for name in ("twig", "turbo")]
+    first, other = (answer[0]["data"][0]["twig"]["manifest"]["model"]["hashes"] for answer in drawn)
+    assert first != other, "a body names the model that draws"
+    (strange,) = triton.over_http(prompt=PROMPT, model="none such")
+    assert "model_not_found" in strange["error"]
     events = triton.over_grpc(prompt=PROMPT, stream=True, partial_images=1, twig={"seed": 5, "steps": 4})
     assert [event["type"] for event in events] == ["image_generation.partial_image", "image_generation.completed"]
 
@@ -148,4 +158,6 @@ def test_a_real_server_draws_streams_refuses_and_lets_go(triton):
     (last,) = triton.over_http(prompt="the last")
     assert last["data"][0]["twig"]["verdict"] == "accepted"
     recorded = {line["prompt"]: line["verdict"] for line in triton.stop()}
-    assert recorded == {PROMPT: "refused", "the last": "accepted"}, "what clients left was not drawn to its end"
+    assert recorded == {PROMPT: "refused", "by turbo": "accepted", "the last": "accepted"}, (
+        "what clients left was not drawn to its end"
+    )
