@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from ..api.errors import TwigError
@@ -14,6 +15,7 @@ from . import auditing, health, images, offering, static
 from .config import ServeConfig
 from .errors import ApiError, told
 from .jobs import routes
+from .leaving import left
 from .middleware import Around
 from .service import Service, note
 from .tenants import Tenants
@@ -33,6 +35,7 @@ def application(engines: Sequence[Engine], config: ServeConfig, tenants: Tenants
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(TwigError, _failed)
     app.add_exception_handler(HTTPException, _unrouted)
+    app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(Exception, _failed)
     app.add_middleware(Around, metrics=service.metrics, bounds=config.bounds)
     return app

@@ -5,11 +5,17 @@ from collections.abc import AsyncGenerator
 from typing import TypeVar
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 Item = TypeVar("Item")
 
 LEFT = 499
 """Status in logs of a request whose client did not wait for it."""
+
+
+async def left(request: Request, error: Exception) -> Response:
+    """What a client is answered that left before all of its body had come: nobody reads it, and it is no error."""
+    return Response(status_code=LEFT)
 
 
 class ClientLeftError(Exception):

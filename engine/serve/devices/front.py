@@ -11,12 +11,13 @@ import httpx2
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import GaugeMetricFamily
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from ...batching.scheduler import Limits
 from ..config import ServeConfig
 from ..errors import SERVER, ApiError, draining
-from ..leaving import LEFT, ClientLeftError, while_there
+from ..leaving import LEFT, ClientLeftError, left, while_there
 from ..served import names_of
 from .choosing import asked, chosen
 from .fleet import Fleet, Worker
@@ -67,6 +68,7 @@ def front_application(front: Front) -> FastAPI:
     app.add_api_route("/metrics", _metrics)
     app.add_api_route("/{path:path}", _passed_on, methods=["GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS"])
     app.add_exception_handler(ApiError, _refused)
+    app.add_exception_handler(ClientDisconnect, left)
     return app
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import socket
 from pathlib import Path
 
 import httpx2
@@ -11,6 +12,8 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+
+from servers import wait_for
 
 REFUSE = {"rule": "refuse if ssim > -1", "retries": 0}
 PROMPT = "a red star on a green field"
@@ -199,6 +202,21 @@ def test_a_body_without_a_length_is_cut_off_where_it_is_too_large(served):
     headers = {"content-type": "application/json"}
     answer = httpx2.post(f"{served.url}/v1/images/generations", content=chunks(), headers=headers)
     assert answer.status_code == 413
+
+
+def test_who_leaves_before_the_body_has_come_makes_no_error(served, caplog):
+    def count():
+        found = re.findall(r'^twig_http_requests_total\{.*status="499"\} (\S+)$', page(), re.MULTILINE)
+        return sum(map(float, found))
+
+    def page():
+        return httpx2.get(f"{served.url}/metrics").text
+
+    before, head = count(), b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n"
+    with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2]))) as leaving:
+        leaving.sendall(head + b"Content-Type: application/json\r\nContent-Length: 50\r\n\r\n{")
+    wait_for(lambda: count() == before + 1)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_models_are_listed(client):
