@@ -16,6 +16,7 @@ from typing import Annotated
 import onnx
 import torch
 import typer
+from google.protobuf.message import Message
 from onnx import external_data_helper
 from torch import Tensor, nn
 
@@ -35,7 +36,8 @@ def ship(flat: nn.Module, key: Key, graph: Path, folder: Path) -> None:
     """Write `graph`, what was exported of `flat` under `key`, into `folder`, its weights left out."""
     sources = {hashlib.sha256(values).digest(): place for place, values in _every(flat.state_dict())}
     data, tensors = bytearray(graph.with_name(graph.name + DATA).read_bytes()), []
-    for tensor in onnx.load(str(graph), load_external_data=False).graph.initializer:
+    model = onnx.load(str(graph), load_external_data=False)
+    for tensor in model.graph.initializer:
         if not external_data_helper.uses_external_data(tensor):
             continue
         info = external_data_helper.ExternalDataInfo(tensor)
@@ -45,7 +47,8 @@ def ship(flat: nn.Module, key: Key, graph: Path, folder: Path) -> None:
             tensors.append([*source, start, end])
             data[start:end] = bytes(end - start)
     folder.mkdir(parents=True, exist_ok=True)
-    _pack(graph.read_bytes(), folder / (graph.name + PACKED))
+    _strip(model)
+    _pack(model.SerializeToString(deterministic=True), folder / (graph.name + PACKED))
     _pack(bytes(data), folder / (graph.name + DATA + PACKED))
     (folder / TOLD).write_text(json.dumps({"key": computing(key), "tensors": tensors}) + "\n")
     if graph.with_name(ORIGINS).exists():
@@ -58,6 +61,16 @@ def _every(state: Mapping[str, Tensor]) -> Iterator[tuple[tuple[str, bool], byte
         yield (name, False), as_held(tensor, turned=False)
         if tensor.ndim == 2:
             yield (name, True), as_held(tensor, turned=True)
+
+
+def _strip(message: Message) -> None:
+    """Leave out what tells of the export and not of the network: of each node the lines of code, by their files."""
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in value if field.is_repeated else (value,):
+                _strip(part)
 
 
 def _pack(values: bytes, path: Path) -> None:
