@@ -116,7 +116,7 @@ def test_the_model_is_chosen_where_there_are_several(opened, served_engine, turb
         tab.page.select_option("#model-choice", "turbo")
         tab.page.locator("#rule-hint", has_text="ssim > 0.99").wait_for(state="attached")
         assert tab.page.locator("#model").inner_text() == "turbo"
-        assert tab.page.locator("#dial").get_attribute("max") == "3", "its lightest preset is off"
+        assert tab.page.locator("#dial").get_attribute("max") == "4", "its lightest preset is off"
         tab.draw("a star")
         manifest = json.loads(saved(tab, tab.ended("accepted"), "Manifest").path().read_text())
     assert manifest["rule"] == "refuse if ssim > 0.99"
