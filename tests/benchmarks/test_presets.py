@@ -1,6 +1,9 @@
+import pytest
+
 from twig.benchmarks import presets
 
 
+@pytest.mark.slow
 def test_a_row_tells_what_a_job_of_each_preset_takes_beside_diffusers(setup):
     first, *rest = presets.measure(setup, jobs=1, steps=13, rounds=1, backend="torch")
     assert (first["way"], first["speedup"]) == ("diffusers", 1)
