@@ -164,7 +164,7 @@ def random_shape(policy: Avoidance) -> Method:
 
 def _of(bundle: Bundle, name: str, strength: float = 1.0) -> Method:
     """A preset's settings, or others like them, as a method."""
-    stages = bundle.stages(Stage(steps=STEPS))
+    stages = bundle.stages(Stage(steps=STEPS), said=())
     return Method(
         name,
         strength,
@@ -174,6 +174,7 @@ def _of(bundle: Bundle, name: str, strength: float = 1.0) -> Method:
         looks=True,
         draft_steps=stages["draft"].steps,
         redraft=stages["redraft"],
+        final=bundle.final,
     )
 
 
@@ -230,6 +231,7 @@ def other_methods() -> list[Method]:
         *(ours(strength) for strength in (1.0, 0.75, 0.5, 1.25, 0.25)),
         moved(),
         preset(Preset.STRICT),
+        preset(Preset.FAST),
         *(jain(stop) for stop in (0.4, 0.2, 0.6, 0.3, 0.1)),
         rejection(8),
         *(han(gamma) for gamma in (7.0, 0.7, 3.5, 14.0, 28.0)),

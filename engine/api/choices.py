@@ -109,6 +109,7 @@ class Preset(StrEnum):
 
     OFF = "off"
     GENTLE = "gentle"
+    FAST = "fast"
     DEFAULT = "default"
     STRICT = "strict"
 
@@ -123,6 +124,7 @@ PURPOSES: Mapping[Preset, str] = MappingProxyType(
     {
         Preset.OFF: "nothing is avoided; finals are measured and judged all the same",
         Preset.GENTLE: "avoids lightly where a draft looks recalled; elsewhere the plain picture, bit for bit",
+        Preset.FAST: "as the default, in under half its time: fewer and cheaper steps, ControlNet for half of them",
         Preset.DEFAULT: "each final arranges what its prompt names anew, away from a quick draft's shape; it is judged",
         Preset.STRICT: "as the default, more strongly, and refused pictures are drawn again four times",
     }

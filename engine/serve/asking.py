@@ -92,11 +92,21 @@ class Asking:
         preset = preset_for(options.preset, drawing.preset)
         bundle, calibrated = BUNDLES[preset], self.calibrated
         return {
-            **bundle.stages(stage, options.own_draft),
+            **bundle.stages(stage, options.own_draft, self._said(options)),
             "avoidance": bundle.avoidance,
             "gate": None if options.always else bundle.gate,
             "similarity": policy_for(options.rule, options.retries, drawing.rule, preset, calibrated=calibrated),
         }
+
+    def _said(self, options: TwigOptions) -> list[str]:
+        """Fields of a stage that a preset leaves as they are: what the client asks for, and the operator's solver."""
+        asked = {
+            "steps": options.steps,
+            "solver": options.solver or self.config.drawing.solver,
+            "guidance_stop": options.guidance_interval,
+            "cache_interval": options.cache_interval,
+        }
+        return [name for name, value in asked.items() if value is not None]
 
     def _check_adapters(self, options: TwigOptions) -> None:
         served = sorted(self.config.model.adapters)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from ..aio import AsyncEngine
+from ..api.presets import BUNDLES
 from ..api.reading import shown
 from ..api.request import GenerationRequest
 from ..engine import Engine
@@ -44,8 +45,9 @@ class Served:
         return self.config.model.name
 
     def warm_up(self) -> None:
-        """Make the engine ready, also for long prompts where the file says how long."""
-        self.engine.engine.warmup(long_prompts=(self.config.model.prompt_chunks or 1) > 1)
+        """Make the engine ready, also for long prompts and cached steps where the file or its preset has them."""
+        cached = "cache_interval" in BUNDLES[self.config.drawing.preset].final
+        self.engine.engine.warmup(long_prompts=(self.config.model.prompt_chunks or 1) > 1, cached_steps=cached)
 
     def answers(self, body: ImageBody, request: GenerationRequest) -> Answers:
         """What words the answer to a body, of which `request` was made."""

@@ -47,10 +47,12 @@ export const ja = {
 
   "preset.off": "なし",
   "preset.gentle": "弱",
+  "preset.fast": "高速",
   "preset.default": "標準",
   "preset.strict": "厳格",
   "preset.off.means": "何も回避しません。モデルそのままの画像を測定だけします。",
   "preset.gentle.means": "下描きが記憶の再現に見えるときだけ軽く回避し、一度だけ描き直します。",
+  "preset.fast.means": "標準とほぼ同じように回避し、半分以下の時間で描きます。細部は粗くなることがあります。",
   "preset.default.means": "どの画像も、短い下描きの形を避けて構図を組み直し、必要なら強めて描き直します。",
   "preset.strict.means": "標準と同じですが、はじめから強く回避します。却下も多くなります。",
   "study.title": "直近の調査結果",

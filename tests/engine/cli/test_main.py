@@ -256,7 +256,7 @@ def test_a_replay_with_another_model_is_refused(copied, tiny_checkpoint, tmp_pat
         ("--rule @{tmp}/none.txt", "none.txt"),
         ("--rule @{tmp}/text.png", "clause 1 of the rule, 'hello': expected 'refuse' or 'review'"),
         ("--retries 1 --rule @{tmp}/rule.txt", "the rule says 0"),
-        ("--preset strong", "'off', 'gentle', 'default', 'strict'"),
+        ("--preset strong", "'off', 'gentle', 'fast', 'default', 'strict'"),
         ("--calibration {tmp}/text.png", "text.png is no calibration"),
         ("--registry {tmp}/text.png", "text.png is no registry of Twig"),
         ("--negative " + "star," * 120, "--negative has"),

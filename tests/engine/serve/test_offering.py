@@ -13,7 +13,7 @@ SETTINGS = "/v1/twig/settings"
 
 def test_settings_are_those_that_requests_are_held_against(served):
     told = httpx2.get(served.url + SETTINGS).json()
-    assert told["presets"] == ["gentle", "default", "strict"]
+    assert told["presets"] == ["gentle", "fast", "default", "strict"]
     assert told["preset"] == "gentle"
     assert told["rule"] == "refuse if ssim > 1.0"
     assert told["size"] == {"width": 64, "height": 64}

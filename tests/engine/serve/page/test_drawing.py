@@ -124,7 +124,7 @@ def test_the_model_is_chosen_where_there_are_several_and_signed_pictures_say_so(
         tab.page.locator("#rule-hint", has_text="ssim > 0.99").wait_for(state="attached")
         assert tab.page.locator("#model").inner_text() == "turbo"
         assert tab.page.locator("#study tbody tr").count() == 3
-        assert tab.page.locator("#dial").get_attribute("max") == "3", "its lightest preset is off"
+        assert tab.page.locator("#dial").get_attribute("max") == "4", "its lightest preset is off"
         tab.draw("a star")
         article = tab.ended("accepted")
         assert "The picture is signed" in article.locator(".record .signed").inner_text()
