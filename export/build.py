@@ -4,6 +4,7 @@ import importlib
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
@@ -23,6 +24,7 @@ from ..engine.models.networks import Denoiser
 from ..engine.models.tensors import Network, NetworkSpec
 from .form import OPSET, AttentionForm, body_digest
 from .plugin import OLDEST_ARCHITECTURE, plugin_for, plugin_module
+from .shipped import SHIPPED, restored
 from .store import ArtifactStore, Key
 from .tensorrt import PlanOptions, Profile, build_plan
 
@@ -38,7 +40,7 @@ class ArtifactBuilder:
     """Gives the engine artifacts from `store`, the user's own if None.
 
     trt: the module that builds plans, `tensorrt` if None; options: how it builds them; attention: how graphs hold
-    masked attention.
+    masked attention; shipped: folder of the graphs that came with the package, None to export those too.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class ArtifactBuilder:
         trt: TensorRt | None = None,
         options: PlanOptions | None = None,
         attention: AttentionForm = AttentionForm.INLINE,
+        shipped: Path | None = SHIPPED,
     ) -> None:
         self.store = store or ArtifactStore()
         self._trt = trt
         self.options = options or PlanOptions()
         self.attention = attention
+        self.shipped = shipped
 
     @property
     def memory(self) -> Path:
@@ -69,12 +73,15 @@ class ArtifactBuilder:
         raise BackendError(f"there is no builder for artifacts of format {wanted.format!r}; known: onnx, tensorrt")
 
     def graph(self, wanted: Wanted, components: Components, denoiser: Denoiser) -> Artifact:
-        """ONNX graph of a network: exported, or where one is there that differs in its weights alone, refitted."""
+        """ONNX graph of a network: as it came with the package, refitted where one differs in its weights alone, or
+        exported."""
         spec = wanted.spec
 
         def build(folder: Path) -> None:
             there, denoising = whole(components, denoiser)
             flat, config = flat_network(spec.network, there, denoising), _configuration(spec.network, there)
+            if self.shipped is not None and restored(flat, key, self.shipped / spec.network.value, folder / GRAPH):
+                return
             if any(
                 export.refit.refitted(flat, config, old / GRAPH, folder / GRAPH)
                 for old in self.store.like(key, "weights")
@@ -183,13 +190,16 @@ def graph_key(wanted: Wanted, components: Components, attention: AttentionForm) 
 
 def versions(*packages: str) -> dict[str, str]:
     """Version of each installed package."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {package: found for package in packages if (found := _version(package)) is not None}
+
+
+@cache
+def _version(package: str) -> str | None:
+    """A package's version, read once: its metadata are a mail's headers, and as slow to read."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _signature(spec: NetworkSpec) -> str:

@@ -11,6 +11,9 @@ OPSET = 18
 DOMAIN, NAME = "twig", "MaskedAttention"
 """Masked attention's node, where a graph holds it as one."""
 
+ORIGINS = "origins.json"
+"""Beside a graph: what it was exported from but for the values, and where each of its tensors comes from."""
+
 
 class AttentionForm(StrEnum):
     """inline: as plain operators. function: as one node, with its body in the graph's list of functions.

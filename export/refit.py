@@ -18,9 +18,7 @@ from onnx import TensorProto, external_data_helper
 from torch import Tensor, nn
 
 from ..engine.api.reading import MAX_JSON, read_object
-
-ORIGINS = "origins.json"
-"""Beside a graph: what it was exported from but for the values, and where each of its tensors comes from."""
+from .form import ORIGINS as ORIGINS
 
 _DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
