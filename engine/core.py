@@ -213,7 +213,7 @@ class Core:
             resident=resident,
             placing=len(self.stages.placing),
             graphs=self.graphs.stats,
-            memory=self.graphs.memory() | {"arenas": self.arenas.nbytes},
+            memory=self.graphs.memory() | {"arenas": self.arenas.nbytes, "programs": self.networks.nbytes},
             backends=self.networks.report(),
         )
 

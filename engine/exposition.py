@@ -50,7 +50,7 @@ def families(stats: "Stats") -> Iterator[Any]:
 
     graphs, memory, early = stats.graphs, stats.memory, stats.early
     verdicts = {verdict.value: stats.verdicts.get(verdict, 0) for verdict in Verdict}
-    device = {name: size for name, size in memory.items() if name != "arenas"}
+    device = {name: size for name, size in memory.items() if name not in ("arenas", "programs")}
     yield gauge("twig_waiting_images", "Images that wait for a slot.", stats.waiting)
     yield gauge("twig_resident_images", "Images that run in a slot.", stats.resident)
     yield gauge("twig_placing_images", "Images whose objects' places are being looked for.", stats.placing)
@@ -73,6 +73,7 @@ def families(stats: "Stats") -> Iterator[Any]:
     )
     yield counter("twig_cuda_graph_capture_seconds", "Time spent capturing CUDA graphs.", graphs.seconds)
     yield gauge("twig_arena_bytes", "Memory that arenas and buffers take.", memory["arenas"])
+    yield gauge("twig_program_bytes", "Files of the programs that compiled networks hold.", memory["programs"])
     yield gauge("twig_device_memory_bytes", "Memory allocated and reserved on the GPU.", device, "state")
     yield _backends(core, stats)
 

@@ -33,9 +33,10 @@ class Stats(Value):
     how many they were ever, and the sum of the seconds that they took. early: early verdicts given ("verdicts"), those
     that the final verdict contradicted ("contradicted"), and UNet rows that they saved ("rows_saved"). seconds: spent
     by kind of batch; scheduling: seconds between batches. graphs: captured CUDA graphs and their hits and misses.
-    memory: bytes that arenas and buffers take ("arenas"), and those allocated and reserved on a GPU ("allocated",
-    "reserved"). backends: what runs each network that was called, why, and seconds a call where candidates were
-    measured. placing: resident images whose objects' places are being looked for.
+    memory: bytes that arenas and buffers take ("arenas"), those of OpenVINO's programs, one for each row count and
+    size that came, as their files have them ("programs"; in memory each is three times as large), and those allocated
+    and reserved on a GPU ("allocated", "reserved"). backends: what runs each network that was called, why, and seconds
+    a call where candidates were measured. placing: resident images whose objects' places are being looked for.
     """
 
     waiting: int

@@ -22,7 +22,7 @@ def snapshot(recorder, **changes):
         "waiting": 3,
         "resident": 2,
         "graphs": GraphStats(captured=4, hits=10, misses=1, seconds=1.5, dropped=["unet"]),
-        "memory": {"arenas": 4096, "allocated": 2**33},
+        "memory": {"arenas": 4096, "programs": 8192, "allocated": 2**33},
         "backends": {"unet": {"backend": "torch", "reason": 'named "torch"', "seconds": {"torch": 0.25}}},
     }
     return recorder.snapshot(**values | changes)
@@ -84,6 +84,7 @@ def test_prometheus_reads_names_units_and_types(stats):
     assert found["twig_request_latency_seconds_count",] == 4
     assert found["twig_request_latency_seconds_sum",] == 10
     assert found["twig_arena_bytes",] == 4096
+    assert found["twig_program_bytes",] == 8192
     assert found["twig_device_memory_bytes", ("state", "allocated")] == 2**33
     assert found["twig_batch_seconds_total", ("kind", "denoise")] == 0.5
     assert found["twig_backend_info", ("backend", "torch"), ("network", "unet")] == 1

@@ -8,7 +8,7 @@ from twig.engine.judging import distances as module
 from twig.engine.judging.distances import by_rows, distances
 
 
-def masks(density, height=37, width=52, count=3):
+def masks(density, height=37, width=82, count=3):
     return torch.rand(count, height, width, generator=torch.Generator().manual_seed(5)) < density
 
 
@@ -24,7 +24,7 @@ def test_distances_are_exact(density, transform):
 def test_rows_are_compared_a_part_at_a_time(monkeypatch):
     shapes = masks(0.02)
     whole = by_rows(shapes)
-    monkeypatch.setattr(module, "_CHUNK", 52 * 52 * 7)
+    monkeypatch.setattr(module, "_CHUNK", 82 * 82 * 7)
     assert torch.equal(by_rows(shapes), whole)
 
 
