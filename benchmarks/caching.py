@@ -14,7 +14,7 @@ import typer
 
 from ..engine.api.choices import Precision
 from ..engine.api.request import GenerationRequest
-from ..engine.batching.scheduler import ContinuousPolicy, Limits
+from ..engine.batching.scheduler import Limits
 from ..engine.engine import Engine
 from .clocks import stopwatch
 from .contenders import quality
@@ -34,37 +34,41 @@ def main(
     jobs: Annotated[int, typer.Option(help="Jobs of a round.")] = 8,
     steps: Annotated[int, typer.Option(help="Steps of each stage.")] = 20,
     rounds: Annotated[int, typer.Option(help="Rounds, each of other prompts.")] = 3,
+    backend: Annotated[str, typer.Option(help="What runs the networks: torch, openvino, onnxruntime.")] = "torch",
     out: OutOption = Path("out/benchmarks"),
 ) -> None:
     """Measure, print and write rows to OUT/caching.jsonl."""
     setup = set_up(model, "cpu", dtype, threads, None, Limits.slots, Limits.rows)
-    for row in write_rows(out / "caching.jsonl", measure(setup, jobs, steps, rounds)):
+    for row in write_rows(out / "caching.jsonl", measure(setup, jobs, steps, rounds, backend)):
         print(line(row), flush=True)
 
 
-def measure(setup: Setup, jobs: int, steps: int, rounds: int) -> Iterator[Row]:
-    """A row for each way."""
-    engines = {name: setup.models.engine(ContinuousPolicy(), setup.limits) for name in WAYS}
+def measure(setup: Setup, jobs: int, steps: int, rounds: int, backend: str = "torch") -> Iterator[Row]:
+    """A row for each way, all on one engine: what it compiled is there for each of them."""
+    engine = Engine(setup.models.served, limits=setup.limits, backend=backend)
+    calls = {name: np.zeros(2) for name in WAYS}  # rows, and calls that ran them
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     alike: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
     for round in range(rounds + 1):
         drawn = {}
-        for name, engine in engines.items():
+        for name, way in WAYS.items():
+            before = engine.stats()
             with stopwatch() as spent:
-                drawn[name] = _drawn(engine, [_cached(each, *WAYS[name]) for each in closed(jobs, steps, round)])
+                drawn[name] = _drawn(engine, [_cached(each, *way) for each in closed(jobs, steps, round)])
+            after = engine.stats()
+            calls[name] += after.rows - before.rows, after.steps - before.steps
             if round:  # the first one warms up
                 seconds[name].append(spent.on(setup.clock))
         for name, pictures in drawn.items():
             alike[name].append(quality(pictures, drawn["whole"]))
-    for name, engine in engines.items():
-        stats = engine.stats()
+    for name in WAYS:
         yield {
-            "measure": "caching", "way": name, "jobs": jobs, "steps": steps, "rounds": rounds,
+            "measure": "caching", "way": name, "backend": backend, "jobs": jobs, "steps": steps, "rounds": rounds,
             "seconds": float(np.median(seconds[name])),
             "speedup": float(np.median(np.divide(seconds["whole"], seconds[name]))),
             "ssim_mean": float(np.mean([each["ssim_mean"] for each in alike[name]])),
             "ssim_lowest": min(each["ssim_lowest"] for each in alike[name]),
-            "rows_a_call": stats.rows / stats.steps,
+            "rows_a_call": calls[name][0] / calls[name][1],
             **setup.describe(),
         }  # fmt: skip
 

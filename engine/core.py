@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .api.request import GenerationRequest, as_requests
-from .backends.networks import BackendChoice, BackendSettings, Networks, compiles_unet
+from .backends.networks import BackendChoice, BackendSettings, Networks
 from .backends.options import TorchOptions
 from .backends.protocol import ArtifactSource
 from .batching.arenas import Arenas, Room
@@ -31,7 +31,6 @@ from .loop import Loop
 from .models.components import Components
 from .models.fitting import check_dtypes
 from .models.kept import denoiser_of
-from .models.shallow import shallow_share
 from .results import Results
 from .routing import Outbox, Turns
 from .sampling.buckets import buckets_up_to
@@ -107,8 +106,7 @@ class Core:
             dtype=dtype,
             max_chunks=max_prompt_chunks,
         )
-        compiled = compiles_unet(backend)
-        self._shallow = 1.0 if compiled else shallow_share(components.unet)  # of the work of a whole step
+        self._shallow = self.networks.denoiser.shallow_share  # of the work of a whole step
         self.streams = Streams(device)
         self.arenas = Arenas(
             self.networks,
@@ -125,7 +123,7 @@ class Core:
         self.judge = Judge(components, extra_metrics or {}, registry, decoder.decode, decoder.labels)
         self.stages = assembled(components, self.arenas, decoder, self.judge, placers)
         sizes, chunks = self.networks.check_size, self.networks.max_chunks
-        self._door = Door(components, max_steps, max_pixels, self.limits.rows, self.judge, sizes, chunks, compiled)
+        self._door = Door(components, max_steps, max_pixels, self.limits.rows, self.judge, sizes, chunks)
         self._recorder = StatsRecorder(clock)
         self._turns, self._outbox = Turns(), Outbox()
         results = Results(self.networks, registry, self.judge, self.stages.judging)

@@ -47,8 +47,7 @@ class Door:
 
     max_pixels bounds width x height, max_steps the steps of a stage, max_rows the rows of the UNet that a step needs: a
     run that needs more than a call has would never be scheduled. judging: checks rules and the metrics they name.
-    check_size: refuses (height, width) in pixels that a network cannot run at. max_chunks: of a prompt. compiled:
-    whether the UNet is, or may be.
+    check_size: refuses (height, width) in pixels that a network cannot run at. max_chunks: of a prompt.
     """
 
     components: Components
@@ -58,7 +57,6 @@ class Door:
     judging: Judge
     check_size: Callable[[int, int], None]
     max_chunks: int = 1
-    compiled: bool = False
     _said: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def admit(self, request: GenerationRequest) -> Admission:
@@ -86,7 +84,6 @@ class Door:
         height, width = self._size(request)
         check_stages(request, self.components, self.max_steps)
         self._check_redraft(request)
-        self._check_caching(request)
         chunks = max(self._check_prompt(*each, request.prompt_syntax) for each in _prompts(request))
         self._check_skip(request)
         self._check_parts(request)
@@ -114,15 +111,6 @@ class Door:
                 f"this engine's {self.max_steps}"
             )
         check_steps("redraft", again, self.components.scheduler, self.components.sampler)
-
-    def _check_caching(self, request: GenerationRequest) -> None:
-        """Compiled graphs are of the whole UNet, and hand out nothing of its deep part."""
-        for name, stage in (("draft", request.draft), ("final", request.final)):
-            if stage.cache_interval > 1 and self.compiled:
-                raise InvalidRequestError(
-                    f"{name}.cache_interval {stage.cache_interval}: a compiled UNet computes every step in full; leave "
-                    "it at 1, or let PyTorch run the network, backend={'unet': 'torch'}"
-                )
 
     @property
     def _embedded(self) -> bool:

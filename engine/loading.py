@@ -16,7 +16,7 @@ from . import models
 from .api.calibration import Calibration
 from .api.errors import InvalidRequestError, TwigWarning
 from .api.request import Requests, as_requests
-from .backends.networks import compiles_unet, usual_chunks
+from .backends.networks import usual_chunks
 from .batching.capacity import usual_limits
 from .door import MAX_PIXELS, MAX_STEPS, Door
 from .judging.extra import ExtraMetric
@@ -136,7 +136,6 @@ def _door(sketch: Components, device: torch.device | str, options: Mapping[str, 
         Judge(sketch, metrics, registry, decode=_nothing, segment=_nothing),
         lambda height, width: None,
         options.get("max_prompt_chunks") or usual_chunks(options.get("backend", "torch")),
-        compiles_unet(options.get("backend", "torch")),
     )
 
 

@@ -42,6 +42,9 @@ def export(
         int,
         typer.Option(min=1, max=8, help="Chunks of the longest prompt, for an engine with as many max_prompt_chunks."),
     ] = 1,
+    cached_steps: Annotated[
+        bool, typer.Option("--cached-steps", help="Also what steps run that take the UNet's deep part over.")
+    ] = False,
     attention: Annotated[
         AttentionForm,
         typer.Option(
@@ -65,8 +68,9 @@ def export(
         return 0
     parts = {"model": model, "controlnet": controlnet, "segmenter": segmenter}
     return _commands().export_model(
-        to.value, parts, precision.value, buckets, store, attention, compared=check, chunks=chunks
-    )
+        to.value, parts, precision.value, buckets, store, attention,
+        compared=check, chunks=chunks, cached_steps=cached_steps,
+    )  # fmt: skip
 
 
 @artifacts_app.command("list")

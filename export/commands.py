@@ -47,10 +47,12 @@ def export_model(
     *,
     compared: bool,
     chunks: int = 1,
+    cached_steps: bool = False,
 ) -> int:
     """Build every network that the runtime calls, and print parity, sizes and times.
 
-    chunks: of the longest prompt; an engine finds what is built by its own `max_prompt_chunks`.
+    chunks: of the longest prompt; an engine finds what is built by its own `max_prompt_chunks`. cached_steps: also
+    what runs where a step takes the UNet's deep part over.
     """
     backend, rows = BACKENDS[to], _buckets(buckets)
     if backend is Backend.OPENVINO and attention is not AttentionForm.INLINE:
@@ -70,7 +72,8 @@ def export_model(
     )
     runs_here = backend is not Backend.TENSORRT
     before = len(builder.store.ledger())
-    for network in (n for n in SERVED if n in networks.specs):
+    asked = (*SERVED, Network.UNET_SHALLOW) if cached_steps else SERVED
+    for network in (n for n in asked if n in networks.specs):
         with _progress(f"{network.value} to {to}"):
             networks.artifact(backend, network)
             report = _compared(networks, network, rows) if compared and runs_here else []

@@ -24,6 +24,7 @@ from ..engine.backends.protocol import Backend, Precision, Wanted
 from ..engine.backends.torch import flat_network
 from ..engine.models.checkpoint import load
 from ..engine.models.networks import Denoiser
+from ..engine.models.tensors import Network
 from .build import ArtifactBuilder, graph_key
 from .form import ORIGINS
 from .shipped import DATA, PACKED, SHIPPED, TOLD, as_held, computing
@@ -86,7 +87,7 @@ def main(
         networks = Networks(
             components, denoiser, settings, buckets=(1,), device=torch.device("cpu"), dtype=torch.float32
         )
-        for network in (each for each in SERVED if each in networks.specs):
+        for network in (each for each in (*SERVED, Network.UNET_SHALLOW) if each in networks.specs):
             graph = networks.artifact(Backend.OPENVINO, network).path
             key = graph_key(Wanted(networks.specs[network], "onnx", Precision.FP32), components, builder.attention)
             ship(flat_network(network, components, denoiser), key, graph, out / network.value)

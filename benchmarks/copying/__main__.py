@@ -43,7 +43,9 @@ def main(
     report_only: Annotated[bool, typer.Option("--report", help="Draw nothing; report what is there.")] = False,
     tune: Annotated[
         Path | None,
-        typer.Option(help="JSON of candidates by name: avoidance, guidance, draft_steps, redraft, judged."),
+        typer.Option(
+            help="JSON of candidates by name: avoidance, guidance, draft_steps, redraft, draft, final, judged."
+        ),
     ] = None,
     tune_bank: Annotated[bool, typer.Option(help="As --tune, of maps composed out of the bank of shapes.")] = False,
     seeds: Annotated[int, typer.Option(help="With --tune: pictures a source.")] = 4,
@@ -92,6 +94,8 @@ def _candidates(path: Path) -> list[Method]:
             looks=True,
             draft_steps=settings.get("draft_steps", STEPS),
             redraft=settings.get("redraft"),
+            draft=settings.get("draft", {}),
+            final=settings.get("final", {}),
         )
         for name, settings in found.items()
     ]
@@ -105,7 +109,7 @@ def _print_tuning(study: Study) -> None:
             f"arrangement {one.arrangement}, background {one.background}, decoration {one.decoration}, "
             f"one object {one.one_object}, "
             f"two {one.two_objects}, own captions {one.own:.1%}, colours {one.colours:.1%}, refused {one.refused:.1%}, "
-            f"{one.rows:.0f} rows"
+            f"{one.rows:.0f} rows, {one.seconds:.2f} s"
         )
 
 

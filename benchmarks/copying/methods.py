@@ -5,7 +5,7 @@ method trace its curve from faithful to cautious.
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -129,7 +129,8 @@ class Method:
 
     kind: engine it runs on, with `options`. change: what else it makes of each request, given the scene its caption
     describes. looks: whether it makes use of a draft. draft_steps: of that draft; redraft: of the one after a final
-    that lost an object. attempts: numbers of attempts at which the same run is counted, each as a strength of its own.
+    that lost an object. draft, final: fields in which these stages differ. attempts: numbers of attempts at which the
+    same run is counted, each as a strength of its own.
     """
 
     name: str
@@ -145,6 +146,8 @@ class Method:
     looks: bool = False
     draft_steps: int = STEPS
     redraft: int | None = None
+    draft: Mapping[str, Any] = field(default_factory=dict)
+    final: Mapping[str, Any] = field(default_factory=dict)
     attempts: tuple[int, ...] = ()
 
     @property
@@ -160,11 +163,12 @@ class Method:
 
     def request(self, caption: str, scene: Scene, seed: int) -> GenerationRequest:
         """What the engine is asked for."""
-        final = Stage(steps=STEPS, guidance_scale=self.guidance)
+        final = Stage(**{"steps": STEPS, "guidance_scale": self.guidance, **self.final})
+        drafted = Stage(**{"steps": self.draft_steps, "guidance_scale": GUIDANCE, **self.draft})
         plain = GenerationRequest(
             prompt=caption,
             seed=seed,
-            draft=Stage(steps=self.draft_steps, guidance_scale=GUIDANCE) if self.looks else UNLOOKED,
+            draft=drafted if self.looks else UNLOOKED,
             final=final,
             redraft=self.redraft,
             avoidance=self.avoidance,

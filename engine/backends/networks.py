@@ -17,7 +17,7 @@ from ..models.components import Components
 from ..models.controls import PART
 from ..models.kept import whole
 from ..models.networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
-from ..models.shallow import ShallowInputs
+from ..models.shallow import ShallowInputs, num_skips
 from ..models.tensors import Network, Sizes, flatten, network_specs, zero_residuals
 from .measuring import machine, remember, remembered, seconds_of
 from .options import TorchOptions
@@ -39,7 +39,7 @@ SERVED = (
     Network.TEXT_ENCODER_2,
     Network.SEGMENTER,
 )
-"""Networks that the runtime calls."""
+"""Networks that the runtime calls; a UNet's shallow part runs where the UNet does, unless it is named too."""
 
 USUAL_CHUNKS = 3
 """Chunks of a prompt that are taken unless an engine is told otherwise, and PyTorch denoises."""
@@ -182,22 +182,36 @@ class Networks:
         """UNet; PyTorch takes the calls that record attention."""
         if self.wanted[Network.UNET] is Backend.TORCH or inputs.record is not None:
             return self._in_torch[1].predict(inputs)
-        if inputs.residuals is None and self.denoiser.controlnet is not None:
-            sizes = Sizes(len(inputs.sample), *inputs.sample.shape[2:])
-            if sizes not in self._zeros:
-                zeros = zero_residuals(self.denoiser, sizes, self.dtype, self.device)
-                order = self.memory_format if self.device.type == "cpu" else torch.contiguous_format
-                self._zeros[sizes] = tuple(each.contiguous(memory_format=order) for each in zeros)
-            inputs = inputs._replace(residuals=self._zeros[sizes])
-        return self(Network.UNET, flatten(inputs))[0]
+        return self._unet(inputs)[0]
 
     def predict_keeping(self, inputs: DenoiserInputs) -> tuple[Tensor, Tensor]:
-        """UNet, and what of its deep part a shallow step takes over."""
-        return self._in_torch[1].predict_keeping(inputs)
+        """UNet, and what of its deep part a shallow step takes over; PyTorch takes the calls that record attention."""
+        if self.wanted[Network.UNET] is Backend.TORCH or inputs.record is not None:
+            return self._in_torch[1].predict_keeping(inputs)
+        predicted, deep = self._unet(inputs)
+        return predicted, deep
+
+    def _unet(self, inputs: DenoiserInputs) -> tuple[Tensor, ...]:
+        if inputs.residuals is None and self.denoiser.controlnet is not None:
+            inputs = inputs._replace(residuals=self._no_residuals(inputs.sample))
+        return self(Network.UNET, flatten(inputs))
 
     def recall(self, inputs: ShallowInputs) -> Tensor:
         """The UNet's shallow part."""
-        return self._in_torch[1].recall(inputs)
+        if self.wanted[Network.UNET_SHALLOW] is Backend.TORCH:
+            return self._in_torch[1].recall(inputs)
+        if inputs.residuals is None and self.denoiser.controlnet is not None:
+            inputs = inputs._replace(residuals=self._no_residuals(inputs.sample)[: num_skips(self.denoiser.unet)])
+        return self(Network.UNET_SHALLOW, flatten(inputs))[0]
+
+    def _no_residuals(self, sample: Tensor) -> Residuals:
+        """Residuals for rows (R, C, h, w) of which none is controlled."""
+        sizes = Sizes(len(sample), *sample.shape[2:])
+        if sizes not in self._zeros:
+            zeros = zero_residuals(self.denoiser, sizes, self.dtype, self.device)
+            order = self.memory_format if self.device.type == "cpu" else torch.contiguous_format
+            self._zeros[sizes] = tuple(each.contiguous(memory_format=order) for each in zeros)
+        return self._zeros[sizes]
 
     def control(self, inputs: ControlInputs, name: str | None = None) -> Residuals:
         """ControlNet, or the further one called `name`, which PyTorch runs whatever runs the others."""
@@ -221,7 +235,8 @@ class Networks:
         for backend in set(named.values()) - {Backend.AUTO, Backend.TORCH}:
             if not _installed(backend):
                 raise BackendError(f"backend {backend.value} needs the package {backend.value}, which is not installed")
-        return dict.fromkeys(SERVED, Backend.TORCH) | named
+        wanted = dict.fromkeys(SERVED, Backend.TORCH) | named
+        return {Network.UNET_SHALLOW: wanted[Network.UNET]} | wanted
 
     def _check_adapters(self) -> None:
         """Adapters of requests must be able to act on the networks that they change.
@@ -229,7 +244,7 @@ class Networks:
         Raises BackendError: a compiled network has its weights in it, and they are another row's too.
         """
         changed = {part for adapter in self.components.adapters.values() for part in adapter.parts}
-        compiled = sorted(n.value for n, b in self.wanted.items() if b is not Backend.TORCH and part_of(n) in changed)
+        compiled = sorted(n.value for n in SERVED if self.wanted[n] is not Backend.TORCH and part_of(n) in changed)
         if compiled:
             everywhere = ", ".join(f"{name!r}: 'torch'" for name in compiled)
             raise BackendError(
@@ -360,12 +375,6 @@ def usual_chunks(backend: BackendChoice) -> int:
     return USUAL_CHUNKS if _denoises_in_torch(chosen) else 1
 
 
-def compiles_unet(backend: BackendChoice) -> bool:
-    """Whether the UNet may be compiled, which computes every step in full."""
-    chosen = dict.fromkeys(SERVED, backend) if isinstance(backend, str) else backend
-    return chosen.get(Network.UNET, Backend.TORCH) != Backend.TORCH
-
-
 def _denoises_in_torch(chosen: Mapping[Any, str]) -> bool:
     return all(chosen.get(network, Backend.TORCH) == Backend.TORCH for network in (Network.UNET, Network.CONTROLNET))
 
@@ -383,6 +392,8 @@ def part_of(network: Network) -> str:
             return "vae"
         case Network.PREVIEW_DECODER:
             return "preview_vae"
+        case Network.UNET_SHALLOW:
+            return "unet"
     return network.value
 
 

@@ -13,23 +13,37 @@ from torch import Tensor, nn
 from ..models.components import Components
 from ..models.networks import Denoiser
 from ..models.segmentation import label_scores
-from ..models.tensors import Network, control_inputs, unet_inputs
+from ..models.tensors import Network, control_inputs, shallow_inputs, unet_inputs
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 
 class FlatUNet(nn.Module):
-    """`Denoiser.predict` over flat tensors; the reweighting and the residuals are inputs like any other."""
+    """`Denoiser.predict_keeping` over flat tensors; the reweighting and the residuals are inputs like any other."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.unet = denoiser.unet
         self._denoiser = denoiser
 
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Predict (R, C, h, w), with the deep part's feature (R, D, h, w) where the UNet can be split."""
+        inputs = unet_inputs(tensors, self._denoiser)
+        return self._denoiser.predict_keeping(inputs) if self._denoiser.splits else (self._denoiser.predict(inputs),)
+
+
+class FlatShallowUNet(nn.Module):
+    """`Denoiser.recall` over flat tensors."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.unet = denoiser.shallow
+        self._denoiser = denoiser
+
     def forward(self, *tensors: Tensor) -> Tensor:
         """Predict (R, C, h, w)."""
-        return self._denoiser.predict(unet_inputs(tensors, self._denoiser))
+        return self._denoiser.recall(shallow_inputs(tensors, self._denoiser))
 
 
 class FlatControlNet(nn.Module):
@@ -136,6 +150,8 @@ def flat_network(network: Network, components: Components, denoiser: Denoiser) -
     match network:
         case Network.UNET:
             flat: nn.Module = FlatUNet(denoiser)
+        case Network.UNET_SHALLOW:
+            flat = FlatShallowUNet(denoiser)
         case Network.CONTROLNET:
             flat = FlatControlNet(denoiser)
         case Network.VAE_DECODER:

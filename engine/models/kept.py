@@ -71,6 +71,7 @@ def keep(components: Components, outline: Outline, files: Mapping[str, list[str]
     said["networks"] = {name: _settings(getattr(found, "model", found)) for name, found in networks.items()}
     said["layers"] = {"unet": denoiser.layers, "controlnet": denoiser.control_layers}
     said["layers"] = {name: [asdict(layer) for layer in layers] for name, layers in said["layers"].items()}
+    said["shallow_share"] = denoiser.shallow_share
     if components.segmenter is not None:
         said["preprocessing"] = asdict(components.segmenter.preprocessing)
     tokenizers = {name: found for name in _TOKENIZERS if (found := getattr(components, name)) is not None}
@@ -152,6 +153,7 @@ def read(folder: Path, dtype: torch.dtype, device: torch.device | str, whole: Ca
             own = {key.removeprefix(f"{name}/"): each for key, each in tensors.items() if key.startswith(f"{name}/")}
             layers = [CrossLayer(**layer) for layer in said["layers"][name]]
             made[name].furnish(layers, {key: each.to(device, dtype) for key, each in own.items()})
+    made["unet"].shallow_share = said["shallow_share"]
     if "segmenter" in made:
         values: dict[str, Any] = {
             name: tuple(v) if isinstance(v, list) else v for name, v in said["preprocessing"].items()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import models
 from .adapters import AdapterRows, acting
 from .layers import CrossLayer, MassRecord, RowConditions, latent_grids, text_kv
-from .shallow import ShallowInputs, can_be_split, seen_deep, shallow_layers, shallow_part
+from .shallow import ShallowInputs, can_be_split, seen_deep, shallow_layers, shallow_part, shallow_share
 from .transfers import sent
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ class Denoiser:
         kv = tuple(text.get(index, inputs.sample) for index in range(len(self.layers)))
         conditions = RowConditions(kv, grids, inputs.mask_pyramid, inputs.tokens, inputs.scalars, deep=inputs.deep)
         with acting(inputs.adapters):
-            return self._shallow(
+            return self.shallow(
                 inputs.sample,
                 inputs.time_proj[:, 0],
                 inputs.sample,  # in the place of text, which no layer reads
@@ -321,8 +321,13 @@ class Denoiser:
         return shallow_layers(self.unet, self.layers)
 
     @functools.cached_property
-    def _shallow(self) -> UNet2DConditionModel:
-        """Made when first run, of blocks as they run by then."""
+    def shallow_share(self) -> float:
+        """What a row costs in the shallow part, of what it costs in full."""
+        return shallow_share(self.unet)
+
+    @functools.cached_property
+    def shallow(self) -> UNet2DConditionModel:
+        """The UNet's shallow part, made when first asked for, of blocks as they run by then."""
         return shallow_part(self.unet)
 
     def control(self, inputs: ControlInputs, name: str | None = None) -> Residuals:

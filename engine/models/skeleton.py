@@ -23,6 +23,7 @@ class Skeleton(nn.Module):
         self.config = Settings(config)
         self._held = nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
         self.layers: tuple[CrossLayer, ...] = ()
+        self.shallow_share = 1.0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -139,6 +140,7 @@ class SkeletonDenoiser(Denoiser):
         self.unet: Any = unet
         self.controlnet: Any = controlnet
         self.layers = unet.layers
+        self.shallow_share = unet.shallow_share
         self._controller = None if controlnet is None else SkeletonController(controlnet)
         self.control_layers = () if controlnet is None else controlnet.layers
         self.further = {}

@@ -20,17 +20,20 @@ from ...kernels import ScalarColumn, TokenRow
 from .components import Components
 from .layers import CrossLayer, latent_grids
 from .networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
+from .shallow import ShallowInputs, deep_channels, num_skips
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 Axis = int | str
+_NUM_CONDITIONS = 3
 
 
 class Network(StrEnum):
     """The networks a checkpoint is run as."""
 
     UNET = "unet"
+    UNET_SHALLOW = "unet_shallow"
     CONTROLNET = "controlnet"
     VAE_DECODER = "vae_decoder"
     VAE_ENCODER = "vae_encoder"
@@ -90,6 +93,8 @@ def network_specs(components: Components, denoiser: Denoiser, chunks: int = 1) -
     """Return the table for one checkpoint: the networks that it has. chunks: of the longest prompt."""
     tokens = chunks * components.max_tokens
     specs = [unet_spec(denoiser, tokens), *_vae_specs(components), *_text_specs(components)]
+    if denoiser.splits:
+        specs.append(shallow_spec(denoiser, tokens))
     if denoiser.controlnet is not None:
         specs.append(controlnet_spec(denoiser, tokens, hiding=chunks > 1))
     if components.segmenter is not None:
@@ -98,21 +103,27 @@ def network_specs(components: Components, denoiser: Denoiser, chunks: int = 1) -
 
 
 def unet_spec(denoiser: Denoiser, num_tokens: int) -> NetworkSpec:
-    """`DenoiserInputs` laid flat. Beside a ControlNet, residuals are inputs, zero in rows without control."""
-    channels = denoiser.unet.config.in_channels
-    inputs = [
-        TensorSpec("sample", ("rows", channels, "height", "width")),
-        TensorSpec("time_proj", ("rows", denoiser.unet.time_embedding.width), torch.float32),
-        *_text_kv(denoiser.layers, num_tokens),
-        *_added(denoiser),
-        TensorSpec("mask_pyramid", ("rows", "pyramid"), torch.float32),
-        TensorSpec("tokens", ("rows", len(TokenRow), num_tokens), torch.float32),
-        TensorSpec("scalars", ("rows", len(denoiser.layers), len(ScalarColumn)), torch.float32),
-    ]
+    """`DenoiserInputs` laid flat. Beside a ControlNet, residuals are inputs, zero in rows without control.
+
+    A UNet that can be split hands out its deep part's feature beside what it predicts.
+    """
+    inputs = [*_sampled(denoiser, denoiser.layers, num_tokens), *_conditions(denoiser, num_tokens)]
     if denoiser.controlnet is not None:
         inputs += _residuals(denoiser)
-    predicted = TensorSpec("predicted", ("rows", denoiser.unet.config.out_channels, "height", "width"))
-    return _denoising(Network.UNET, denoiser, inputs, [predicted])
+    outputs = [_predicted(denoiser), _deep(denoiser)] if denoiser.splits else [_predicted(denoiser)]
+    return _denoising(Network.UNET, denoiser, inputs, outputs)
+
+
+def shallow_spec(denoiser: Denoiser, num_tokens: int) -> NetworkSpec:
+    """`ShallowInputs` laid flat, as a UNet's; what speaks to attention is left out where no layer of it attends."""
+    layers = [denoiser.layers[layer] for layer in denoiser.shallow_layers]
+    inputs = _sampled(denoiser, layers, num_tokens)
+    if layers:
+        inputs += _conditions(denoiser, num_tokens)
+    inputs.append(_deep(denoiser))
+    if denoiser.controlnet is not None:
+        inputs += _residuals(denoiser)[: num_skips(denoiser.unet)]
+    return _denoising(Network.UNET_SHALLOW, denoiser, inputs, [_predicted(denoiser)])
 
 
 def controlnet_spec(denoiser: Denoiser, num_tokens: int, *, hiding: bool = False) -> NetworkSpec:
@@ -132,13 +143,16 @@ def controlnet_spec(denoiser: Denoiser, num_tokens: int, *, hiding: bool = False
     return _denoising(Network.CONTROLNET, denoiser, inputs, _residuals(denoiser))
 
 
-def flatten(inputs: DenoiserInputs | ControlInputs) -> tuple[Tensor, ...]:
+def flatten(inputs: DenoiserInputs | ShallowInputs | ControlInputs) -> tuple[Tensor, ...]:
     """Tensors of a call in the table's order."""
     if isinstance(inputs, ControlInputs):
         hidden = () if inputs.tokens is None else (inputs.tokens,)
         return inputs.sample, inputs.time_proj, *inputs.text_kv, *inputs.added, inputs.hint, inputs.scale, *hidden
-    conditions = inputs.mask_pyramid, inputs.tokens, inputs.scalars
-    return inputs.sample, inputs.time_proj, *inputs.text_kv, *inputs.added, *conditions, *(inputs.residuals or ())
+    read = inputs.sample, inputs.time_proj, *inputs.text_kv, *inputs.added
+    conditions, residuals = (inputs.mask_pyramid, inputs.tokens, inputs.scalars), inputs.residuals or ()
+    if isinstance(inputs, ShallowInputs):
+        return *read, *(conditions if inputs.text_kv else ()), inputs.deep, *residuals
+    return *read, *conditions, *residuals
 
 
 def unet_inputs(tensors: Sequence[Tensor], denoiser: Denoiser) -> DenoiserInputs:
@@ -147,6 +161,16 @@ def unet_inputs(tensors: Sequence[Tensor], denoiser: Denoiser) -> DenoiserInputs
     text_kv, added, others = _split(rest, len(denoiser.layers), len(denoiser.added_widths))
     pyramid, tokens, scalars, *residuals = others
     return DenoiserInputs(sample, time_proj, text_kv, added, pyramid, tokens, scalars, tuple(residuals) or None)
+
+
+def shallow_inputs(tensors: Sequence[Tensor], denoiser: Denoiser) -> ShallowInputs:
+    """Undo `flatten` for a UNet's shallow part."""
+    sample, time_proj, *rest = tensors
+    layers = len(denoiser.shallow_layers)
+    text_kv, added, told, others = _split(rest, layers, len(denoiser.added_widths), _NUM_CONDITIONS if layers else 0)
+    pyramid, tokens, scalars = told or [sample] * _NUM_CONDITIONS  # which nothing reads
+    deep, *residuals = others
+    return ShallowInputs(sample, time_proj, text_kv, added, pyramid, tokens, scalars, deep, tuple(residuals) or None)
 
 
 def control_inputs(tensors: Sequence[Tensor], denoiser: Denoiser) -> ControlInputs:
@@ -173,6 +197,34 @@ def _denoising(
 ) -> NetworkSpec:
     levels = denoiser.num_levels
     return NetworkSpec(network, tuple(inputs), tuple(outputs), step=2 ** (levels - 1), levels=levels)
+
+
+def _sampled(denoiser: Denoiser, layers: Sequence[CrossLayer], num_tokens: int) -> list[TensorSpec]:
+    """What a UNet's call begins with; of the cross-attention `layers`."""
+    return [
+        TensorSpec("sample", ("rows", denoiser.unet.config.in_channels, "height", "width")),
+        TensorSpec("time_proj", ("rows", denoiser.unet.time_embedding.width), torch.float32),
+        *_text_kv(layers, num_tokens),
+        *_added(denoiser),
+    ]
+
+
+def _conditions(denoiser: Denoiser, num_tokens: int) -> list[TensorSpec]:
+    """What reweighs attention."""
+    return [
+        TensorSpec("mask_pyramid", ("rows", "pyramid"), torch.float32),
+        TensorSpec("tokens", ("rows", len(TokenRow), num_tokens), torch.float32),
+        TensorSpec("scalars", ("rows", len(denoiser.layers), len(ScalarColumn)), torch.float32),
+    ]
+
+
+def _predicted(denoiser: Denoiser) -> TensorSpec:
+    return TensorSpec("predicted", ("rows", denoiser.unet.config.out_channels, "height", "width"))
+
+
+def _deep(denoiser: Denoiser) -> TensorSpec:
+    """What enters a UNet's last block of its deep part."""
+    return TensorSpec("deep", ("rows", deep_channels(denoiser.unet), "height", "width"))
 
 
 def _text_kv(layers: Sequence[CrossLayer], num_tokens: int) -> list[TensorSpec]:

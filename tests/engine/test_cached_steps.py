@@ -41,9 +41,24 @@ def batch():
     return [*(cached(policy, number) for number, policy in enumerate(POLICIES.values())), plain]
 
 
-@pytest.fixture(scope="module", params=["tiny_checkpoint", "tiny_xl_checkpoint"])
-def checkpoint(request):
-    return request.getfixturevalue(request.param)
+WAYS = [
+    pytest.param(("tiny_checkpoint", None), id="torch"),
+    pytest.param(("tiny_xl_checkpoint", None), id="torch, xl"),
+    pytest.param(("tiny_checkpoint", "openvino"), id="openvino"),
+    pytest.param(("tiny_xl_checkpoint", "onnxruntime"), id="onnxruntime, xl", marks=pytest.mark.slow),
+]
+"""A model, and what runs its UNet compiled."""
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def way(request):
+    model, backend = request.param
+    return request.getfixturevalue(model), backend
+
+
+@pytest.fixture(scope="module")
+def checkpoint(way):
+    return way[0]
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +67,16 @@ def components(checkpoint):
 
 
 @pytest.fixture(scope="module")
-def drawn(checkpoint, batch):
-    engine = Engine.from_pretrained(checkpoint, limits=Limits(slots=8, rows=8))
-    return list(zip(*final_latents(engine, batch), strict=True))
+def drawn(way, batch, request):
+    (checkpoint, backend), options = way, {}
+    if backend is not None:
+        pytest.importorskip(backend, reason=f"{backend} is not installed")
+        pytest.importorskip("onnx", reason="onnx is not installed")
+        options = {"backend": {"unet": backend}, "artifacts": request.getfixturevalue("builder")}
+    engine = Engine.from_pretrained(checkpoint, limits=Limits(slots=8, rows=8), **options)
+    drawn = list(zip(*final_latents(engine, batch), strict=True))
+    assert set(engine.networks.compiled) == (set() if backend is None else {"unet", "unet_shallow"})
+    return drawn
 
 
 @pytest.mark.parametrize("index", range(len(POLICIES)), ids=POLICIES)
@@ -101,7 +123,11 @@ def test_a_network_of_another_make_is_refused_by_name(engine, monkeypatch):
         engine.submit(request(final=Stage(steps=4, cache_interval=2)))
 
 
-def test_a_compiled_network_is_refused_by_name(tiny_checkpoint):
-    wanted = request(draft=Stage(steps=4, cache_interval=3))
-    with pytest.raises(InvalidRequestError, match=r"draft\.cache_interval 3: a compiled UNet .*'unet': 'torch'"):
-        Engine.from_pretrained(tiny_checkpoint, backend={"unet": "onnxruntime"}, requests=[wanted])
+@pytest.mark.parametrize("size", [64, 72])
+def test_a_compiled_one_leaves_records_and_uneven_sizes_to_pytorch(tiny_checkpoint, engine, builder, size):
+    """A whole step that records attention, and a size that no graph takes, hand over to what runs the next one."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    compiled = Engine.from_pretrained(tiny_checkpoint, backend={"unet": "onnxruntime"}, artifacts=builder)
+    wanted = cached(POLICIES["masked attention"], 0, height=size, width=size, explain=True)
+    (first,), (second,) = engine.generate(wanted), compiled.generate(wanted)
+    assert same(first, second, tolerance=1)

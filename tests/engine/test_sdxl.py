@@ -21,7 +21,7 @@ from twig.engine.batching.job import Job
 from twig.engine.engine import Engine
 from twig.engine.models.checkpoint import load
 from twig.engine.models.networks import Denoiser
-from twig.engine.models.tensors import Network, Sizes, control_inputs, flatten, unet_inputs
+from twig.engine.models.tensors import Network, Sizes, control_inputs, flatten, shallow_inputs, unet_inputs
 
 OFF = Avoidance.off()
 FRAMING = Framing(original=(512, 384), crop=(16, 0), target=(128, 96))
@@ -194,12 +194,19 @@ def test_exported_text_encoders_draw_the_same_pictures(components, engine, tmp_p
     assert {name: chosen[name]["backend"] for name in backend} == backend
 
 
-@pytest.mark.parametrize("network", [Network.UNET, Network.CONTROLNET])
+READ = {
+    Network.UNET: unet_inputs,
+    Network.UNET_SHALLOW: shallow_inputs,
+    Network.CONTROLNET: control_inputs,
+}
+
+
+@pytest.mark.parametrize("network", READ)
 def test_calls_are_laid_flat_in_the_tables_order(components, engine, network):
     denoiser = engine.networks.denoiser
     spec = engine.networks.specs[network]
     tensors = exporting("graph").example_inputs(spec, Sizes(2, 16, 16), torch.float32)
-    read = unet_inputs(tensors, denoiser) if network is Network.UNET else control_inputs(tensors, denoiser)
+    read = READ[network](tensors, denoiser)
     assert [tensor.shape[1] for tensor in read.added] == [24, 48]
     assert all(a is b for a, b in zip(flatten(read), tensors, strict=True))
 

@@ -28,9 +28,9 @@ from twig.engine.backends.onnxruntime import OnnxRuntimeNetwork
 from twig.engine.backends.openvino import OpenVinoNetwork, process_core
 from twig.engine.backends.openvino_norms import keep_channels_last
 from twig.engine.backends.protocol import Artifact, Precision
-from twig.engine.backends.torch import FlatControlNet, FlatSegmenter, FlatUNet, TorchNetwork
+from twig.engine.backends.torch import FlatControlNet, FlatSegmenter, FlatShallowUNet, FlatUNet, TorchNetwork
 from twig.engine.models.networks import Denoiser
-from twig.engine.models.tensors import Network, NetworkSpec, Sizes, TensorSpec, controlnet_spec, unet_spec
+from twig.engine.models.tensors import Network, NetworkSpec, Sizes, TensorSpec, controlnet_spec, shallow_spec, unet_spec
 from twig.export.graph import example_inputs, export_onnx
 from twig.export.parity import compare, example_calls
 from twig.export.store import ArtifactStore, Key
@@ -41,7 +41,7 @@ TOKENS = 77
 
 def exported(name, *values):
     """A case that exports the network `name`: SDXL's UNet in the quick tests, the others in those that may be long."""
-    return pytest.param(name, *values, marks=() if name == "sdxl" else pytest.mark.slow)
+    return pytest.param(name, *values, marks=() if name in ("sdxl", "sdxl-shallow") else pytest.mark.slow)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def cases(sd15):
     return {
         "sd15": Case(FlatUNet(sd15).eval(), unet_spec(sd15, TOKENS)),
         "sd15-controlnet": Case(FlatControlNet(sd15).eval(), controlnet_spec(sd15, TOKENS)),
+        "sd15-shallow": Case(FlatShallowUNet(sd15).eval(), shallow_spec(sd15, TOKENS)),
         "sdxl": Case(FlatUNet(sdxl).eval(), unet_spec(sdxl, TOKENS)),
+        "sdxl-shallow": Case(FlatShallowUNet(sdxl).eval(), shallow_spec(sdxl, TOKENS)),
         "sdxl-controlnet": Case(FlatControlNet(sdxl).eval(), controlnet_spec(sdxl, TOKENS)),
     }
 
@@ -122,7 +124,9 @@ def calls(case):
         exported("sd15", Precision.FP32, 1e-4),
         exported("sd15", Precision.FP16, 0.03),
         exported("sd15-controlnet", Precision.FP32, 1e-4),
+        exported("sd15-shallow", Precision.FP32, 1e-4),
         exported("sdxl", Precision.FP32, 1e-4),
+        exported("sdxl-shallow", Precision.FP32, 1e-4),
         exported("sdxl-controlnet", Precision.FP32, 1e-4),
     ],
 )
@@ -139,8 +143,10 @@ def test_onnxruntime(cases, graphs, name, precision, tolerance):
         exported("sd15", Precision.BF16, 0.1),
         exported("sd15-controlnet", Precision.FP32, 1e-4),
         exported("sd15-controlnet", Precision.BF16, 0.1),
+        exported("sd15-shallow", Precision.FP32, 1e-4),
         exported("sdxl", Precision.FP32, 1e-4),
         exported("sdxl", Precision.BF16, 0.1),
+        exported("sdxl-shallow", Precision.FP32, 1e-4),
         exported("sdxl-controlnet", Precision.FP32, 1e-4),
         exported("sdxl-controlnet", Precision.BF16, 0.1),
     ],
@@ -203,7 +209,7 @@ def test_masks_and_residuals_of_sd15(cases, graphs, hard, on):
     for i, name in enumerate(name for name in names if name.startswith("residual")):
         inputs[name] = inputs[name] * (0.1 + 0.2 * i)
     with torch.inference_mode():
-        (parity,) = compare(case.spec, TorchNetwork(case.flat), network, [list(inputs.values())])
+        parity, _ = compare(case.spec, TorchNetwork(case.flat), network, [list(inputs.values())])
     assert parity.max_error < 1e-4 * parity.scale
 
 

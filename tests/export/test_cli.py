@@ -16,9 +16,9 @@ def store(builder):
 @pytest.mark.slow
 def test_export_builds_compares_and_reports(tiny_checkpoint, store, capsys):
     options = ["--to", "onnx", "--model", str(tiny_checkpoint), "--store", str(store), "--buckets", "1,3"]
-    assert run(["export", *options]) == 0
+    assert run(["export", *options, "--cached-steps"]) == 0
     out = capsys.readouterr().out
-    for network in ("unet", "controlnet", "vae_decoder", "text_encoder", "segmenter"):
+    for network in ("unet", "unet_shallow", "controlnet", "vae_decoder", "text_encoder", "segmenter"):
         assert network in out
     errors = [float(line.split("max ")[1].split()[0]) for line in out.splitlines() if " max " in line]
     assert max(errors) < 1e-4

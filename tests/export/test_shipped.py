@@ -13,7 +13,7 @@ from twig.engine.backends.protocol import Artifact, Precision, Wanted
 from twig.engine.backends.torch import flat_network
 from twig.engine.models.checkpoint import load
 from twig.engine.models.networks import Denoiser
-from twig.engine.models.tensors import network_specs
+from twig.engine.models.tensors import Network, network_specs
 from twig.export.build import graph_key
 from twig.export.form import ORIGINS, AttentionForm
 from twig.export.graph import example_inputs, example_sizes
@@ -77,7 +77,7 @@ def test_every_network_of_the_embedded_model_came_and_computes_what_it_computes(
     components = load(None)
     denoiser = Denoiser(components.unet, components.controlnet)
     specs = network_specs(components, denoiser)
-    for network in (each for each in SERVED if each in specs):
+    for network in (each for each in (*SERVED, Network.UNET_SHALLOW) if each in specs):
         spec, flat = specs[network], flat_network(network, components, denoiser)
         key = graph_key(Wanted(spec, "onnx", Precision.FP32), components, AttentionForm.INLINE)
         graph = tmp_path / "network.onnx"

@@ -35,9 +35,10 @@ def graph(builder, components, denoiser, specs):
 
 
 @pytest.mark.slow
-def test_the_unet_builds_with_its_conditions_as_inputs(graph, specs, tmp_path):
+@pytest.mark.parametrize("network", [Network.UNET, Network.UNET_SHALLOW])
+def test_the_unet_builds_with_its_conditions_as_inputs(graph, specs, tmp_path, network):
     timing = tmp_path / "timing"
-    plan = build_plan(trt, graph(Network.UNET), specs[Network.UNET], [Profile(*PROFILE)], AMPERE, timing)
+    plan = build_plan(trt, graph(network), specs[network], [Profile(*PROFILE)], AMPERE, timing)
     assert len(plan) > 100_000
     assert timing.stat().st_size > 0
 
