@@ -58,8 +58,8 @@ def _forget_where_it_was_made(model: onnx.ModelProto) -> None:
     """Leave out what the exporter notes of its own source lines and of the machine's folders."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
-        del part.metadata_props[:]
-        part.doc_string = ""
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
 
 
 def _every(state: Mapping[str, Tensor]) -> Iterator[tuple[tuple[str, bool], bytes]]:

@@ -56,6 +56,16 @@ def test_a_graph_is_whole_again_with_the_weights_of_the_network(network, graph, 
         assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+def test_nothing_is_shipped_of_where_it_was_made(network, graph, tmp_path):
+    model = onnx.load(str(graph), load_external_data=False)
+    model.graph.initializer[0].metadata_props.add(key="stack_trace", value="/home/somebody")
+    graph.write_bytes(model.SerializeToString())
+    ship(network, KEY, graph, tmp_path / "shipped")
+    assert restored(network, KEY, tmp_path / "shipped", tmp_path / graph.name)
+    assert b"somebody" in graph.read_bytes()
+    assert b"somebody" not in (tmp_path / graph.name).read_bytes()
+
+
 def test_its_weights_are_not_shipped(network, graph, tmp_path):
     ship(network, KEY, graph, tmp_path / "shipped")
     sizes = sum(file.stat().st_size for file in (tmp_path / "shipped").glob(f"*{DATA}{PACKED}"))
