@@ -16,7 +16,6 @@ from typing import Annotated
 import onnx
 import torch
 import typer
-from google.protobuf.message import Message
 from onnx import external_data_helper
 from torch import Tensor, nn
 
@@ -47,12 +46,20 @@ def ship(flat: nn.Module, key: Key, graph: Path, folder: Path) -> None:
             tensors.append([*source, start, end])
             data[start:end] = bytes(end - start)
     folder.mkdir(parents=True, exist_ok=True)
-    _strip(model)
+    _forget_where_it_was_made(model)
     _pack(model.SerializeToString(deterministic=True), folder / (graph.name + PACKED))
     _pack(bytes(data), folder / (graph.name + DATA + PACKED))
     (folder / TOLD).write_text(json.dumps({"key": computing(key), "tensors": tensors}) + "\n")
     if graph.with_name(ORIGINS).exists():
         shutil.copyfile(graph.with_name(ORIGINS), folder / ORIGINS)
+
+
+def _forget_where_it_was_made(model: onnx.ModelProto) -> None:
+    """Leave out what the exporter notes of its own source lines and of the machine's folders."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
 
 
 def _every(state: Mapping[str, Tensor]) -> Iterator[tuple[tuple[str, bool], bytes]]:
@@ -61,16 +68,6 @@ def _every(state: Mapping[str, Tensor]) -> Iterator[tuple[tuple[str, bool], byte
         yield (name, False), as_held(tensor, turned=False)
         if tensor.ndim == 2:
             yield (name, True), as_held(tensor, turned=True)
-
-
-def _strip(message: Message) -> None:
-    """Leave out what tells of the export and not of the network: of each node the lines of code, by their files."""
-    for field, value in message.ListFields():
-        if field.name in ("metadata_props", "doc_string"):
-            message.ClearField(field.name)
-        elif field.message_type is not None:
-            for part in value if field.is_repeated else (value,):
-                _strip(part)
 
 
 def _pack(values: bytes, path: Path) -> None:
