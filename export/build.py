@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -22,11 +23,11 @@ from ..engine.models.components import Components
 from ..engine.models.kept import whole
 from ..engine.models.networks import Denoiser
 from ..engine.models.tensors import Network, NetworkSpec
-from .form import OPSET, AttentionForm, body_digest
+from .form import OPSET, ORIGINS, AttentionForm, body_digest
 from .plugin import OLDEST_ARCHITECTURE, plugin_for, plugin_module
 from .shipped import SHIPPED, restored
 from .store import ArtifactStore, Key
-from .tensorrt import PlanOptions, Profile, build_plan
+from .tensorrt import PlanOptions, Profile, build_plan, refit
 
 GRAPH = "network.onnx"
 PLAN = "network.plan"
@@ -104,7 +105,8 @@ class ArtifactBuilder:
         return self.store.folder(key, keep)
 
     def plan(self, wanted: Wanted, components: Components, denoiser: Denoiser) -> Artifact:
-        """TensorRT plan of a network, for the three sizes of `wanted` as its profile.
+        """TensorRT plan of a network, for the three sizes of `wanted` as its profile; refitted, where plans are
+        refittable, from one that differs in its weights alone.
 
         Raises BackendError where attention is to be a plugin and `trt` takes none.
         """
@@ -115,11 +117,25 @@ class ArtifactBuilder:
 
         def build(folder: Path) -> None:
             with plugin:
-                plan = build_plan(trt, graph.path, wanted.spec, [Profile(*wanted.sizes)], self.options, timing)
+                plan = self._refitted(trt, key, graph.path)
+                if plan is None:
+                    plan = build_plan(trt, graph.path, wanted.spec, [Profile(*wanted.sizes)], self.options, timing)
             (folder / PLAN).write_bytes(plan)
+            if graph.path.with_name(ORIGINS).exists():
+                shutil.copyfile(graph.path.with_name(ORIGINS), folder / ORIGINS)
 
-        folder = self.store.folder(plan_key(trt, wanted, components, self.options, self.attention), build)
+        key = plan_key(trt, wanted, components, self.options, self.attention)
+        folder = self.store.folder(key, build)
         return Artifact(folder / PLAN, self.store.cache(folder))
+
+    def _refitted(self, trt: TensorRt, key: Key, graph: Path) -> bytes | None:
+        """A plan of other weights with those of `graph`; None without one, or without the GPU that it was built for."""
+        if not self.options.refittable or _gpu() == "none":
+            return None
+        for old in self.store.like(key, "weights"):
+            if export.refit.is_same_but_weights(old / ORIGINS, graph.with_name(ORIGINS)):
+                return refit(trt, (old / PLAN).read_bytes(), graph)
+        return None
 
     def _plugin(self, trt: TensorRt) -> AbstractContextManager[None]:
         if self.attention is not AttentionForm.PLUGIN:

@@ -44,6 +44,12 @@ def structure(flat: nn.Module, config: str) -> str:
     return hashlib.sha256(json.dumps([config, tensors]).encode()).hexdigest()
 
 
+def is_same_but_weights(one: Path, other: Path) -> bool:
+    """Whether two graphs, by the files of origins beside them, are known to differ in their weights alone."""
+    digests = [read_object(path, MAX_JSON).get("network") if path.is_file() else None for path in (one, other)]
+    return digests[0] is not None and digests[0] == digests[1]
+
+
 def refitted(flat: nn.Module, config: str, old: Path, new: Path) -> bool:
     """Write the graph at `old` to `new` with the weights of `flat`; False, and nothing, where they may not fit."""
     path = old.with_name(ORIGINS)

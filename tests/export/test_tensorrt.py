@@ -15,6 +15,7 @@ from twig.engine.api.errors import BackendError
 from twig.engine.backends import tensorrt_api
 from twig.engine.backends.protocol import Precision, Wanted
 from twig.engine.models.tensors import Network, Sizes
+from twig.export import build
 from twig.export.build import ArtifactBuilder
 from twig.export.form import AttentionForm
 from twig.export.graph import export_onnx
@@ -65,6 +66,25 @@ def test_a_plan_is_built_once(builder, components, denoiser, specs):
     assert [row.digest for row in builder.store.ledger()].count(artifact.path.parent.name) == 1
     other = rtx(replace(wanted, sizes=(Sizes(1, 8, 8),) * 3), components, denoiser)
     assert other.path != artifact.path
+
+
+@pytest.mark.parametrize("refittable", [True, False])
+def test_other_weights_go_into_a_refittable_plan(builder, components, denoiser, specs, monkeypatch, refittable):
+    """As on the GPU it was built for, but for TensorRT's own part, which needs that GPU to build and to refit it."""
+    put = []
+    monkeypatch.setattr(build, "build_plan", lambda *_: b"built")
+    monkeypatch.setattr(build, "_gpu", lambda: f"a GPU of this test, {refittable}")
+    monkeypatch.setattr(build, "refit", lambda trt, plan, graph: put.append((plan, graph)) or b"refitted")
+    rtx = ArtifactBuilder(builder.store, trt=trt, options=replace(AMPERE, refittable=refittable))
+    wanted = Wanted(specs[Network.VAE_DECODER], "tensorrt", Precision.FP32, PROFILE)
+    plan = rtx(wanted, components, denoiser).path
+    assert put == []
+    other = replace(components, hashes={**components.hashes, "vae": "of other weights"})
+    refitted = rtx(wanted, other, denoiser).path
+    graph = rtx.graph(replace(wanted, format="onnx"), other, denoiser).path
+    assert plan.read_bytes() == b"built"
+    assert put == ([(b"built", graph)] if refittable else [])
+    assert refitted.read_bytes() == (b"refitted" if refittable else b"built")
 
 
 def test_a_graph_that_cannot_be_parsed_is_refused_with_the_parsers_words(specs, tmp_path):
