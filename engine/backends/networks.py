@@ -236,7 +236,8 @@ class Networks:
             if not _installed(backend):
                 raise BackendError(f"backend {backend.value} needs the package {backend.value}, which is not installed")
         wanted = dict.fromkeys(SERVED, Backend.TORCH) | named
-        return {Network.UNET_SHALLOW: wanted[Network.UNET]} | wanted
+        wanted.setdefault(Network.UNET_SHALLOW, wanted[Network.UNET])
+        return wanted
 
     def _check_adapters(self) -> None:
         """Adapters of requests must be able to act on the networks that they change.

@@ -82,7 +82,7 @@ requests = st.builds(
 
 
 @given(st.lists(requests, min_size=2, max_size=4), st.data())
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 def test_company_does_not_matter_bit_for_bit_at_one_bucket(engine, batch, data):
     together = Padded(engine.components, limits=Limits(slots=6, rows=6, boundary=1))
     arrivals = [data.draw(st.integers(0, 4)) for _ in batch]
@@ -114,7 +114,7 @@ def collect(results, ids, events):
 
 
 @given(st.lists(requests, min_size=3, max_size=4))
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 def test_across_buckets_latents_differ_by_rounding_only(engine, batch):
     batch = [wanted.model_copy(update={"num_images": 1, "similarity": ALWAYS}) for wanted in batch]
     together = latents_of(fresh(engine), batch)

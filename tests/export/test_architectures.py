@@ -40,8 +40,8 @@ TOKENS = 77
 
 
 def exported(name, *values):
-    """A case that exports the network `name`: SDXL's UNet in the quick tests, the others in those that may be long."""
-    return pytest.param(name, *values, marks=() if name in ("sdxl", "sdxl-shallow") else pytest.mark.slow)
+    """A case that exports the network `name`: the least in the quick tests, the others in those that may be long."""
+    return pytest.param(name, *values, marks=() if name == "sdxl-shallow" else pytest.mark.slow)
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def test_a_resolution_that_plans_were_not_built_for_is_refused_at_the_door(compo
     monkeypatch.setattr(backend_networks, "_installed", lambda backend: True)
     engine = Engine(components, backend={"unet": "tensorrt"}, artifacts=builder)
     wide = REQUESTS[0].model_copy(update={"width": 128})
-    with pytest.raises(InvalidRequestError, match=r"128 x 64 pixels .* plans for unet .* 64 x 64"):
+    with pytest.raises(InvalidRequestError, match=r"128 x 64 pixels .* plans for unet, unet_shallow .* 64 x 64"):
         engine.submit(wide)
     engine.submit(REQUESTS[0])
     free = Engine(components, backend={"unet": "openvino"}, artifacts=builder)

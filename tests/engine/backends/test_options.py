@@ -52,7 +52,8 @@ def differ(found, wanted):
     return max(np.abs(a - b).max() for a, b in zip(found, wanted, strict=True))
 
 
-@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fused", [False, True])
 def test_regions_compile_once_and_for_every_bucket(components, traced, fused):
     """One of the requests is explained, which runs where attention can be read."""
     bare = dataclasses.replace(components, controlnet=None)
