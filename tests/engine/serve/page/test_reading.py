@@ -51,7 +51,7 @@ def test_the_keyboard_is_enough(opened):
     assert order[6:] == ["photo", "dial", "More settings", "go", *order[10:]]
     tab.page.focus("#dial")
     keys.press("ArrowRight")
-    assert tab.page.get_attribute("#dial", "aria-valuetext") == "Default"
+    assert tab.page.get_attribute("#dial", "aria-valuetext") == "Fast"
     tab.page.focus("#prompt")
     keys.type("a red star")
     keys.press("Control+Enter")
@@ -109,7 +109,7 @@ def test_the_dial_shows_what_the_study_found(opened):
     tab = opened()
     rows = tab.page.locator("#study tbody tr")
     assert rows.all_inner_texts()[0].split() == ["Gentle", "25%", "90%", "1.1"]
-    tab.page.locator("#dial").fill("2")
+    tab.page.locator("#dial").fill("3")
     assert tab.page.locator("#study tr[aria-current] th").inner_text() == "Strict"
     assert "strongly from the start" in tab.page.locator("#dial-said").inner_text()
     assert "1 March 2026" in tab.page.locator("#study").inner_text()
