@@ -18,7 +18,7 @@ from onnx import TensorProto, external_data_helper
 from torch import Tensor, nn
 
 from ..engine.api.reading import MAX_JSON, read_object
-from .form import ORIGINS as ORIGINS
+from .form import ORIGINS
 
 _DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,

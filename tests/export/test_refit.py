@@ -15,7 +15,8 @@ from twig.engine.models.networks import Denoiser
 from twig.engine.models.tensors import Network, network_specs
 from twig.export import build
 from twig.export.build import ArtifactBuilder
-from twig.export.refit import ORIGINS, keep_origins, refitted
+from twig.export.form import ORIGINS
+from twig.export.refit import keep_origins, refitted
 from twig.export.store import ArtifactStore
 
 
