@@ -28,7 +28,8 @@ PORT = 18265
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A cluster of this process's own."""
+    """A cluster of this process's own; its proxy may take long to start, for other tests keep both cores busy."""
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=128 * 2**20)
     yield
     serve.shutdown()
