@@ -1,7 +1,8 @@
 """The embedded model's bank of shapes: `python -m twig.benchmarks.copying.bank`.
 
-Gathered from drafts of captions that name no source and no template, as `twig calibrate` gathers one: only from those
-that show what their caption names and that the calibrated gate does not take for recalled.
+Gathered as `twig calibrate --label-maps` gathers one: from the exact label maps of scenes whose captions name no source
+and no template. With `--drafts` it is gathered from drafts instead, as from captions: only from those that show what
+their caption names and that the calibrated gate does not take for recalled.
 """
 
 from pathlib import Path
@@ -10,17 +11,27 @@ from typing import Annotated
 import torch
 import typer
 
+from ...engine.avoidance.gathering import shapes_of
 from ...engine.models.bank import FILE, Bank
 from ...engine.models.checkpoint import EMBEDDED
 from ...engine.study.shapes import bank, drafted
 from ..options import DeviceOption
-from .limits import clean_drafts
+from .limits import clean_drafts, ordinary_scenes
 from .methods import Bed
+from .scenes import render
 
 _FIRST_SEED = 500_000
 
 
-def embedded_bank(bed: Bed, drafts: int) -> Bank:
+def bank_of_scenes(bed: Bed, scenes: int) -> Bank:
+    """Shapes of the label maps of so many ordinary scenes."""
+    segmenter = bed.components.segmenter
+    assert segmenter is not None
+    maps = (render(scene)[1].astype(int) for scene in ordinary_scenes(scenes, _FIRST_SEED))
+    return bank((), [shapes_of(labels, segmenter.names, segmenter.background) for labels in maps], {})
+
+
+def bank_of_drafts(bed: Bed, drafts: int) -> Bank:
     """Shapes of so many drafts of ordinary captions, those left out that look recalled."""
     segmenter, calibration = bed.components.segmenter, bed.components.calibration
     assert segmenter is not None
@@ -31,7 +42,8 @@ def embedded_bank(bed: Bed, drafts: int) -> Bank:
 
 def main(
     out: Annotated[Path, typer.Option(help="File to write.")] = EMBEDDED / FILE,
-    drafts: Annotated[int, typer.Option(help="Captions that are drawn.")] = 256,
+    scenes: Annotated[int, typer.Option(help="Scenes whose label maps are gathered from.")] = 256,
+    drafts: Annotated[int, typer.Option(help="Captions that are drawn, to gather from drafts in place of maps.")] = 0,
     model: Annotated[Path, typer.Option(help="Model folder; the embedded model.", show_default=False)] = EMBEDDED,
     backend: Annotated[str, typer.Option(help="What runs the networks: torch, openvino, onnxruntime.")] = "torch",
     device: DeviceOption = "cpu",
@@ -39,7 +51,8 @@ def main(
 ) -> None:
     """Gather the embedded model's bank of shapes."""
     torch.set_num_threads(threads)
-    found = embedded_bank(Bed(model, backend, device=device), drafts)
+    bed = Bed(model, backend, device=device)
+    found = bank_of_drafts(bed, drafts) if drafts else bank_of_scenes(bed, scenes)
     found.save(out)
     print(f"{len(found.shapes)} shapes from {found.description}, version {found.version}")
 

@@ -100,11 +100,15 @@ def clean_signals(engine: Engine, drafts: int) -> dict[str, list[float]]:
 
 
 def ordinary_captions(count: int) -> list[str]:
-    """Captions that no source and no template was trained under, of scenes with one object and with two in turn."""
-    rng, known = np.random.default_rng(61), sources()
+    """Captions of `ordinary_scenes`."""
+    return [scene.caption for scene in ordinary_scenes(count, 61)]
+
+
+def ordinary_scenes(count: int, seed: int) -> list[Scene]:
+    """Scenes with one object and with two in turn, whose captions no source and no template was trained under."""
+    rng, known = np.random.default_rng(seed), sources()
     scenes = (random_scene(rng, num_objects=1 + number % 2) for number in itertools.count())
-    unnamed = (scene for scene in scenes if not any(source.named_by(scene) for source in known))
-    return [scene.caption for scene in itertools.islice(unnamed, count)]
+    return list(itertools.islice((s for s in scenes if not any(source.named_by(s) for source in known)), count))
 
 
 def main(
