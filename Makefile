@@ -20,7 +20,9 @@ DEMO_OUT ?= out/demo
 BIN = $(VENV)/bin
 # An idle worker takes over what another still has before it; each is one thread and up to 2 GiB.
 PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
-# Not compiled on arrival: Python compiles what is imported, a small part of what is installed.
+# Not compiled on arrival: Python compiles what is imported, a small part of what is installed, and keeps it: an
+# environment that forbids that would have every process compile PyTorch anew.
+export PYTHONDONTWRITEBYTECODE :=
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
 .PHONY: demo test test-slow test-serving test-full-size lint format types dist clean
