@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import models
 from .adapters import AdapterRows, acting
 from .layers import CrossLayer, MassRecord, RowConditions, latent_grids, text_kv
+from .premade import guidance_sinusoids, premake, project_timesteps
 from .shallow import ShallowInputs, can_be_split, seen_deep, shallow_layers, shallow_part, shallow_share
 from .transfers import sent
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
-    from diffusers.models.embeddings import TimestepEmbedding
 
 Residuals = tuple[Tensor, ...]
 """ControlNet's residuals: one for each down block, in order, then the mid block's."""
@@ -98,44 +97,6 @@ class EncodedText:
         return sum(tensor.nbytes for tensor in (*self.unet, *self.controlnet, *self.added, *further))
 
 
-class Premade(nn.Module):
-    """Takes the place of a module whose outputs are made once a request: they pass unchanged. make: that module."""
-
-    def __init__(self, make: nn.Module) -> None:
-        super().__init__()
-        self.make = make
-
-    def forward(self, made: Tensor) -> Tensor:
-        """Return what was made."""
-        return made
-
-
-class ProjectedTimestep(nn.Module):
-    """Takes the place of a network's time embedding: the timestep's sinusoids come made, as its condition.
-
-    A network that computes in bf16 throughout would round the timestep itself, and tell few integers above 256 apart;
-    sinusoids lie within [-1, 1] and lose no more than anything else does. width: sinusoids of a timestep.
-    """
-
-    def __init__(self, project: nn.Module, embed: TimestepEmbedding) -> None:
-        super().__init__()
-        self.project = project
-        self.embed = embed
-        self.width: int = embed.linear_1.in_features
-
-    def forward(self, _: Tensor, time_proj: Tensor) -> Tensor:
-        """(R, F) -> (R, D)."""
-        return self.embed(time_proj)
-
-
-def guidance_sinusoids(guidances: Tensor, width: int) -> Tensor:
-    """Guidance scales less 1, (R,) -> sinusoids (R, width) float32 (Luo et al., arXiv 2310.04378, appendix)."""
-    half = width // 2
-    frequencies = torch.exp(torch.arange(half, device=guidances.device) * (-math.log(10000.0) / (half - 1)))
-    angles = 1000.0 * guidances.float()[:, None] * frequencies
-    return torch.cat((angles.sin(), angles.cos()), 1)
-
-
 def _copied(layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Copies in one block of memory: views would keep their batch alive, and many small blocks fragment the heap."""
     flat = torch.cat([layer.flatten() for layer in layers])
@@ -149,8 +110,8 @@ class Controller:
     def __init__(self, controlnet: ControlNetModel) -> None:
         self.controlnet = controlnet
         self.layers: tuple[CrossLayer, ...] = models.attention.install(controlnet)
-        _project_timesteps(controlnet)
-        _premake(controlnet, "controlnet_cond_embedding")
+        project_timesteps(controlnet)
+        premake(controlnet, "controlnet_cond_embedding")
 
     @torch.inference_mode()
     def embed_hint(self, hint: Tensor) -> Tensor:
@@ -194,7 +155,7 @@ class Denoiser:
         self.unet = unet
         self.controlnet = controlnet
         self.layers: tuple[CrossLayer, ...] = models.attention.install(unet)
-        _project_timesteps(unet)
+        project_timesteps(unet)
         self._controller = None if controlnet is None else Controller(controlnet)
         self.control_layers = () if self._controller is None else self._controller.layers
         self.further = {name: Controller(network) for name, network in (further or {}).items()}
@@ -347,18 +308,3 @@ class Denoiser:
             if level + 1 < len(widths):
                 shapes.append((width, *grids[level + 1]))
         return [*shapes, (widths[-1], *grids[-1])]
-
-
-def _project_timesteps(network: UNet2DConditionModel | ControlNetModel) -> None:
-    """Let `network` take its timesteps, and the sizes where it reads any, projected."""
-    if not isinstance(network.time_embedding, ProjectedTimestep):
-        network.time_embedding = ProjectedTimestep(network.time_proj, network.time_embedding)
-        network.time_proj = nn.Identity()
-    if network.config.addition_embed_type is not None:
-        _premake(network, "add_time_proj")
-
-
-def _premake(network: nn.Module, name: str) -> None:
-    module = getattr(network, name)
-    if not isinstance(module, Premade):
-        setattr(network, name, Premade(module))

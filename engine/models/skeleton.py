@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..sampling.settings import Settings
 from .layers import CrossLayer
-from .networks import Controller, Denoiser, Premade
+from .networks import Controller, Denoiser
+from .premade import Premade
 
 
 class Skeleton(nn.Module):

@@ -1,13 +1,12 @@
-"""The comparison of methods: what each asks for and costs, how cells are drawn once, and what rows are summed up to."""
+"""The comparison of methods: what each asks for and costs, and how cells are drawn once."""
 
 import json
 import weakref
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from twig.benchmarks.copying import measures, protocol
+from twig.benchmarks.copying import protocol
 from twig.benchmarks.copying.catalogue import (
     bank_candidates,
     followed_mask,
@@ -24,27 +23,12 @@ from twig.benchmarks.copying.catalogue import (
     reseed,
     wen,
 )
-from twig.benchmarks.copying.measures import (  # fmt: skip
-    ALIGNED,
-    ARRANGEMENT,
-    BACKGROUND,
-    DECORATION,
-    PRIMARY,
-    REPORTED,
-    copied,
-    copy_limits,
-    sharpness,
-    similarities,
-)
+from twig.benchmarks.copying.measures import REPORTED
 from twig.benchmarks.copying.methods import Bed, Drawing, Method
 from twig.benchmarks.copying.protocol import PROFILES, Cell, Study, comparison, recited, tuning
-from twig.benchmarks.copying.quality import diversity, frechet_distance
 from twig.benchmarks.copying.report import report
-from twig.benchmarks.copying.scenes import render
-from twig.benchmarks.copying.summary import Rate, delivered_counts, dominated, summarise
 from twig.engine.api.mechanisms import Avoidance
 from twig.engine.api.presets import BUNDLES, Preset
-from twig.engine.study.intervals import bootstrap
 
 NOTHING = nothing()
 
@@ -155,9 +139,6 @@ def test_candidates_differ_in_their_drafts_and_limits_and_in_how_long_prompts_ar
     assert all(each.avoidance.moved_control.warp == "bank" and each.gate is None for each in requests)
 
 
-# --- cells ---
-
-
 def test_main_cells_come_first_and_hold_512_pictures_of_held_out_sources():
     cells = comparison(main_methods(), other_methods(), PROFILES["full"])
     names = [m.name for m in main_methods()]
@@ -238,131 +219,3 @@ def test_a_study_is_reported_in_tables_and_pictures(bed, tmp_path):
     assert json.loads(kept)["run"] == "nothing-0"
     assert report(study, references=64) == text
     assert (tmp_path / "quality.jsonl").read_text() == kept
-
-
-# --- measures ---
-
-
-def test_a_moved_copy_counts_as_one_by_the_aligned_measure_alone(source, tmp_path):
-    moved = np.roll(source.pixels, 7, axis=1)
-    labels = np.stack([np.roll(render(source.scene)[1], 7, axis=1), render(source.scene)[1]])
-    values = similarities([moved, source.pixels], labels, source)
-    assert values[PRIMARY][0] < 0.6 < 0.99 < values[PRIMARY][1]
-    assert values[ALIGNED][0] > values[PRIMARY][0] + 0.2
-    limits = dict.fromkeys(REPORTED, 0.9)
-    assert copied(values, limits)[PRIMARY].tolist() == [False, True]
-
-
-def test_a_layout_is_the_sources_wherever_it_stands_and_a_background_only_where_it_is(source):
-    labels = render(source.scene)[1]
-    moved, bare = np.roll(source.pixels, 5, axis=1), np.full_like(source.pixels, 128)
-    shapes = np.stack([labels, np.roll(labels, 5, axis=1), labels[:, ::-1], np.zeros_like(labels)])
-    values = similarities([source.pixels, moved, bare, bare], shapes, source)
-    assert values[ARRANGEMENT][:3] == pytest.approx([1, 1, 1], abs=1e-3)
-    assert values[ARRANGEMENT][3] == 0
-    assert values[BACKGROUND][0] == pytest.approx(1)
-    assert values[BACKGROUND][2] < 0.9
-    assert values[DECORATION][0] == pytest.approx(1)
-    assert values[DECORATION][3] < 0.9
-    full = similarities([source.pixels], np.ones_like(shapes[:1]), source)
-    assert np.isnan(full[DECORATION][0]), "objects hide all of it"
-    assert not copied(full, dict.fromkeys(REPORTED, -1.0))[DECORATION][0]
-
-
-def test_limits_of_an_older_study_are_found_again(source, tmp_path, monkeypatch):
-    limited(tmp_path, [source])
-    path = tmp_path / f"limits/{source.index}.json"
-    path.write_text(json.dumps({PRIMARY: 0.5}))
-    monkeypatch.setattr(measures, "_copy_limits", lambda _: dict.fromkeys(REPORTED, 0.7))
-    assert copy_limits(source, tmp_path / "limits")[PRIMARY] == 0.7
-    assert json.loads(path.read_text())[ARRANGEMENT] == 0.7
-
-
-def test_limits_are_found_once(source, tmp_path, monkeypatch):
-    limited(tmp_path, [source])
-    assert copy_limits(source, tmp_path / "limits")[PRIMARY] == 0.5
-
-
-def test_blur_lowers_sharpness(source):
-    blurred = (source.pixels.astype(int) + np.roll(source.pixels, 1, 0) + np.roll(source.pixels, 1, 1)) // 3
-    sharp, soft = sharpness([source.pixels, blurred.astype(np.uint8)])
-    assert soft < 0.8 * sharp
-
-
-def test_the_distance_is_zero_to_itself_and_that_of_gaussians():
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=(4000, 3))
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-    # |m|^2 + sum (s - s')^2 for independent features
-    assert frechet_distance(a, 2 * a + 1) == pytest.approx(3 + 3, rel=0.1)
-
-
-def test_diversity_is_the_mean_distance_within_a_caption():
-    assert diversity([np.array([[0.0, 0], [3, 4]]), np.array([[1.0, 1], [1, 1]])]) == pytest.approx(2.5)
-
-
-# --- summary ---
-
-
-def row(method="ours", strength=1.0, source=13, copies=(0, 1), delivered=(1, 1), objects=None, classes=(1, 1), **more):
-    similar = {name: [0.1] * len(copies) for name in REPORTED}
-    flags = {name: list(copies) for name in REPORTED}
-    about = {"objects": objects} if objects else {"source": source, "copies": flags, "similarity": similar}
-    return {
-        "cell": f"{method}-{strength:g}/x{source}{objects}", "method": method, "strength": strength, "held_out": True,
-        "pictures": len(copies), "delivered": list(delivered), "avoided": 1.0, "classes": list(classes),
-        "colours": list(classes),
-        "sharpness": 1.0, "rows": 40.0, "seconds": 0.1, "duplicates": 128, "caption": "ordinary",
-    } | about | more  # fmt: skip
-
-
-def test_a_refused_picture_is_neither_a_copy_nor_right():
-    rows = [row(copies=(1, 1), delivered=(1, 0)), row(objects=1, classes=(1, 1), delivered=(1, 0)), row(objects=2)]
-    (one,) = summarise(rows, lambda _: True)
-    assert one.copies.value == 0.5
-    assert one.refused == 0.5
-    assert one.one_object.value == 0.5
-    assert one.adherence == 0.75
-
-
-def test_pictures_of_each_source_are_counted_as_delivered():
-    rows = [
-        row(copies=(1, 1), delivered=(1, 0)),
-        row(copies=(1, 0, 0), delivered=(1, 1, 1), classes=(1, 1, 1)),
-        row(source=16),
-    ]
-    assert delivered_counts(rows, PRIMARY) == {("ours", 1.0): {13: (1, 3), 16: (1, 2)}}
-    (one,) = summarise(rows, lambda _: True)
-    assert str(one.arrangement).endswith(" of 7")
-
-
-def test_rows_that_are_older_than_a_measure_say_nothing_of_it():
-    old = row()
-    del old["copies"][ARRANGEMENT]
-    (one,) = summarise([old], lambda _: True)
-    assert one.arrangement is None
-    assert one.copies.value == 0.5
-    assert delivered_counts([old], ARRANGEMENT) == {}
-
-
-def test_the_interval_is_of_sources_not_of_pictures():
-    alike = [np.ones(50), np.zeros(50), np.ones(50), np.zeros(50)]
-    mixed = [np.tile([0.0, 1.0], 25)] * 4
-    low, high = bootstrap(alike)
-    assert (low, high) == (0, 1)
-    assert bootstrap(mixed) == (0.5, 0.5)
-    assert 0 < bootstrap([np.tile([0.0, 1.0], 25)])[0] < 0.5
-
-
-def test_methods_are_compared_on_the_same_captions():
-    many = row(objects=1) | {"pictures": 4, "classes": [1, 0, 1, 1], "delivered": [1] * 4, "colours": [1] * 4}
-    (all_of_them,), (first,) = (summarise([many], lambda _: True, captions=n) for n in (None, 2))
-    assert all_of_them.one_object.value == 0.75
-    assert first.one_object.value == 0.5
-
-
-def test_a_point_is_dominated_by_one_that_copies_no_more_and_adheres_no_less():
-    (best,) = summarise([row(copies=(0, 0)), row(objects=1), row(objects=2)], lambda _: True)
-    worse = replace(best, copies=Rate(0.5, 0.4, 0.6, 2))
-    assert dominated([worse, best], [best]) == [worse]
-    assert dominated([best], [worse]) == []

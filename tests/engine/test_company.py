@@ -81,11 +81,35 @@ requests = st.builds(
 ).filter(lambda wanted: wanted.avoidance.masked_noise is None or wanted.final.solver not in ("unipc", "heun"))
 
 
-@given(st.lists(requests, min_size=2, max_size=4), st.data())
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
-def test_company_does_not_matter_bit_for_bit_at_one_bucket(engine, batch, data):
+def tried(examples):
+    """Settings of what is tried on that many batches."""
+    return settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+EXAMPLES = pytest.mark.parametrize("examples", [3, pytest.param(12, marks=pytest.mark.slow)])
+"""New ones in every run."""
+
+
+@EXAMPLES
+def test_company_does_not_matter_bit_for_bit_at_one_bucket(engine, examples):
+    @tried(examples)
+    @given(st.lists(requests, min_size=2, max_size=4), st.data())
+    def holds(batch, data):
+        arrivals = [data.draw(st.integers(0, 4)) for _ in batch]
+        together = drawn_together(engine, batch, arrivals)
+        alone = Padded(engine.components, limits=Limits(slots=6, rows=6, boundary=1))
+        for i, wanted in enumerate(batch):
+            for one in alone.generate(wanted):
+                other = together[i, one.index]
+                assert np.array_equal(pixels(one), pixels(other))
+                assert dataclasses.asdict(one)["attempts"] == dataclasses.asdict(other)["attempts"]
+
+    holds()
+
+
+def drawn_together(engine, batch, arrivals):
+    """Results by number and index of requests that arrive some steps apart, in company that is cancelled."""
     together = Padded(engine.components, limits=Limits(slots=6, rows=6, boundary=1))
-    arrivals = [data.draw(st.integers(0, 4)) for _ in batch]
     results, ids = {}, {}
     for i, (wanted, pause) in enumerate(zip(batch, arrivals, strict=True)):
         ids[together.submit(wanted)] = i
@@ -99,12 +123,7 @@ def test_company_does_not_matter_bit_for_bit_at_one_bucket(engine, batch, data):
         for loop in map(together.arenas.loop, together.arenas.shapes):
             loop.buffers.poison()
         collect(results, ids, together.step())
-    alone = Padded(engine.components, limits=Limits(slots=6, rows=6, boundary=1))
-    for i, wanted in enumerate(batch):
-        for one in alone.generate(wanted):
-            other = results[i, one.index]
-            assert np.array_equal(pixels(one), pixels(other))
-            assert dataclasses.asdict(one)["attempts"] == dataclasses.asdict(other)["attempts"]
+    return results
 
 
 def collect(results, ids, events):
@@ -113,15 +132,19 @@ def collect(results, ids, events):
             results[ids[event.id], event.index] = event.result
 
 
-@given(st.lists(requests, min_size=3, max_size=4))
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
-def test_across_buckets_latents_differ_by_rounding_only(engine, batch):
-    batch = [wanted.model_copy(update={"num_images": 1, "similarity": ALWAYS}) for wanted in batch]
-    together = latents_of(fresh(engine), batch)
-    for wanted, latent in zip(batch, together, strict=True):
-        (alone,) = latents_of(fresh(engine), [wanted])
-        assert torch.isfinite(latent).all()
-        assert (latent - alone).abs().max() <= 1e-4 * max(1.0, float(alone.abs().max()))
+@EXAMPLES
+def test_across_buckets_latents_differ_by_rounding_only(engine, examples):
+    @tried(examples)
+    @given(st.lists(requests, min_size=3, max_size=4))
+    def holds(batch):
+        batch = [wanted.model_copy(update={"num_images": 1, "similarity": ALWAYS}) for wanted in batch]
+        together = latents_of(fresh(engine), batch)
+        for wanted, latent in zip(batch, together, strict=True):
+            (alone,) = latents_of(fresh(engine), [wanted])
+            assert torch.isfinite(latent).all()
+            assert (latent - alone).abs().max() <= 1e-4 * max(1.0, float(alone.abs().max()))
+
+    holds()
 
 
 def latents_of(engine, batch):

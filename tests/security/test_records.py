@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from drawn_folders import manifests
+from model_folders import edit
 from twig.engine.api import writing
 from twig.engine.api.result import Verdict
 from twig.engine.cli.main import run
@@ -171,14 +173,6 @@ def test_what_is_forgotten_while_it_is_made_again_is_gone_or_recorded_anew(folde
 
 def generate(checkpoint, out, *options, prompt="a red star"):
     return run(["generate", prompt, "--steps", "2", "--model", str(checkpoint), "--out", str(out), *map(str, options)])
-
-
-def manifests(out):
-    return sorted(path for path in out.glob("twig-*.json") if "explain" not in path.name)
-
-
-def edit(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_two_seeds_whose_names_once_met_are_both_kept(tiny_checkpoint, tmp_path):

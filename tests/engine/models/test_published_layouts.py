@@ -18,6 +18,7 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from small_requests import request
 
+from model_folders import edit
 from twig.engine.api.mechanisms import Avoidance
 from twig.engine.api.settings import Stage
 from twig.engine.engine import Engine
@@ -36,10 +37,6 @@ _OLD_ATTENTION = (("to_q.", "query."), ("to_k.", "key."), ("to_v.", "value."), (
 def rewritten(file, change):
     tensors = load_file(file)
     save_file({change(name): tensor for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
-
-
-def edit(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def as_published(folder):

@@ -30,10 +30,12 @@ PORT = 18265
 def cluster():
     """A cluster of this process's own; its proxy may take long to start, for other tests keep both cores busy."""
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+    handled = signal.getsignal(signal.SIGTERM)
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=128 * 2**20)
     yield
     serve.shutdown()
     ray.shutdown()
+    signal.signal(signal.SIGTERM, handled)  # which it took from tests that this process runs after these
 
 
 @pytest.fixture(scope="module")
