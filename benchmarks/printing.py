@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 Row = dict[str, object]
 
-_SETTING = ("model", "device", "dtype", "threads", "clock", "slots", "row_limit", "buckets")
+_SETTING = ("plan", "model", "device", "dtype", "threads", "clock", "slots", "row_limit", "buckets")
 _STAMP = ("time", "environment", "load_average")
 
 

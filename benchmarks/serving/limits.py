@@ -77,6 +77,8 @@ def fairness(bench: Bench) -> Iterator[Row]:
     plan = bench.plan
     ours, alone, rate = list[Call](), list[Answer](), 0.0
     for name, limits in HEAVY_KEYS.items():
+        if bench.there(measure="fairness", heavy_key=name) is not None:
+            continue
         folder = bench.folder / f"fairness-{len(limits) and limits['concurrent']}"
         folder.mkdir(parents=True, exist_ok=True)
         keys = Keys(folder / "keys.json")

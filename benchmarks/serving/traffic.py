@@ -1,9 +1,9 @@
 """Rows of traffic: capacity, random arrivals and bursts, for `twig serve` and for a queue around diffusers."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ _LEAST_SSIM = 0.999
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured. requests: of each run of arrivals; loads: shares of Twig's capacity; rounds: of closed
-    batches; lasting: requests after which memory is looked at; jobs: of the drill with kills; leaves: of clients."""
+    """How much is measured. arrivals: requests of each run of traffic; loads: shares of Twig's capacity; requests: of
+    whom limits send away; rounds: of closed batches; lasting: requests after which memory is looked at; jobs: of the
+    drill with kills; leaves: of clients."""
 
     steps: int
+    arrivals: int
     requests: int
     loads: tuple[float, ...]
     rounds: int
@@ -41,10 +43,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where the benchmark runs, a folder of its own, and how much of it."""
+    """Where the benchmark runs, a folder of its own, and how much of it. found: rows of it that are there already."""
 
     folder: Path
     plan: Plan
+    found: Sequence[Mapping[str, Any]] = ()
+
+    def there(self, **wanted: object) -> Mapping[str, Any] | None:
+        """The row that agrees with all that is wanted, None where it is still to be measured."""
+        return next((row for row in self.found if wanted.items() <= row.items()), None)
 
     def config(self, **sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """An operator's file under which nobody is sent away unless it says so."""
@@ -129,21 +136,28 @@ def _same(found: Sequence[str | None], wanted: Sequence[str | None]) -> dict[str
 
 def traffic(bench: Bench) -> Iterator[Row]:
     """Capacity of each contender, then Poisson arrivals at shares of Twig's, then bursts."""
-    rate = None
     for name, starting in bench.servers().items():
+        loads = [{"measure": "poisson", "load": load} for load in bench.plan.loads]
+        kinds: list[dict[str, Any]] = [{"measure": "capacity"}, *loads, {"measure": "burst"}]
+        left = [kind for kind in kinds if bench.there(contender=name, **kind) is None]
+        if not left:
+            continue
         with starting as server:
             drive(server.url, at_once(bodies(_AT_ONCE, 2, seed=1)))
-            found = capacity(server, bench.plan)
-            rate = rate or found
-            yield {"measure": "capacity", "contender": name, "capacity": found, "at_once": _FULL}
-            for load in bench.plan.loads:
-                yield {
-                    "measure": "poisson",
-                    "contender": name,
-                    "load": load,
-                    **arrivals(server, bench.plan, load * rate),
-                }
-            yield {"measure": "burst", "contender": name, **burst(server, bench.plan, rate)}
+            for kind in left:
+                row: Row = {"contender": name, **kind, **_measured(server, bench, kind)}
+                bench = replace(bench, found=(*bench.found, row))
+                yield row
+
+
+def _measured(server: Process, bench: Bench, kind: Mapping[str, Any]) -> Row:
+    if kind["measure"] == "capacity":
+        return {"capacity": capacity(server, bench.plan), "at_once": _FULL}
+    ours = bench.there(measure="capacity", contender=TWIG)
+    assert ours is not None, "Twig's is the first"
+    if kind["measure"] == "burst":
+        return burst(server, bench.plan, ours["capacity"])
+    return arrivals(server, bench.plan, kind["load"] * ours["capacity"])
 
 
 def capacity(server: Process, plan: Plan, key: str = NO_KEY) -> float:
@@ -156,14 +170,14 @@ def capacity(server: Process, plan: Plan, key: str = NO_KEY) -> float:
 
 def arrivals(server: Process, plan: Plan, rate: float) -> Row:
     """Poisson arrivals, every fourth a stream that asks for a preview where there are such."""
-    times = np.random.default_rng(6).exponential(1 / rate, plan.requests).cumsum()
-    calls = [Call(float(at), body) for at, body in zip(times, bodies(plan.requests, plan.steps, seed=3), strict=True)]
+    times = np.random.default_rng(6).exponential(1 / rate, plan.arrivals).cumsum()
+    calls = [Call(float(at), body) for at, body in zip(times, bodies(plan.arrivals, plan.steps, seed=3), strict=True)]
     return {"rate": rate, **_told(_streamed(server, calls))}
 
 
 def burst(server: Process, plan: Plan, rate: float) -> Row:
     """Bursts of equal size, at half of Twig's capacity on average."""
-    waves = max(2, plan.requests // _BURST)
+    waves = max(2, plan.arrivals // _BURST)
     asked = bodies(waves * _BURST, plan.steps, seed=4)
     calls = [Call((i // _BURST) * _BURST / (rate / 2), body) for i, body in enumerate(asked)]
     return {"rate": rate / 2, "burst": _BURST, **_told(_streamed(server, calls))}

@@ -53,5 +53,9 @@ class RecordError(TwigError):
     """A record that cannot be kept or read: a log that is not ours to write, was altered, or is of another kind."""
 
 
+class UnreachableError(RecordError):
+    """A database or a storage that cannot be used now: locked, full, restarted, gone; the same may succeed later."""
+
+
 class TwigWarning(UserWarning):
     """What is served otherwise than it may look: said once, by name, and nothing fails."""

@@ -23,6 +23,9 @@ PART = re.compile(r"\.twig-[0-9a-f]{16}\.part")
 MAX_LINE = 2**26
 """Longest line of a log, in bytes."""
 
+_ROOM = 2**23
+"""Bytes for which there is room where files can be written: a record, its picture and what comes beside them."""
+
 _PRIVATE, _PUBLIC = 0o600, 0o666
 
 
@@ -42,11 +45,15 @@ def write_new(path: Path, data: bytes, private: bool = False) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Make `folder` and raise OSError unless files can be written into it; leaves nothing there."""
+    """Make `folder` and raise OSError unless files can be written into it, with room for some; leaves nothing there."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _part(folder, b"", private=True):
-            pass
+        path, file = _begun(folder, private=True)
+        try:
+            with os.fdopen(file, "wb") as stream:
+                stream.write(bytes(_ROOM))
+        finally:
+            path.unlink(missing_ok=True)
     except OSError as error:  # it would name the passing file
         raise OSError(error.errno, error.strerror, str(folder)) from error
 

@@ -37,11 +37,11 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from ..api.errors import RecordError
+from ..api.errors import RecordError, UnreachableError
 from ..api.reading import shown
 from ..api.writing import check_folder, open_own
 from .chain import BEGINNING, Head, Line, digest_of, linked, parsed, without_erasable, written
-from .databases import PATIENCE, served_url, without_secrets
+from .databases import limit_waiting, patience, served_url, without_secrets
 from .secret import Secret
 from .stores import Query
 
@@ -179,6 +179,7 @@ class SqlStore:
             with open_own(self._file, create=True):  # SQLite would follow a link, and heed the umask
                 pass
         with self._connected(writes=True) as connection, connection.begin():
+            limit_waiting(connection)
             if connection.dialect.name == "postgresql":
                 connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
             self._prepare(connection)
@@ -202,7 +203,7 @@ class SqlStore:
         except SQLAlchemyError as error:
             self._prepared = False  # a table may be gone
             problem = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-            raise RecordError(f"the audit log at {self.place} cannot be used: {shown(problem)}") from error
+            raise UnreachableError(f"the audit log at {self.place} cannot be used: {shown(problem)}") from error
 
     def _append(self, connection: Connection, body: Mapping[str, Any]) -> Line:
         line = linked(body, *self._end(connection))
@@ -254,8 +255,8 @@ def _batches(numbers: Collection[int]) -> Iterator[list[int]]:
 def _engine(url: URL) -> Engine:
     """An engine that keeps no connection: a server that began anew, or a process that was forked, finds none broken."""
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, poolclass=NullPool)
-    engine = create_engine(url, connect_args={"timeout": PATIENCE}, poolclass=NullPool)
+        return create_engine(url, connect_args=patience(url), poolclass=NullPool)
+    engine = create_engine(url, connect_args=patience(url), poolclass=NullPool)
     event.listen(engine, "connect", _leave_transactions_to_us)
     event.listen(engine, "begin", _begin)
     return engine

@@ -31,11 +31,17 @@ class _YamlLoader(yaml.SafeLoader):
 
 
 class Listen(Settings):
-    """Where clients find it. keys: file of API keys; without one only this machine is listened to."""
+    """Where clients find it. keys: file of API keys; without one only this machine is listened to.
+
+    connections: the most that are kept; beyond them, one over which nothing is asked is closed. patience: seconds in
+    which a request must have come, body included, and in any of which something of an answer must be read.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     keys: Path | None = None
+    connections: int = Field(default=2048, ge=1)
+    patience: float = Field(default=120.0, gt=0)
 
 
 class Model(Settings):

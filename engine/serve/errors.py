@@ -7,11 +7,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..api.errors import EngineBusyError, EngineClosedError, InvalidRequestError
+from ..api.errors import EngineBusyError, EngineClosedError, InvalidRequestError, UnreachableError
 from ..api.reading import shown
 
 REQUEST, SERVER, KEY, LIMIT = "invalid_request_error", "server_error", "authentication_error", "rate_limit_error"
 """Values of an error's `type`."""
+
+_LATER = 5.0
+"""Seconds after which what cannot be reached is worth another try."""
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +61,14 @@ class ApiError(Exception):
         return {"x-should-retry": "true", "retry-after": str(max(1, math.ceil(self.retry_after)))}
 
 
+class UnavailableError(ApiError):
+    """What an answer takes cannot be kept or read now, and can be later. name: of that, in the plural."""
+
+    def __init__(self, name: str) -> None:
+        message = f"the server cannot reach its {name} now, and answers nothing that takes them; try again"
+        super().__init__(503, f"{name}_unavailable", message, type=SERVER, retry_after=_LATER)
+
+
 def wrong_field(error: ValidationError, within: str = "") -> ApiError:
     """The error for the first field of a body that is wrong; what was in it is not repeated."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
@@ -76,6 +87,9 @@ def told(error: Exception) -> ApiError:
     if isinstance(error, EngineClosedError):
         return draining()
     _log.error("a request failed", exc_info=error)
+    if isinstance(error, UnreachableError | OSError):
+        message = "the server cannot reach what this takes now; try again"
+        return ApiError(503, "unavailable", message, type=SERVER, retry_after=_LATER)
     return ApiError(500, "internal_error", "the server could not do this; its log says why", type=SERVER)
 
 

@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
 from .served import picked
-from .service import Auditing, Generating, Watching, service_of
+from .service import READY, Auditing, Generating, Watching, service_of
 
 router = APIRouter()
 
@@ -16,15 +16,21 @@ router = APIRouter()
 async def livez(request: Request) -> Response:
     """200 unless an engine's thread died, in which case nothing helps but a new process."""
     service = service_of(request)
-    return _said(service.alive or service.draining, "alive", "the engine does not run any more")
+    well = service.alive or service.draining
+    return JSONResponse({"status": "alive" if well else "the engine does not run any more"}, 200 if well else 503)
 
 
 @router.api_route("/readyz", methods=["GET", "HEAD"])
 async def readyz(request: Request) -> Response:
-    """200 while requests should be sent here: the engines are warm and run, and the server is not about to end."""
+    """200 while requests should be sent here: engines are warm and run, records can be kept, and no end is near.
+
+    Where jobs cannot be kept, that is said beside it: pictures are drawn all the same.
+    """
     service = service_of(request)
-    why = "shutting down" if service.draining else "warming up" if not service.warm else "the engine does not run"
-    return _said(service.ready, "ready", why)
+    answer = {"status": service.standing}
+    if (why := service.desk.places.why) is not None:
+        answer["jobs"] = f"cannot be kept: {why}"
+    return JSONResponse(answer, status_code=200 if service.standing == READY else 503)
 
 
 @router.get("/v1/models")
@@ -54,7 +60,3 @@ async def record(request: Request, id: str, key: Auditing) -> Response:
 
 def _model(name: str, request: Request) -> dict[str, object]:
     return {"id": name, "object": "model", "created": service_of(request).started, "owned_by": "twig"}
-
-
-def _said(well: bool, word: str, why: str) -> Response:
-    return JSONResponse({"status": word if well else why}, status_code=200 if well else 503)

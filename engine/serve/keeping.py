@@ -13,6 +13,7 @@ from ..records.audit import LOG_NAME, AuditLog, file_hash
 from ..records.credentials import Signer
 from ..records.output import OutputFolder, check_writable, manifest_beside
 from ..records.stores import Query
+from .breaker import Breaker
 from .config import Records
 from .errors import ApiError
 
@@ -35,6 +36,7 @@ def signer_of(config: Records) -> Signer | None:
 class Keeper:
     """Keeps records of what engines make, as `config` says, in one chain.
 
+    records: by which they are written, and told whether they can be.
     signer: gives their pictures content credentials, where the operator has a certificate. Raises what loading it does.
     """
 
@@ -42,17 +44,19 @@ class Keeper:
         self.config, self.signer = config, signer_of(config)
         place = config.log or config.folder / LOG_NAME
         self.log = AuditLog(place, prompts=config.prompts, root=config.folder)
-        self._turn = asyncio.Lock()
+        self.records = Breaker("records", self._check, threads=1)  # for they form one chain
 
     def prepare(self) -> None:
         """Raise RecordError or OSError unless records can be written; sweep what a killed server left half written."""
-        check_writable(self.config.folder, self.log)
+        self._check()
         sweep(self.config.folder)
 
     async def keep(self, result: GenerationResult, engine: Engine) -> Kept:
-        """Write the record of a result that `engine` made; it is on the disk when this returns."""
-        async with self._turn:
-            return await asyncio.shield(asyncio.to_thread(self._keep, result, engine))
+        """Write the record of a result that `engine` made; it is on the disk when this returns.
+
+        Raises UnavailableError where it cannot be written.
+        """
+        return await self.records.run(self._keep, result, engine)
 
     async def find(self, id: str) -> dict[str, Any]:
         """The record of that id: its manifest, and the lines that name it. Raises ApiError where there is none."""
@@ -64,6 +68,9 @@ class Keeper:
         if not _ID.fullmatch(id) or not path.is_file():
             raise ApiError(404, "record_not_found", "there is no record of this id", param="id")
         return path
+
+    def _check(self) -> None:
+        check_writable(self.config.folder, self.log)
 
     def _keep(self, result: GenerationResult, engine: Engine) -> Kept:
         if self.config.pictures:

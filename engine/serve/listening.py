@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from .config import ServeConfig
+from .connections import BACKLOG, patient
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class Listener(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                backlog=BACKLOG,
+                http="h11" if socket is not None else patient(config.listen.patience, config.listen.connections),
                 timeout_graceful_shutdown=round(config.drain.deadline) + _LAST_WORDS,
             )
         )
@@ -53,7 +56,11 @@ class Listener(uvicorn.Server):
         self.served.draining = True
         _log.info("asked to stop: unready now, listening for %g s more", self.grace)
         loop = asyncio.get_running_loop()
-        loop.call_soon_threadsafe(loop.call_later, self.grace, self.stop)
+        loop.call_soon_threadsafe(loop.call_later, self.grace, self._end_grace)
+
+    def _end_grace(self) -> None:
+        if not self.should_exit:  # else a second signal ended it, and what runs is waited for
+            self.stop()
 
     def stop(self) -> None:
         """Stop listening; when asked again, stop waiting too."""

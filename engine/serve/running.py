@@ -12,6 +12,7 @@ from ..api.request import GenerationRequest
 from ..door import Admission as Admitted
 from .admission import Admission
 from .answers import Answer
+from .errors import UnavailableError
 from .keeping import Keeper
 from .keys import Key
 from .observing import Spans, admission_span
@@ -35,8 +36,9 @@ class Runner:
         """Admit a request and yield what happens to it until its last image is finished; closing early cancels it.
 
         What it does not use of its key's rows is given back. Raises ApiError and the engine's errors before the first
-        event.
+        event, UnavailableError also where the record of a picture cannot be written: then nobody is told of it.
         """
+        self.keeper.records.check()
         async with AsyncExitStack() as stack:
             with admission_span() as span:
                 place = await stack.enter_async_context(self.admission.place(key, request))
@@ -44,15 +46,21 @@ class Runner:
             spending = Spending(place.admitted, place.rows)
             stack.callback(lambda: self.admission.tenants.give_back(key.id, spending.unspent))
             drawn = await stack.enter_async_context(aclosing(self._drawn(place.admitted, spending)))
-            async for told in drawn:
-                place.entered()
-                yield told
+            try:
+                async for told in drawn:
+                    place.entered()
+                    yield told
+            except UnavailableError:
+                spending.forgive()
+                raise
 
     async def job(self, request: GenerationRequest, tenant: str) -> AsyncGenerator[Told]:
         """Yield what happens to a request whose rows the key `tenant` paid when it handed the job in.
 
-        What was not used is given back, unless the engine takes no more or stops it, and it is drawn another time.
+        What was not used is given back, unless it is drawn another time: the engine takes no more or stops it, or its
+        record cannot be written.
         """
+        self.keeper.records.check()
         engine = self.engine.engine
         admitted = await asyncio.to_thread(engine.admit, request)
         spending = Spending(admitted, engine.estimate(admitted))
@@ -60,7 +68,7 @@ class Runner:
             async with aclosing(self._drawn(admitted, spending)) as drawn:
                 async for told in drawn:
                     yield told
-        except (EngineBusyError, EngineClosedError):
+        except (EngineBusyError, EngineClosedError, UnavailableError):
             spending.keep()
             raise
         finally:

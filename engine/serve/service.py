@@ -23,6 +23,9 @@ from .observing import Metrics
 from .served import Load, Served, load_of, names_of, picked
 from .tenants import TenantCounts, Tenants
 
+READY = "ready"
+"""How a server stands that requests should be sent to."""
+
 
 @dataclass
 class Service:
@@ -60,8 +63,11 @@ class Service:
             desk,
         )
         service.worker = Worker(desk, service.of, lambda: not service.ready)
-        service.metrics.watch("twig_jobs_waiting", "Jobs in the background that wait.", desk.store.waiting)
+        service.metrics.watch("twig_jobs_waiting", "Jobs in the background that wait.", desk.waiting)
         service.metrics.watch("twig_jobs_running", "Jobs that this server draws.", lambda: len(service.worker.running))
+        for place in (keeper.records, desk.places):
+            name, help = f"twig_{place.name}_unavailable", f"Whether {place.name} cannot be kept now."
+            service.metrics.watch(name, help, place.unavailable)
         return service
 
     @property
@@ -89,8 +95,10 @@ class Service:
             await served.engine.__aenter__()
 
     def warm_up(self) -> None:
-        """Make every engine ready, one after the other."""
+        """Make every engine ready, one after the other, unless all of it is to end."""
         for served in self.each:
+            if self.draining:
+                return
             served.warm_up()
 
     async def close(self, deadline: float) -> None:
@@ -110,7 +118,19 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether requests should be sent here."""
-        return self.warm and self.alive and not self.draining
+        return self.standing == READY
+
+    @property
+    def standing(self) -> str:
+        """Whether requests should be sent here, or why not, in words that anybody may read."""
+        if self.draining:
+            return "shutting down"
+        if not self.warm:
+            return "warming up"
+        if not self.alive:
+            return "the engine does not run"
+        why = self.keeper.records.why
+        return READY if why is None else f"records cannot be kept: {why}"
 
 
 def service_of(request: Request) -> Service:

@@ -20,12 +20,13 @@ class Spending:
         self._final = final_run(request, request.avoidance, embedded)
         self._finals = [self._final.rows_left] * request.num_images
         self._shared = rows - sum(self._finals)
+        self._estimated, self._forgiven = rows, False
         self._witnesses = self._shared - (0 if self._draft is None else self._draft.rows_left)
 
     @property
     def unspent(self) -> int:
         """Rows of the estimate that were not drawn. What a shut gate spares counts as drawn."""
-        return self._shared + sum(self._finals)
+        return self._estimated if self._forgiven else self._shared + sum(self._finals)
 
     def hear(self, event: Event) -> None:
         """Take in an event of the request."""
@@ -39,6 +40,10 @@ class Spending:
         elif event.state not in _BEFORE + _UNDRAWN:
             self._shared = 0
             self._finals[event.index] = min(self._finals[event.index], self._left_of_final(event))
+
+    def forgive(self) -> None:
+        """Count none of it as spent: the server could not keep what it drew, and nobody got anything."""
+        self._forgiven = True
 
     def keep(self) -> None:
         """Count all of it as spent: the server itself stopped it, and whoever draws it in its stead takes nothing."""

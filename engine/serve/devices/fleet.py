@@ -12,10 +12,14 @@ from pathlib import Path
 import httpx2
 
 from ..config import ServeConfig
+from ..service import READY
 from .counting import Counter
 from .load import LOAD
 
 _log = logging.getLogger(__name__)
+
+_AWAY = "not ready"
+"""How a worker stands that says nothing."""
 
 _LOOK = 0.25
 """Seconds between two looks at a worker's load."""
@@ -25,7 +29,8 @@ _PAUSES = (0.5, 2.0, 10.0, 30.0)
 
 
 class Worker:
-    """One device's process. rows: of the UNet, due there: what it last told, and what was sent to it since.
+    """One device's process. standing: how its server stands, as that says itself. rows: of the UNet, due there: what it
+    last told, and what was sent to it since.
 
     socket: where it listens. counter: the socket of the front's counts.
     """
@@ -34,10 +39,15 @@ class Worker:
         self.name, self.config, self.socket, self.counter = name, config, socket, counter
         transport = httpx2.AsyncHTTPTransport(uds=str(socket), limits=httpx2.Limits(max_connections=None))
         self.client = httpx2.AsyncClient(transport=transport, base_url="http://localhost", timeout=None)
-        self.ready, self.was_ready, self.restarts = False, False, 0
+        self.standing, self.was_ready, self.restarts = _AWAY, False, 0
         self.rate = 0.0
         self._told, self._sent = 0, 0
         self._process: Process | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests."""
+        return self.standing == READY
 
     @property
     def rows(self) -> int:
@@ -67,7 +77,7 @@ class Worker:
         """Wait for the process to end; return its exit code."""
         assert self._process is not None
         code = await self._process.wait()
-        self.ready = False
+        self.standing = _AWAY
         return code
 
     async def look(self) -> None:
@@ -77,9 +87,9 @@ class Worker:
             answer = await self.client.get(LOAD, timeout=10)
             told = answer.raise_for_status().json()
         except (httpx2.HTTPError, ValueError):
-            self.ready = False
+            self.standing = _AWAY
             return
-        self.ready, self.rate = told["ready"], told["rate"]
+        self.standing, self.rate = told["standing"], told["rate"]
         self.was_ready |= self.ready
         self._told, self._sent = told["rows"], self._sent - sent
 

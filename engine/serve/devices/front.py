@@ -89,7 +89,7 @@ async def _livez() -> Response:
 
 async def _readyz(request: Request) -> Response:
     front = _front(request)
-    states = {worker.name: "ready" if worker.ready else "not ready" for worker in front.fleet.workers}
+    states = {worker.name: worker.standing for worker in front.fleet.workers}
     why = "ready" if front.ready else "shutting down" if front.draining else "no device is ready"
     return JSONResponse({"status": why, "devices": states}, status_code=200 if front.ready else 503)
 

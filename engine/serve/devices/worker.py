@@ -49,7 +49,7 @@ def worker_application(config: ServeConfig, tenants: Tenants) -> FastAPI:
     service.prepare()
 
     async def told() -> dict[str, Any]:
-        return {"ready": service.ready, **service.load._asdict()}
+        return {"standing": service.standing, **service.load._asdict()}
 
     app.add_api_route(LOAD, told)
     return app

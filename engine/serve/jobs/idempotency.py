@@ -1,16 +1,16 @@
 """The same key, the same answer: a request that is sent again is not drawn again."""
 
-import asyncio
 import hashlib
 import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 
 from starlette.responses import JSONResponse, Response
 
 from ..bodies import ImageBody
-from ..errors import LIMIT, ApiError
+from ..errors import LIMIT, ApiError, UnavailableError
 from ..keys import Key
 from .desk import PREFIX, Desk
 from .store import Claim
@@ -44,14 +44,29 @@ def fingerprint(body: ImageBody, files: Mapping[str, bytes]) -> str:
 async def once(desk: Desk, name: str, asked: str, draw: Callable[[], Awaitable[Response]]) -> Response:
     """Answer as before where the key was answered, else by `draw`, whose answer is kept if it is a final one.
 
-    asked: the fingerprint. Raises ApiError (409 while it is drawn elsewhere, 422 where something else was asked for).
+    asked: the fingerprint. Raises ApiError (409 while it is drawn, 422 where something else was asked for, 503
+    where that cannot be told, or the answer could not be kept).
     """
-    now = time.time()
-    found = await asyncio.to_thread(desk.store.claim, name, asked, desk.owner, now, now + desk.config.lease)
-    if found is not None:
-        return await asyncio.to_thread(_given_again, desk, found, asked)
+    if (open := desk.keys.get(name)) is not None:  # whatever the clock says of its lease
+        return _given_again(desk, Claim(name, open), asked)
+    desk.keys[name] = asked
+    try:
+        now = time.time()
+        found = await desk.places.run(desk.store.claim, name, asked, desk.owner, now, now + desk.config.lease)
+        if found is not None:
+            return await desk.places.run(_given_again, desk, found, asked)
+        return await _drawn(desk, name, draw)
+    finally:
+        del desk.keys[name]
+
+
+async def _drawn(desk: Desk, name: str, draw: Callable[[], Awaitable[Response]]) -> Response:
+    """The answer to a key that was claimed; it is kept, or the key is free again, at the latest when its lease ends."""
     try:
         response = await draw()
+        if response.status_code in (200, 202):
+            await _keep(desk, name, response.status_code, bytes(response.body))
+            return response
     except ApiError as error:
         if error.code in _KEPT:
             await _keep(desk, name, error.status, json.dumps(error.body).encode())
@@ -61,10 +76,7 @@ async def once(desk: Desk, name: str, asked: str, draw: Callable[[], Awaitable[R
     except BaseException:
         await _free(desk, name)
         raise
-    if response.status_code not in (200, 202):
-        await _free(desk, name)
-        return response
-    await _keep(desk, name, response.status_code, bytes(response.body))
+    await _free(desk, name)
     return response
 
 
@@ -82,11 +94,14 @@ def _given_again(desk: Desk, found: Claim, asked: str) -> Response:
 
 async def _keep(desk: Desk, name: str, code: int, answer: bytes) -> None:
     def keep() -> None:
-        desk.artefacts.put(f"{name}-answer", answer)
+        if not desk.artefacts.put(f"{name}-answer", answer):  # what is there was never said to be the answer
+            desk.artefacts.delete([f"{name}-answer"])
+            desk.artefacts.put(f"{name}-answer", answer)
         desk.store.answer(name, desk.owner, code, time.time())
 
-    await asyncio.shield(asyncio.to_thread(keep))
+    await desk.places.run(keep)
 
 
 async def _free(desk: Desk, name: str) -> None:
-    await asyncio.shield(asyncio.to_thread(desk.store.unclaim, name, desk.owner))
+    with suppress(UnavailableError):
+        await desk.places.run(desk.store.unclaim, name, desk.owner)

@@ -8,7 +8,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from ...api.errors import RecordError
+from ...api.errors import UnreachableError
 
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict")
 _MISSING = ("NoSuchKey", "404")
@@ -22,8 +22,8 @@ class S3Artefacts:
         parts = urlsplit(place)
         self.place, self.bucket = place, parts.netloc
         self._prefix = f"{prefix}/" if (prefix := parts.path.strip("/")) else ""
-        retries = Config(retries={"mode": "standard", "max_attempts": 4})
-        self._client = boto3.client("s3", endpoint_url=endpoint, config=retries)
+        waits = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 2})
+        self._client = boto3.client("s3", endpoint_url=endpoint, config=waits)
 
     def check(self) -> None:
         """See `Artefacts`."""
@@ -64,4 +64,4 @@ class S3Artefacts:
         try:
             yield
         except (BotoCoreError, ClientError) as error:
-            raise RecordError(f"the artefacts at {self.place} cannot be used: {error}") from error
+            raise UnreachableError(f"the artefacts at {self.place} cannot be used: {error}") from error

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import (
     Column,
+    ColumnElement,
     Connection,
     CursorResult,
     Float,
@@ -29,12 +30,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from ...api.errors import RecordError
+from ...api.errors import RecordError, UnreachableError
 from ...api.reading import shown
 from ...api.writing import check_folder, open_own
-from ...records.databases import PATIENCE, served_url, without_secrets
+from ...records.databases import limit_waiting, patience, served_url, without_secrets
 from .store import Claim, Job, Status
 
 _TABLES = MetaData()
@@ -66,10 +68,27 @@ _KEYS = Table(
 _KEPT = [_JOBS.c[name] for name in ("id", "tenant", "priority", "created", "updated", "status", "attempts", "code")]
 _LIVE = (Status.QUEUED, Status.RUNNING)
 
+_TRIAL = "trial"
+"""A key that nobody has, by which is tried whether one can be kept."""
+
+_LEASES = 10.0
+"""Leases that one may end ahead of now: machines that share a database may differ by that in their clocks."""
+
+
+def _ran_out(table: Table, now: Any, far: Any) -> ColumnElement[bool]:
+    """Whether a lease is over: its time has come, or lies so far ahead that it was told by a clock that went back."""
+    return or_(table.c.until < now, table.c.until > far)
+
+
+def _far(now: float, until: float) -> float:
+    """A time that no lease reaches that is given for as long as from `now` to `until`, but by a clock that is wrong."""
+    return now + _LEASES * (until - now)
+
 
 def _taking() -> ReturningUpdate[Any]:
     """The statement of `take`, made once, for an idle server asks every second."""
-    left = and_(_JOBS.c.status == Status.RUNNING, _JOBS.c.until < bindparam("now"))
+    gone = and_(_JOBS.c.owner != bindparam("taker"), _ran_out(_JOBS, bindparam("now"), bindparam("far")))
+    left = and_(_JOBS.c.status == Status.RUNNING, gone)
     first = (
         select(_JOBS.c.id)
         .where(or_(_JOBS.c.status == Status.QUEUED, left))
@@ -95,7 +114,9 @@ class SqlJobs:
         in_file = served.get_backend_name() == "sqlite"
         self._file = Path(str(served.database)) if in_file else None
         try:
-            self._engine = create_engine(served, connect_args={"timeout": PATIENCE} if in_file else {})
+            # A file that is held open could be another by now; a database may have been started again.
+            pool = {"poolclass": NullPool} if in_file else {"pool_pre_ping": True}
+            self._engine = create_engine(served, connect_args=patience(served), **pool)
         except (ArgumentError, ImportError, TypeError, ValueError) as error:
             raise RecordError(f"no jobs can be kept at {self.place}: {shown(error)}") from error
         self._insert = (sqlite if in_file else postgresql).insert
@@ -108,6 +129,10 @@ class SqlJobs:
                 pass
         with self._transaction() as connection:
             _TABLES.create_all(connection)
+            connection.execute(
+                self._insert(_KEYS).values(name=_TRIAL, fingerprint="", updated=0.0).on_conflict_do_nothing()
+            )
+        self.delete([_TRIAL])  # it could be written
 
     def add(self, job: Job) -> bool:
         """See `JobStore`."""
@@ -131,18 +156,19 @@ class SqlJobs:
 
     def take(self, owner: str, now: float, until: float) -> Job | None:
         """See `JobStore`."""
-        values = {"taker": owner, "now": now, "end": until}
+        values = {"taker": owner, "now": now, "end": until, "far": _far(now, until)}
         with self._transaction() as connection:
             return _job(connection.execute(_TAKE, values))
 
-    def renew(self, owner: str, until: float) -> frozenset[str]:
+    def renew(self, owner: str, until: float, keys: Collection[str] = ()) -> frozenset[str]:
         """See `JobStore`."""
         with self._transaction() as connection:
             held = and_(_JOBS.c.owner == owner, _JOBS.c.status == Status.RUNNING)
             jobs = connection.execute(update(_JOBS).where(held).values(until=until).returning(_JOBS.c.id))
             ids = frozenset(jobs.scalars())
-            open_keys = and_(_KEYS.c.owner == owner, _KEYS.c.code.is_(None))
-            connection.execute(update(_KEYS).where(open_keys).values(until=until))
+            if keys:
+                held = and_(_KEYS.c.name.in_(keys), _KEYS.c.owner == owner, _KEYS.c.code.is_(None))
+                connection.execute(update(_KEYS).where(held).values(until=until))
             return ids
 
     def finish(self, id: str, owner: str, code: int, now: float) -> bool:
@@ -163,7 +189,7 @@ class SqlJobs:
     def claim(self, name: str, fingerprint: str, owner: str, now: float, until: float) -> Claim | None:
         """See `JobStore`."""
         values = {"fingerprint": fingerprint, "updated": now, "owner": owner, "until": until}
-        left = and_(_KEYS.c.code.is_(None), _KEYS.c.until < now)
+        left = and_(_KEYS.c.code.is_(None), or_(_KEYS.c.owner == owner, _ran_out(_KEYS, now, _far(now, until))))
         insert = self._insert(_KEYS).values(name=name, **values)
         taken = insert.on_conflict_do_update(index_elements=[_KEYS.c.name], set_=values, where=left)
         with self._transaction() as connection:
@@ -210,12 +236,15 @@ class SqlJobs:
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
+        if self._file is not None and not self._file.exists():  # SQLite would make an empty one
+            raise UnreachableError(f"the jobs at {self.place} are gone")
         try:
             with self._engine.begin() as connection:
+                limit_waiting(connection)
                 yield connection
         except SQLAlchemyError as error:
             problem = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            raise RecordError(f"the jobs at {self.place} cannot be used: {problem}") from error
+            raise UnreachableError(f"the jobs at {self.place} cannot be used: {problem}") from error
 
 
 def _job(rows: CursorResult[Any]) -> Job | None:

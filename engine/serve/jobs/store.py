@@ -50,7 +50,8 @@ class Claim:
 class JobStore(Protocol):
     """Keeps jobs for any number of servers, of which one at a time holds a job, for as long as it renews its lease.
 
-    Times are seconds since the epoch. Every method raises RecordError where the place cannot be reached.
+    Times are seconds since the epoch by the clocks of the servers, which may be put back: a lease that ends ten times
+    its length from now or later is over. Every method raises UnreachableError where the place cannot be used.
     """
 
     def check(self) -> None:
@@ -66,10 +67,10 @@ class JobStore(Protocol):
         """How many are queued, of one key where it is named."""
 
     def take(self, owner: str, now: float, until: float) -> Job | None:
-        """Give the next job to `owner` until then: queued, or of a server whose lease ran out; the highest priority."""
+        """Give the next job to `owner` until then: queued, or of another whose lease ran out; the highest priority."""
 
-    def renew(self, owner: str, until: float) -> frozenset[str]:
-        """Lengthen the lease of all that `owner` holds; return the ids of the jobs among it."""
+    def renew(self, owner: str, until: float, keys: Collection[str] = ()) -> frozenset[str]:
+        """Lengthen the lease of all jobs that `owner` holds, and return their ids; and of those keys that it holds."""
 
     def finish(self, id: str, owner: str, code: int, now: float) -> bool:
         """Say that a job has its answer; False where `owner` holds it no more, and the answer is not its own."""
@@ -81,7 +82,10 @@ class JobStore(Protocol):
         """End a job that has not ended; False where it has."""
 
     def claim(self, name: str, fingerprint: str, owner: str, now: float, until: float) -> Claim | None:
-        """Take a key of idempotency; None where it is taken now, else what is kept of it."""
+        """Take a key of idempotency, also one that `owner` took and could not free; None where it is taken now.
+
+        Else what is kept of it.
+        """
 
     def answer(self, name: str, owner: str, code: int, now: float) -> None:
         """Say that the answer to a key is kept."""

@@ -212,6 +212,7 @@ export const en = {
   "error.code.request_too_large": "This costs more than the key may spend in a minute. Ask for fewer steps.",
   "error.code.deadline_exceeded": "The picture was not finished in time.",
   "error.code.shutting_down": "The server is about to restart.",
+  "error.code.records_unavailable": "The server cannot keep records at the moment, and shows no picture without one.",
   "error.code.body_too_large": "This is more than the server takes at once.",
   "error.code.invalid_image": "The server cannot read this picture.",
   "error.code.invalid_rule": "Your rule cannot be used.",

@@ -212,6 +212,7 @@ export const ja = {
   "error.code.request_too_large": "このキーの一分あたりの処理量を超えています。ステップ数を減らしてください。",
   "error.code.deadline_exceeded": "時間内に完成しませんでした。",
   "error.code.shutting_down": "サーバーはまもなく再起動します。",
+  "error.code.records_unavailable": "現在サーバーが記録を保存できないため、画像を表示できません。",
   "error.code.body_too_large": "一度に受け付けられる大きさを超えています。",
   "error.code.invalid_image": "この画像を読み取れません。",
   "error.code.invalid_rule": "この規則は使えません。",

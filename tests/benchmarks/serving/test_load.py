@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from PIL import Image
 pytest.importorskip("httpx2", reason="loads are sent by httpx2")
 
 from servers import running
-from twig.benchmarks.serving.limits import answers_again
+from twig.benchmarks.rows import write_rows
+from twig.benchmarks.serving.__main__ import QUICK, measured_by
+from twig.benchmarks.serving.limits import HEAVY_KEYS, answers_again, fairness
 from twig.benchmarks.serving.load import Call, drive
 from twig.benchmarks.serving.pictures import decoded, encoded
 from twig.benchmarks.serving.queued import application
-from twig.benchmarks.serving.traffic import at_once, bodies
+from twig.benchmarks.serving.traffic import PLAIN, TWIG, TWO_STEP, Bench, at_once, bodies, traffic
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
 from twig.engine.serve.config import ServeConfig
@@ -92,3 +95,15 @@ def test_a_queue_draws_what_is_alike_together_and_eight_at_most():
 def test_pictures_come_back_as_they_were():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     assert np.array_equal(decoded(encoded(Image.fromarray(pixels))), pixels)
+
+
+def test_what_is_measured_is_left_out_when_it_goes_on_and_only_of_the_same_plan(tmp_path):
+    kinds = [{"measure": "capacity", "capacity": 1.0}, {"measure": "burst"}]
+    kinds += [{"measure": "poisson", "load": load} for load in QUICK.loads]
+    rows = [{"contender": name, **kind} for name in (TWIG, PLAIN, TWO_STEP) for kind in kinds]
+    rows += [{"measure": "fairness", "heavy_key": name} for name in HEAVY_KEYS]
+    write_rows(tmp_path / "rows", [row | {"plan": asdict(QUICK)} for row in rows])
+    bench = Bench(tmp_path, QUICK, measured_by(tmp_path / "rows", QUICK))
+    assert [*traffic(bench), *fairness(bench)] == []
+    assert measured_by(tmp_path / "rows", replace(QUICK, steps=11)) == []
+    assert measured_by(tmp_path / "none", QUICK) == []

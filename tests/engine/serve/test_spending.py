@@ -21,12 +21,14 @@ COST = 2 * 2 * STEPS  # draft and final, guided
 def spending(served_engine):
     """Return a function that follows a request of two images, drafts of 4 and finals of 5 guided steps."""
 
-    def follow(*events):
+    def follow(*events, kept=True):
         request = GenerationRequest(prompt=PROMPT, draft=Stage(steps=4), final=Stage(steps=5), num_images=2, gate=None)
         admitted = served_engine.admit(request)
         followed = Spending(admitted, served_engine.estimate(admitted))
         for event in events:
             followed.hear(event)
+        if not kept:
+            followed.forgive()
         return followed.unspent
 
     return follow
@@ -55,6 +57,12 @@ def test_what_expires_is_given_back_and_what_the_server_stops_is_not(spending):
     drafting = Event(0, 0, State.DRAFTING, 3, 4)
     assert spending(drafting, ended(0, State.EXPIRED)) == spending(drafting)
     assert spending(drafting, ended(0, State.CANCELLED)) == 0
+
+
+def test_what_the_server_could_not_keep_is_given_back_whole(spending):
+    judged = [Event(0, index, State.JUDGING) for index in range(2)]
+    assert spending(*judged) == 0
+    assert spending(*judged, kept=False) == spending(ended(0, State.CANCELLED), kept=False) == spending()
 
 
 @pytest.fixture(scope="module")

@@ -169,7 +169,7 @@ def test_a_full_list_and_a_job_that_takes_its_server_with_it_are_answered(anothe
     desk.check()
     desk.store.add(Job("job-poison", LOCAL.id, 0, 1.0, 1.0))
     for attempt in range(3):  # of servers that died of it
-        desk.store.take("dead", float(attempt), attempt + 0.5)
+        desk.store.take(f"dead {attempt}", float(attempt), attempt + 0.5)
     desk.store.add(Job("job-lost", LOCAL.id, 0, 1.0, 1.0))
     with another(waiting=1) as served:
         asker = Asker(served)

@@ -5,7 +5,7 @@ import threading
 import pytest
 import sqlalchemy
 
-from twig.engine.api.errors import RecordError
+from twig.engine.api.errors import RecordError, UnreachableError
 from twig.engine.serve.jobs.sql import SqlJobs
 from twig.engine.serve.jobs.store import Job, Status
 
@@ -65,6 +65,28 @@ def test_a_lease_that_ran_out_is_anothers(store):
     assert (store.find("a").status, store.find("a").code) == (Status.DONE, 200)
 
 
+def test_a_lease_of_a_clock_that_went_back_is_anothers(store):
+    store.add(job("a"))
+    store.take("me", 5000.0, 5010.0)
+    store.claim("k", "print", "me", 5000.0, 5010.0)
+    assert store.take("you", 4950.0, 4960.0) is None, "clocks may differ by a few leases"
+    assert store.take("me", 1400.0, 1410.0) is None, "nobody takes his own"
+    assert store.take("you", 1400.0, 1410.0).id == "a"
+    assert store.claim("k", "print", "you", 1400.0, 1410.0) is None
+
+
+def test_a_file_that_was_deleted_is_missed_and_made_anew(tmp_path):
+    store = SqlJobs(f"sqlite:///{tmp_path / 'jobs.db'}")
+    store.check()
+    store.add(job("a"))
+    (tmp_path / "jobs.db").unlink()
+    with pytest.raises(UnreachableError, match="are gone"):
+        store.add(job("b"))
+    assert not (tmp_path / "jobs.db").exists()
+    store.check()
+    assert store.add(job("b"))
+
+
 def test_a_released_job_is_queued_as_it_was(store):
     store.add(job("a"))
     store.take("me", 10.0, 20.0)
@@ -87,7 +109,7 @@ def test_a_job_that_is_called_off_stays_so(store):
 def test_a_key_is_taken_by_one_and_answered_for_all(store):
     assert store.claim("k", "print", "me", 10.0, 20.0) is None
     assert store.claim("k", "other", "you", 11.0, 21.0).code is None
-    store.renew("me", 30.0)
+    store.renew("me", 30.0, ["k", "strange"])
     assert store.claim("k", "print", "you", 25.0, 35.0).code is None
     assert store.claim("k", "print", "you", 31.0, 41.0) is None, "whose lease ran out is dead"
     store.answer("k", "me", 500, 32.0)
@@ -97,6 +119,7 @@ def test_a_key_is_taken_by_one_and_answered_for_all(store):
     store.unclaim("k", "you")
     assert store.claim("k", "print", "me", 99.0, 109.0).code == 200, "an answer is not freed"
     assert store.claim("free", "print", "me", 10.0, 20.0) is None
+    assert store.claim("free", "print", "me", 11.0, 21.0) is None, "it could not be freed"
     store.unclaim("free", "me")
     assert store.claim("free", "print", "you", 11.0, 21.0) is None
 
