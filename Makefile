@@ -3,7 +3,6 @@
 # make test-slow    the tests that are long by their nature
 # make test-full-size  models at their published sizes: 14 GB on the disk, 16 GB of memory
 # make test-serving    servers as processes of their own: signals, restarts, kills; the page in a real browser
-# make test-change    what every change must pass: the tests of `make test` and those of `make test-serving`, in one run
 # make lint    ruff (lint and format) and mypy
 # make dist    wheel and source distribution into dist/
 #
@@ -26,7 +25,7 @@ PYTEST = $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 export PYTHONDONTWRITEBYTECODE :=
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
-.PHONY: demo test test-slow test-serving test-change test-full-size lint format types dist clean
+.PHONY: demo test test-slow test-serving test-full-size lint format types dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/twig generate "$(DEMO_PROMPT)" -n 4 --out "$(DEMO_OUT)"
@@ -44,10 +43,6 @@ test-slow: $(VENV)/.installed-dev
 # Half of their time they wait for servers to start and to end: three share two cores.
 test-serving: $(VENV)/.installed-serving
 	$(PYTEST) -n 3 -m serving $(PYTEST_ARGS)
-
-# One worker begins with those of serving, and while it waits the others have both cores.
-test-change: $(VENV)/.installed-serving
-	$(PYTEST) -n 3 -m "not slow and not full_size" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

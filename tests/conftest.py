@@ -12,11 +12,6 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of serving come first, and so to one worker: they wait half of their time, which none should at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("serving") is None)
-
-
 def pytest_collection_finish() -> None:
     """What is imported by now stays, so the collector need not walk it time and again."""
     gc.collect()
