@@ -7,6 +7,7 @@ the sources that are not held out and on captions of its own, and nothing else.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +41,9 @@ def main(
     ] = ProfileName.SMALL,
     shard: Annotated[str, typer.Option(help="Which share of the cells: I/N, from 0.")] = "0/1",
     methods: Annotated[list[str] | None, typer.Option(help="Only these methods, by name.")] = None,
+    strengths: Annotated[
+        bool, typer.Option(help="Other methods at all of their strengths, as full draws them.")
+    ] = False,
     report_only: Annotated[bool, typer.Option("--report", help="Draw nothing; report what is there.")] = False,
     tune: Annotated[
         Path | None,
@@ -64,7 +68,9 @@ def main(
         cells = tuning(_named(tuned, methods), seeds, fresh)
     else:
         study.freeze()
-        cells = comparison(_named(main_methods(), methods), _named(other_methods(), methods), PROFILES[profile])
+        numbers = PROFILES[profile]
+        numbers = replace(numbers, strengths=numbers.strengths or strengths)
+        cells = comparison(_named(main_methods(), methods), _named(other_methods(), methods), numbers)
     if not report_only:
         _run(study, cells, shard)
     if tuned is not None:

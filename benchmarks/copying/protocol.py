@@ -78,8 +78,8 @@ class Cell:
 class Profile:
     """How many pictures: seeds a source for the `main` methods and the others, fresh captions of each object count.
 
-    sources: how many held-out ones at most. sweep: whether the main methods also draw all other sources, and the others
-    at all of their strengths rather than the first of each.
+    sources: how many held-out ones at most. sweep: whether the main methods also draw all other sources. strengths:
+    whether the others are drawn at all of their strengths, half as many pictures at each but the first.
     """
 
     main_seeds: int
@@ -88,11 +88,12 @@ class Profile:
     fresh: int
     sources: int | None = None
     sweep: bool = True
+    strengths: bool = True
 
 
 PROFILES = {
-    "small": Profile(main_seeds=6, seeds=3, main_fresh=12, fresh=6, sources=2, sweep=False),
-    "medium": Profile(main_seeds=16, seeds=16, main_fresh=64, fresh=64, sweep=False),
+    "small": Profile(main_seeds=6, seeds=3, main_fresh=12, fresh=6, sources=2, sweep=False, strengths=False),
+    "medium": Profile(main_seeds=16, seeds=16, main_fresh=64, fresh=64, sweep=False, strengths=False),
     "full": Profile(main_seeds=64, seeds=16, main_fresh=256, fresh=128),
 }
 
@@ -122,7 +123,9 @@ def comparison(main: Sequence[Method], others: Sequence[Method], profile: Profil
             for source in rest
             for method in main
         ]
-        cells += _cells([m for m in others if m not in opening], held_out, profile.seeds, profile.fresh)
+    if profile.strengths:
+        further = [method for method in others if method not in opening]
+        cells += _cells(further, held_out, profile.seeds // 2, profile.fresh // 2)
     return cells
 
 

@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -156,6 +157,13 @@ def test_the_small_profile_draws_each_method_once_and_little_of_it():
     assert {cell.method.name for cell in cells} == {m.name for m in [*main_methods(), *other_methods()]}
     assert len({cell.method.key for cell in cells}) == len({cell.method.name for cell in cells})
     assert sum(cell.seeds for cell in cells) <= 500
+
+
+def test_a_method_is_drawn_half_as_often_at_its_further_strengths():
+    cells = comparison([], [jain(0.4), jain(0.2)], replace(PROFILES["medium"], strengths=True))
+    first, further = ([cell.seeds for cell in cells if cell.method.strength == strength] for strength in (0.4, 0.2))
+    assert further == [seeds // 2 for seeds in first]
+    assert comparison([], [jain(0.4), jain(0.2)], PROFILES["medium"]) == cells[: len(first)]
 
 
 def test_settings_cannot_be_chosen_by_what_is_held_out():
