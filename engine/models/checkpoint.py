@@ -143,7 +143,10 @@ def _with_adapters(components: Components, outline: Outline) -> Components:
 
 
 def filled(sketch: Components, outline: Outline, dtype: torch.dtype, device: torch.device | str) -> Components:
-    """The model of a sketch with its weights, in `dtype` on `device`, and the hashes of what was loaded."""
+    """The model of a sketch with its weights, in `dtype` on `device`, and the hashes of what was loaded.
+
+    Its networks are given them, and so it is a sketch no more.
+    """
     folders, given, files, variant = outline.folders, outline.given, outline.files, outline.variant
 
     def make(cls: type, name: str) -> Any:
@@ -152,7 +155,7 @@ def filled(sketch: Components, outline: Outline, dtype: torch.dtype, device: tor
             return memory.placed(_part(sketch, name), device, kept)
         if name in files:
             return files[name].loaded(kept, device)
-        return layout.load_module(cls, folders[name], kept, device, variant)
+        return layout.load_module(cls, _part(sketch, name), folders[name], kept, device, variant)
 
     hashes = {name: layout.digest(part, variant) for name, part in folders.items()}
     hashes |= {name: memory.digest(part) for name, part in given.items()}

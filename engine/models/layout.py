@@ -249,15 +249,17 @@ def empty_module(cls: Any, config: dict[str, Any], part: Path | str) -> Any:
         raise CheckpointError(f"{shown(part)} cannot be loaded as a {cls.__name__}: {shown(error, 600)}") from error
 
 
-def load_module(cls: Any, part: Path, dtype: torch.dtype, device: torch.device | str, wanted: str | None = None) -> Any:
+def load_module(
+    cls: Any, sketch: Any, part: Path, dtype: torch.dtype, device: torch.device | str, wanted: str | None = None
+) -> Any:
     """Load a network of diffusers or transformers, frozen; a tensor its file lacks is an error, never a random one.
 
-    wanted: the variant of the weights that is taken if there.
+    sketch: what `sketched_module` made of it; a network of diffusers it is from now on. wanted: the variant of the
+    weights that is taken if there.
     """
-    config = module_config(cls, part)
     variant, files = weights(part, wanted)
     if not issubclass(cls, transformers.PreTrainedModel):
-        return folder_network.fill(empty_module(cls, config, part), part, files, dtype, device)
+        return folder_network.fill(sketch, part, files, dtype, device)
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, "dtype": dtype}
     try:
         with _quiet():

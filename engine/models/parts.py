@@ -50,9 +50,9 @@ def vae_class(part: Path) -> type[Vae]:
 
 
 def controlnet(network: ControlNetModel) -> ControlNetModel:
-    """Turn round, once, a ControlNet that reads blue, green, red, so that it reads red, green, blue."""
-    if network.config.controlnet_conditioning_channel_order == "bgr":
-        first = network.controlnet_cond_embedding.conv_in
+    """Turn round, once it has weights, a ControlNet that reads blue, green, red, so that it reads red, green, blue."""
+    first = network.controlnet_cond_embedding.conv_in
+    if network.config.controlnet_conditioning_channel_order == "bgr" and not first.weight.is_meta:
         first.weight = nn.Parameter(first.weight.flip(1), requires_grad=False)  # the old ones may be another's too
         network.register_to_config(controlnet_conditioning_channel_order="rgb")
     return network

@@ -158,7 +158,7 @@ def test_a_segmenter_shows_what_transformers_shows(root, said):
     coarse = Image.fromarray(np.random.default_rng(1).integers(0, 256, (6, 8, 3), np.uint8))
     scene = coarse.resize((512, 384), Image.Resampling.BICUBIC)
     with clock() as took:
-        segmenter = parts.segmenter(folder, lambda cls, _: layout.load_module(cls, folder, torch.float32, "cpu"))
+        segmenter = parts.segmenter(folder, lambda cls, _: layout.load_module(cls, None, folder, torch.float32, "cpu"))
         (labels,) = segmenter(to_pixels(scene, 384, 512))
     processor = SegformerImageProcessorPil.from_pretrained(folder)
     with torch.inference_mode():

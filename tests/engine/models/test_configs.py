@@ -127,7 +127,8 @@ def test_a_controlnet_that_reads_blue_green_red_gives_the_librarys_residuals(tmp
     network.save_pretrained(tmp_path)
     sample, timesteps, text, _ = inputs({})
     down, mid = network(sample, timesteps, text, hints(), return_dict=False)
-    loaded = parts.controlnet(layout.load_module(ControlNetModel, tmp_path, torch.float32, "cpu"))
+    sketch = parts.controlnet(layout.sketched_module(ControlNetModel, tmp_path))
+    loaded = parts.controlnet(layout.load_module(ControlNetModel, sketch, tmp_path, torch.float32, "cpu"))
     for found, expected in zip(residuals(loaded, seeded(UNet2DConditionModel, {}), {}), (*down, mid), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     plain = residuals(network, seeded(UNet2DConditionModel, {}), {})
