@@ -62,6 +62,7 @@ class AsyncEngine:
 
     async def close(self, *, cancel: bool = False, deadline: float | None = None) -> None:
         """Accept nothing more; finish what is there, or cancel it, at once or after `deadline` seconds."""
+        self.engine.stop_compiling()
         self._stop.set()
         self._work.set()
         if not cancel:

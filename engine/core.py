@@ -56,6 +56,8 @@ class Core:
     at most so many times the tokens that the text encoder reads; 3 if None, 1 where UNet or ControlNet are compiled,
     for such a network reads as many tokens in every call. arena_budget: bytes that what is kept on the device for each
     size of picture may take together; `Arenas`, by the device's memory if None.
+    program_budget: bytes of files that OpenVINO's programs may have together, any if None; what does not fit is run in
+    programs for other row counts.
     graph_reserve: bytes of a GPU that graphs leave free; if None, what decoding and segmenting the largest batch is
     measured to need. registry: protected works that drafts and finals are compared with. placers: threads that look for
     where finals' objects go while the device steps; `Placing`.
@@ -77,6 +79,7 @@ class Core:
         max_pixels: int = MAX_PIXELS,
         max_prompt_chunks: int | None = None,
         arena_budget: int | None = None,
+        program_budget: int | None = None,
         graph_reserve: int | None = None,
         extra_metrics: Mapping[str, ExtraMetric] | None = None,
         registry: Registry | None = None,
@@ -105,6 +108,7 @@ class Core:
             device=device,
             dtype=dtype,
             max_chunks=max_prompt_chunks,
+            program_budget=program_budget,
         )
         self._shallow = self.networks.denoiser.shallow_share  # of the work of a whole step
         self.streams = Streams(device)
@@ -178,14 +182,18 @@ class Core:
         *,
         long_prompts: bool = False,
         cached_steps: bool = False,
+        background: bool = False,
     ) -> dict[str, object]:
         """Allocate arenas, capture graphs and compile networks for pictures of `sizes` (height, width).
 
         The model's own size if None. long_prompts: also for prompts of more than one chunk, which otherwise take their
         memory when the first of them comes, and run without graphs; cached_steps: the same for stages with a
-        `cache_interval`. Return the latent shapes that are ready, those of
+        `cache_interval`. background: of networks that compile for row counts, as OpenVINO's, make ready what one
+        request needs alone, decoder, segmenter and text encoders too, and compile the rest in a thread of low priority
+        while serving; until then calls are run in what there is. Return the latent shapes that are ready, those of
         `sizes` that fit the arena budget together, what was captured and how long it took.
         """
+        background = background and self.networks.has_programs
         began = time.perf_counter()
         factor = self.components.vae_scale_factor
         with self._turns, self._running(), self.torch_options.warming():
@@ -194,7 +202,12 @@ class Core:
             if self._measure_reserve:
                 self.graphs.reserve = max(self.graphs.reserve, *map(self._need, shapes))
             for shape in shapes:
-                self.arenas.prepare(shape, room).capture()
+                loop = self.arenas.prepare(shape, room)
+                loop.capture(least=background)
+                if background:
+                    self._decoder.rehearse(shape, 1)
+                    self.stages.encoding.rehearse()
+                    self.networks.compile_rest(loop.first, self.limits.boundary)
         stats = self.graphs.stats
         return {
             "shapes": self.arenas.shapes,
@@ -202,6 +215,10 @@ class Core:
             "dropped": list(stats.dropped),
             "seconds": time.perf_counter() - began,
         }
+
+    def stop_compiling(self) -> None:
+        """Compile nothing more in the background; what is being compiled comes to its end, which nobody waits for."""
+        self.networks.programs.stop()
 
     def stats(self) -> Stats:
         """Return a snapshot of what the engine did."""
@@ -213,6 +230,7 @@ class Core:
             graphs=self.graphs.stats,
             memory=self.graphs.memory() | {"arenas": self.arenas.nbytes, "programs": self.networks.nbytes},
             backends=self.networks.report(),
+            programs=self.networks.programs.report(),
         )
 
     def _await(self, done: Callable[[], bool]) -> None:

@@ -207,6 +207,7 @@ class Engine(Core):
 
         Every request has its results when this returns.
         """
+        self.stop_compiling()
         self._lifecycle.close()
         end = float("inf") if deadline is None else time.monotonic() + deadline
         while self.pending:

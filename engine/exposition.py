@@ -74,8 +74,16 @@ def families(stats: "Stats") -> Iterator[Any]:
     yield counter("twig_cuda_graph_capture_seconds", "Time spent capturing CUDA graphs.", graphs.seconds)
     yield gauge("twig_arena_bytes", "Memory that arenas and buffers take.", memory["arenas"])
     yield gauge("twig_program_bytes", "Files of the programs that compiled networks hold.", memory["programs"])
+    yield gauge("twig_programs", "Programs of compiled networks by state.", _programs(stats), "state")
     yield gauge("twig_device_memory_bytes", "Memory allocated and reserved on the GPU.", device, "state")
     yield _backends(core, stats)
+
+
+def _programs(stats: "Stats") -> dict[str, float]:
+    """How many programs are held, still to come in the background, and could not be compiled there."""
+    told = stats.programs
+    held = sum(map(len, told.get("held", {}).values()))
+    return {"held": held, "coming": len(told.get("coming", ())), "failed": len(told.get("failed", ()))}
 
 
 def _filled(family: Any, name: str, help: str, value: float | Mapping[str, float], label: str) -> Any:

@@ -36,7 +36,9 @@ class Stats(Value):
     memory: bytes that arenas and buffers take ("arenas"), those of OpenVINO's programs, one for each row count and
     size that came, as their files have them ("programs"; in memory each is three times as large), and those allocated
     and reserved on a GPU ("allocated", "reserved"). backends: what runs each network that was called, why, and seconds
-    a call where candidates were measured. placing: resident images whose objects' places are being looked for.
+    a call where candidates were measured. programs: of networks that compile for sizes of calls, rows by height by
+    width, what is held ("held", by network), still to come in the background ("coming") and could not be compiled there
+    ("failed", with its reason), and the "budget". placing: resident images whose objects' places are being looked for.
     """
 
     waiting: int
@@ -56,6 +58,7 @@ class Stats(Value):
     graphs: GraphStats
     memory: dict[str, int]
     backends: Mapping[str, Any] = field(default_factory=dict)
+    programs: Mapping[str, Any] = field(default_factory=dict)
     judged: int = 0
     latency_sum: Real = 0.0
     placing: int = 0
@@ -133,6 +136,7 @@ class StatsRecorder:
         graphs: GraphStats,
         memory: dict[str, int],
         backends: Mapping[str, Any] | None = None,
+        programs: Mapping[str, Any] | None = None,
         placing: int = 0,
     ) -> Stats:
         """Return the counts so far."""
@@ -156,6 +160,7 @@ class StatsRecorder:
             graphs=replace(graphs, dropped=list(graphs.dropped)),
             memory=memory,
             backends=backends or {},
+            programs=programs or {},
             judged=sum(self.verdicts[verdict] for verdict in _DRAWN),
             latency_sum=self.latency_sum,
             placing=placing,

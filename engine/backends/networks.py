@@ -19,9 +19,11 @@ from ..models.kept import whole
 from ..models.networks import ControlInputs, Denoiser, DenoiserInputs, Residuals
 from ..models.shallow import ShallowInputs, num_skips
 from ..models.tensors import Network, Sizes, flatten, network_specs, zero_residuals
+from ..sampling.buckets import bucket_of, most_useful_first
 from .measuring import machine, remember, remembered, seconds_of
 from .options import TorchOptions
 from .processor import processor
+from .programs import BySize, Programs
 from .protocol import Artifact, ArtifactSource, Backend, Precision, Runnable, Wanted
 from .torch import FlatSkippingEncoder, TorchNetwork, flat_network
 
@@ -40,6 +42,9 @@ SERVED = (
     Network.SEGMENTER,
 )
 """Networks that the runtime calls; a UNet's shallow part runs where the UNet does, unless it is named too."""
+
+_OF_PICTURES = (Network.VAE_DECODER, Network.PREVIEW_DECODER, Network.SEGMENTER)
+"""Networks that are called with as many rows as there are pictures."""
 
 USUAL_CHUNKS = 3
 """Chunks of a prompt that are taken unless an engine is told otherwise, and PyTorch denoises."""
@@ -71,7 +76,7 @@ class Chosen:
 class Networks:
     """Runs networks by name. A backend is made ready when its network is first called.
 
-    max_chunks: of a prompt, `usual_chunks` unless given.
+    max_chunks: of a prompt, `usual_chunks` unless given. program_budget: bytes of `Programs`.
 
     Raises BackendError for a backend or network that does not exist or cannot run here.
     """
@@ -86,6 +91,7 @@ class Networks:
         device: torch.device,
         dtype: torch.dtype,
         max_chunks: int | None = None,
+        program_budget: int | None = None,
     ) -> None:
         self.components, self.denoiser, self.settings = components, denoiser, settings
         self.buckets, self.device, self.dtype = tuple(buckets), device, dtype
@@ -98,6 +104,7 @@ class Networks:
         self.chosen: dict[Network, Chosen] = {}
         self._ready: dict[Network, Runnable] = {}
         self._uneven: dict[Network, Runnable] = {}
+        self.programs = Programs[Any](program_budget)
         self._source = settings.artifacts
         self._zeros: dict[Sizes, Residuals] = {}
         options = settings.torch.on(device)
@@ -148,7 +155,7 @@ class Networks:
             runnable = self._ready[network]
         else:
             if network not in self._uneven:
-                self._uneven[network] = self._runnable(Backend.TORCH, network)
+                self._uneven[network] = self._runnable(Backend.TORCH, network, self.programs)
             runnable = self._uneven[network]
         return tuple(output.to(self.dtype) for output in runnable(inputs))
 
@@ -222,7 +229,28 @@ class Networks:
     @property
     def nbytes(self) -> int:
         """Bytes of the programs that were compiled for sizes of calls, as their files have them."""
-        return sum(getattr(runnable, "nbytes", 0) for runnable in self._ready.values())
+        return self.programs.nbytes
+
+    @property
+    def has_programs(self) -> bool:
+        """Whether networks may run in programs that are compiled for sizes of calls, and PyTorch compiles none."""
+        by_size = {Backend.OPENVINO, Backend.AUTO} & set(self.wanted.values())
+        return bool(by_size) and self.device.type == "cpu" and self.options.compile is None
+
+    def compile_rest(self, first: int, pictures: int) -> None:
+        """Compile what is not there yet for the sizes of pictures that came, in the background.
+
+        first: rows of the UNet that are there. pictures: most of them that are decoded or segmented at once.
+        """
+        sizes = {(network, found.height, found.width) for network, found in self.programs.held}
+        most = bucket_of(min(pictures, self.buckets[-1]), self.buckets)
+        self.programs.prepare(
+            runnable.due(Sizes(rows, height, width))
+            for rows in most_useful_first(self.buckets, first)
+            for network, runnable in self._ready.items()
+            for name, height, width in sorted(sizes)
+            if name == network.value and isinstance(runnable, BySize) and (rows <= most or network not in _OF_PICTURES)
+        )
 
     def forget(self, shape: tuple[int, int]) -> None:
         """Drop what is kept for latents of a shape (height, width) that is no longer served."""
@@ -263,12 +291,12 @@ class Networks:
         if backend is Backend.AUTO:
             backend, reason, seconds = self._fastest(network, inputs)
         self.chosen[network] = Chosen(backend.value, reason, seconds)
-        return self._runnable(backend, network)
+        return self._runnable(backend, network, self.programs)
 
-    def _runnable(self, backend: Backend, network: Network) -> Runnable:
+    def _runnable(self, backend: Backend, network: Network, programs: Programs[Any]) -> Runnable:
         if backend is Backend.TORCH:
             return TorchNetwork(flat_network(network, *self._in_torch))
-        return self._load(backend, self.artifact(backend, network), network)
+        return self._load(backend, self.artifact(backend, network), network, programs)
 
     def artifact(self, backend: Backend, network: Network) -> Artifact:
         """Return what `backend` reads to run `network`, built where it is missing."""
@@ -283,14 +311,14 @@ class Networks:
         overflows = self.components.upcast_vae and part_of(network) == "vae" and self.precision is Precision.FP16
         return Precision.FP32 if overflows else self.precision
 
-    def _load(self, backend: Backend, artifact: Artifact, network: Network) -> Runnable:
+    def _load(self, backend: Backend, artifact: Artifact, network: Network, programs: Programs[Any]) -> Runnable:
         spec, precision = self.specs[network], self.precision_of(network)
         module: Any = importlib.import_module(f".{backend.value}", __package__)
         match backend:
             case Backend.ONNXRUNTIME:
                 return module.OnnxRuntimeNetwork(artifact, spec, precision, self.device)
             case Backend.OPENVINO:
-                return module.OpenVinoNetwork(artifact, spec, precision, self.buckets)
+                return module.OpenVinoNetwork(artifact, spec, precision, self.buckets, programs)
             case _:
                 return module.TensorRtNetwork(artifact, spec, precision, self.device)
 
@@ -345,7 +373,8 @@ class Networks:
             seconds = known[key]
             reason = f"fastest when measured before on {self._machine()}"
         else:
-            seconds = {b.value: seconds_of(self._runnable(b, network), inputs) for b in self._candidates()}
+            candidates = self._candidates()
+            seconds = {b.value: seconds_of(self._runnable(b, network, Programs()), inputs) for b in candidates}
             remember(memory, {**known, key: seconds})
             reason = f"fastest of {len(seconds)} at {len(inputs[0])} rows on {self._machine()}"
         return Backend(min(seconds, key=lambda name: seconds[name])), reason, seconds

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..sampling.buckets import bucket_of
 from .compile_cache import drop_unverified, record
 from .openvino_norms import keep_channels_last
 from .openvino_program import Program
+from .programs import Due, Programs
 from .protocol import Artifact, Precision
 
 _HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
@@ -53,11 +55,20 @@ class OpenVinoNetwork:
     """A network with static shapes. Rows are padded up to one of `buckets`; beyond the largest each size is its own.
 
     The graph is fp32, and `precision` is what the CPU computes in. Compiled programs are kept in the artifact's
-    cache folder, with checksums. Raises BackendError for a precision this CPU lacks.
+    cache folder, with checksums; those that are loaded, in `programs`. Raises BackendError for a precision this CPU
+    lacks.
     """
 
-    def __init__(self, artifact: Artifact, spec: NetworkSpec, precision: Precision, buckets: Sequence[int]) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        spec: NetworkSpec,
+        precision: Precision,
+        buckets: Sequence[int],
+        programs: Programs[Program] | None = None,
+    ) -> None:
         self.spec = spec
+        self.programs = Programs[Program]() if programs is None else programs
         self.buckets = tuple(buckets)
         self._core = process_core()
         check_precision(precision)
@@ -73,14 +84,21 @@ class OpenVinoNetwork:
         }
         drop_unverified(self._cache)
         self._graph = artifact.path
-        self._programs: dict[tuple[int, ...], Program] = {}
-        self._bytes: dict[tuple[int, ...], int] = {}
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run on `inputs`; outputs are new tensors."""
         rows = len(inputs[0])
         padded = bucket_of(rows, self.buckets) if rows <= self.buckets[-1] else rows
-        return self.compile(Sizes(padded, *(inputs[0].shape[2:] if inputs[0].ndim == 4 else (1, 1))))(inputs)
+        sizes = Sizes(padded, *(inputs[0].shape[2:] if inputs[0].ndim == 4 else (1, 1)))
+        calls = self.programs.running(self.due(sizes), rows)
+        if len(calls) == 1:
+            return calls[0][0](inputs)
+        ends = list(accumulate(count for _, count in calls))
+        parts = (
+            program([each[end - count : end] for each in inputs])
+            for (program, count), end in zip(calls, ends, strict=True)
+        )
+        return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
     def _dtype(self, spec: TensorSpec) -> torch.dtype:
         """What the program reads an input in: keys and values in its own precision, which the plugin converts slowly.
@@ -90,22 +108,17 @@ class OpenVinoNetwork:
         own = torch.bfloat16 if self._precision is Precision.BF16 and len(spec.shape) == 3 else torch.float32
         return spec.dtype or own
 
-    def compile(self, sizes: Sizes) -> Program:
-        """Return the program for `sizes`, compiled or read from the cache where this is the first call for them."""
-        key = (sizes.rows, sizes.height, sizes.width)
-        if key not in self._programs:
-            program = self._cache / f"{self._identity}-{'x'.join(map(str, key))}.blob"
-            dtypes = [self._dtype(spec) for spec in self.spec.inputs]
-            self._programs[key] = (
-                self._imported(program, dtypes) if program.exists() else Program(self._compiled(sizes, program), dtypes)
-            )
-            self._bytes[key] = program.stat().st_size
-        return self._programs[key]
+    def due(self, sizes: Sizes) -> Due[Program]:
+        """The program for `sizes`, which is compiled, or read from the cache, when it is made."""
+        return Due(self.spec.network.value, sizes, functools.partial(self._made, sizes))
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the programs that are loaded, as their files have them."""
-        return sum(self._bytes.values())
+    def _made(self, sizes: Sizes) -> tuple[Program, int]:
+        key = (sizes.rows, sizes.height, sizes.width)
+        program = self._cache / f"{self._identity}-{'x'.join(map(str, key))}.blob"
+        dtypes = [self._dtype(spec) for spec in self.spec.inputs]
+        found = program.exists()
+        made = self._imported(program, dtypes) if found else Program(self._compiled(sizes, program), dtypes)
+        return made, program.stat().st_size
 
     @functools.cached_property
     def _model(self) -> openvino.Model:

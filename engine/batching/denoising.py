@@ -16,7 +16,8 @@ from ..backends.networks import Networks
 from ..models.adapters import AdapterRows
 from ..models.networks import Added, ControlInputs, Denoiser, DenoiserInputs, MassRecord, Residuals
 from ..models.shallow import ShallowInputs
-from ..sampling.buckets import bucket_of
+from ..sampling.buckets import bucket_of, most_useful_first
+from ..sampling.rows import Branch
 from .buffers import StepBuffers, Told
 from .controls import KINDS, ControlPlaces, column_of
 from .graphs import GraphPool
@@ -116,25 +117,36 @@ class DenoisingLoop:
         return sum(tensor.nbytes for tensor in (*self.arena.tensors(), *self.buffers.tensors()))
 
     @torch.inference_mode()
-    def capture(self) -> None:
-        """Capture the graphs of every bucket, largest first; where a backend compiles, make it compile instead."""
-        capture = self.graphs.capture if self.networks.all_torch else _run
-        for rows, key, body in self._bodies():
+    def capture(self, least: bool = False) -> None:
+        """Capture the graphs of every bucket, largest first; where a backend compiles, make it compile instead.
+
+        There the most useful buckets come first, should not all of them fit; least: the one of a single guided picture
+        alone.
+        """
+        in_torch = self.networks.all_torch
+        capture = self.graphs.capture if in_torch else _run
+        order = self.buckets[::-1] if in_torch else most_useful_first(self.buckets, self.first)
+        for rows, key, body in self._bodies([self.first] if least else order):
             plan, control_rows = empty_plan(self.arena.controls), rows if self.arena.hints is not None else 0
             self.buffers.load(plan, rows, control_rows, dict.fromkeys(self.arena.controls, rows))
             capture(key, body)
 
+    @property
+    def first(self) -> int:
+        """The bucket of one picture with guidance."""
+        return bucket_of(min(len(Branch), self.buckets[-1]), self.buckets)
+
     def release(self) -> None:
         """Let go the graphs, which would outlive the buffers that they read."""
-        for _, key, _ in self._bodies():
+        for _, key, _ in self._bodies(self.buckets):
             self.graphs.forget(key)
 
-    def _bodies(self) -> Iterator[tuple[int, Hashable, Callable[[], None]]]:
-        """Rows, key and body of what a step runs, for each length and bucket."""
+    def _bodies(self, buckets: Sequence[int]) -> Iterator[tuple[int, Hashable, Callable[[], None]]]:
+        """Rows, key and body of what a step runs, for each length and bucket, in their order."""
         controlled = (False, True) if self.arena.hints is not None else (False,)
         adapted = (False, True) if self.networks.components.adapters else (False,)
         keeping = (False, True) if self.keeps else (False,)
-        for tokens, rows in product(self.lengths, reversed(self.buckets)):
+        for tokens, rows in product(self.lengths, buckets):
             for kind in product(controlled, adapted, keeping):
                 yield rows, self._predict_key(rows, tokens, *kind), partial(self._predict, rows, tokens, *kind)
             for over in product(controlled, adapted) if self.keeps else ():

@@ -51,6 +51,7 @@ class Model(Settings):
     are fused. adapters: files of those that clients may choose, by name. metrics: further measures, as `twig generate
     --metric` names them. slots, rows, company, waiting: see `Limits` of the engine; by the device where they
     are left out. backend, precision: what runs the networks, and what they compute in where they are compiled.
+    program_budget: bytes that OpenVINO's programs may have, as the engine takes it; any where it is left out.
     prompt_chunks: the engine's `max_prompt_chunks`; where it is named, long prompts are prepared for
     at the start.
     """
@@ -80,6 +81,7 @@ class Model(Settings):
     slots: int | None = Field(default=None, ge=1)
     rows: int | None = Field(default=None, ge=1)
     company: int | None = Field(default=None, ge=0)
+    program_budget: int | None = Field(default=None, ge=0)
     waiting: int = Field(default=256, ge=1)
     prompt_chunks: int | None = Field(default=None, ge=1, le=8)
 

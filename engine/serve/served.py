@@ -45,9 +45,13 @@ class Served:
         return self.config.model.name
 
     def warm_up(self) -> None:
-        """Make the engine ready, also for long prompts and cached steps where the file or its preset has them."""
+        """Make the engine ready for first requests, and go on in the background with what more of them need.
+
+        Also for long prompts and cached steps where the file or its preset has them.
+        """
         cached = "cache_interval" in BUNDLES[self.config.drawing.preset].final
-        self.engine.engine.warmup(long_prompts=(self.config.model.prompt_chunks or 1) > 1, cached_steps=cached)
+        long = (self.config.model.prompt_chunks or 1) > 1
+        self.engine.engine.warmup(long_prompts=long, cached_steps=cached, background=True)
 
     def answers(self, body: ImageBody, request: GenerationRequest) -> Answers:
         """What words the answer to a body, of which `request` was made."""

@@ -58,6 +58,7 @@ def load(config: ServeConfig, share: int = 1) -> Engine:
         max_pixels=bounds.pixels,
         max_prompt_chunks=model.prompt_chunks,
         arena_budget=usual_budget(device) // share,
+        program_budget=model.program_budget,
     )
 
 

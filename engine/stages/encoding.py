@@ -88,6 +88,12 @@ class Encoding:
             self._texts.move_to_end(text)
         self._forget()
 
+    @torch.inference_mode()
+    def rehearse(self) -> None:
+        """Encode two texts, as many as the least request has, and keep nothing of them."""
+        texts = [Wanted("", PromptSyntax.PLAIN, None, 1)] * 2
+        self._encoded(texts, sent(self._read(texts), self.networks.device))
+
     def _hints(self, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Control images of further ControlNets (1, 3, H, W), by name -> hints (width, h, w)."""
         if not pictures:

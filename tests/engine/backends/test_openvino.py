@@ -11,8 +11,13 @@ import torch
 
 pytest.importorskip("openvino", reason="openvino is not installed")
 
+from compiling import finish
+from twig.engine.api.request import GenerationRequest
+from twig.engine.api.settings import Stage
 from twig.engine.backends.openvino import OpenVinoNetwork
 from twig.engine.backends.protocol import Backend, Precision
+from twig.engine.batching.scheduler import Limits
+from twig.engine.engine import Engine
 from twig.engine.models.tensors import Network
 
 
@@ -103,7 +108,32 @@ def test_rows_that_a_program_has_too_many_of_change_nothing(decoder):
 
 def test_programs_are_counted_with_the_sizes_that_came(decoder, tmp_path):
     decode = decoder()
-    assert decode.nbytes == 0
+    assert decode.programs.nbytes == 0
     for rows in (1, 4):
         decode([torch.randn(rows, 4, 16, 16)])
-    assert decode.nbytes == sum(program.stat().st_size for program in tmp_path.rglob("*.blob"))
+    assert decode.programs.nbytes == sum(program.stat().st_size for program in tmp_path.rglob("*.blob"))
+
+
+def test_rows_in_the_programs_of_other_counts_are_those_of_their_own(decoder):
+    decode, latents = decoder(), torch.randn(4, 4, 16, 16)
+    (together,) = decode([latents])
+    few = decoder()
+    few([latents[:1]])
+    few.programs.budget = few.programs.nbytes
+    (apart,) = few([latents])
+    assert len(few.programs.held) == 1
+    torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-4)
+
+
+def test_an_engine_serves_what_one_request_needs_before_the_rest_is_compiled(components, builder):
+    limits, compiled = Limits(slots=4, rows=4), {"vae_decoder": "openvino"}
+    with Engine(components, limits=limits, backend=compiled, artifacts=builder) as engine:
+        engine.warmup(background=True)
+        assert engine.stats().programs["held"]["vae_decoder"][0] == "1x16x16"
+        stage = Stage(steps=1)
+        (result,) = engine.generate(GenerationRequest(prompt="a star", draft=stage, final=stage))
+        assert result.image is not None
+        finish(engine.networks.programs)
+        report = engine.stats().programs
+        assert report["held"] == {"vae_decoder": ["1x16x16", "2x16x16", "4x16x16"]}
+        assert (report["coming"], report["failed"]) == ([], {})
