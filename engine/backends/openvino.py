@@ -76,11 +76,11 @@ class OpenVinoNetwork:
         self._programs: dict[tuple[int, ...], Program] = {}
         self._bytes: dict[tuple[int, ...], int] = {}
 
-    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Run on `inputs`; outputs are new tensors."""
+    def __call__(self, inputs: Sequence[Tensor], wanted: int | None = None) -> tuple[Tensor, ...]:
+        """Run on `inputs`; outputs, the first `wanted` or all, are new tensors."""
         rows = len(inputs[0])
         padded = bucket_of(rows, self.buckets) if rows <= self.buckets[-1] else rows
-        return self.compile(Sizes(padded, *(inputs[0].shape[2:] if inputs[0].ndim == 4 else (1, 1))))(inputs)
+        return self.compile(Sizes(padded, *(inputs[0].shape[2:] if inputs[0].ndim == 4 else (1, 1))))(inputs, wanted)
 
     def _dtype(self, spec: TensorSpec) -> torch.dtype:
         """What the program reads an input in: keys and values in its own precision, which the plugin converts slowly.
