@@ -13,10 +13,9 @@ from openvino.preprocess import PrePostProcessor
 from torch import Tensor
 
 from ..api.errors import BackendError
-from ..api.writing import write_whole
 from ..models.tensors import NetworkSpec, Sizes, TensorSpec
 from ..sampling.buckets import bucket_of
-from .compile_cache import drop_unverified, record
+from .compile_cache import is_kept, keep
 from .openvino_norms import keep_channels_last
 from .openvino_program import Program
 from .protocol import Artifact, Precision
@@ -71,7 +70,6 @@ class OpenVinoNetwork:
             # A pinned thread waits for its core when another process has it.
             "ENABLE_CPU_PINNING": False,
         }
-        drop_unverified(self._cache)
         self._graph = artifact.path
         self._programs: dict[tuple[int, ...], Program] = {}
         self._bytes: dict[tuple[int, ...], int] = {}
@@ -97,7 +95,7 @@ class OpenVinoNetwork:
             program = self._cache / f"{self._identity}-{'x'.join(map(str, key))}.blob"
             dtypes = [self._dtype(spec) for spec in self.spec.inputs]
             self._programs[key] = (
-                self._imported(program, dtypes) if program.exists() else Program(self._compiled(sizes, program), dtypes)
+                self._imported(program, dtypes) if is_kept(program) else Program(self._compiled(sizes, program), dtypes)
             )
             self._bytes[key] = program.stat().st_size
         return self._programs[key]
@@ -127,12 +125,11 @@ class OpenVinoNetwork:
         model.reshape({spec.name: list(sizes.of(spec, self.spec)) for spec in self.spec.inputs})
         keep_channels_last(model)
         compiled = self._core.compile_model(self._with_bindings(model), "CPU", self._settings)
-        write_whole(program, compiled.export_model().getvalue())
-        record(self._cache)
+        keep(program, compiled.export_model().getvalue())
         return compiled
 
     def _imported(self, program: Path, dtypes: Sequence[torch.dtype]) -> Program:
-        """A program that was verified when this network was made."""
+        """A program that is what was written."""
         mapped = np.memmap(program, np.uint8, "c")  # no copy: weights that are used as they lie stay the file's pages
         compiled = self._core.import_model(openvino.Tensor(mapped, shared_memory=True), "CPU", self._settings)
         return Program(compiled, dtypes, mapped)
