@@ -1,6 +1,6 @@
 """How far an exported network is from PyTorch's, output by output."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +8,12 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from ..engine.backends.protocol import Runnable
 from ..engine.backends.torch import TorchNetwork
 from ..engine.models.tensors import NetworkSpec, Sizes
 from .graph import example_inputs
+
+Runs = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+"""Runs a network on tensors in the table's order."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,7 @@ class Parity:
     scale: float
 
 
-def compare(
-    spec: NetworkSpec, reference: Runnable, candidate: Runnable, calls: Sequence[Sequence[Tensor]]
-) -> list[Parity]:
+def compare(spec: NetworkSpec, reference: Runs, candidate: Runs, calls: Sequence[Sequence[Tensor]]) -> list[Parity]:
     """Run both on each of `calls`; the worst of each output over them."""
     worst: dict[str, Parity] = {}
     for inputs in calls:

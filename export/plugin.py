@@ -43,7 +43,10 @@ def plugin_module(trt: TensorRt) -> Any:
     Raises BackendError where there is none that takes kernels compiled ahead of time, or no Triton to compile ours.
     """
     if not AVAILABLE:
-        raise BackendError("attention as a plugin needs triton, which is not installed; use inline or function")
+        raise BackendError(
+            "attention as a plugin needs triton, which is not installed, or is left out beside a PyTorch that is built "
+            "for no GPU (TWIG_TRITON=1 takes it all the same); use inline or function"
+        )
     try:
         module = importlib.import_module(f"{trt.__name__}.plugin")
     except ModuleNotFoundError as error:

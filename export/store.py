@@ -116,7 +116,8 @@ class ArtifactStore:
                 self._clear(key.digest)
                 self._build(final, key, build, reason)
             os.utime(final / MANIFEST)
-        self.prune(keep=key.digest)
+        if reason is not None:  # all that lies here need not be looked through where nothing was added
+            self.prune(keep=key.digest)
         return final
 
     def like(self, key: Key, but: str) -> list[Path]:

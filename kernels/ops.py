@@ -14,7 +14,7 @@ import torch
 
 from ._triton import AVAILABLE
 from .denoise_step import check_denoise_step, launch_denoise_step
-from .denoise_step_cpu import denoise_step_cpu, gather_rows_cpu
+from .denoise_step_cpu import HostSteps, denoise_step_cpu, gather_rows_cpu
 from .gather_rows import check_gather_rows, launch_gather_rows
 from .masked_attention import check_masked_attention, kernel_takes, launch_masked_attention, masked_attention_reference
 from .masked_attention_cpu import masked_attention_cpu
@@ -243,6 +243,21 @@ def gather_rows(
     run = _gather_rows_here if _is_plain(latents) else torch.ops.twig.gather_rows
     run(latents, coefficients, slots, steps, out)
     return out
+
+
+def host_steps(
+    latents: torch.Tensor,
+    history: torch.Tensor,
+    coefficients: torch.Tensor,
+    masks: torch.Tensor,
+    seeds: torch.Tensor,
+    carried: torch.Tensor,
+) -> HostSteps | None:
+    """`gather_rows` and `denoise_step` over slots that stay where they are, for calls from Python on a processor.
+
+    None where the operators themselves are to be called.
+    """
+    return HostSteps(latents, history, coefficients, masks, seeds, carried) if _is_plain(latents) else None
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

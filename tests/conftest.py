@@ -10,6 +10,8 @@ import pytest
 
 # Before anything imports PyTorch: a worker is one of as many as there are cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Beside a PyTorch for the processor too: what compiles kernels, and what a GPU would run, is tested without one.
+os.environ["TWIG_TRITON"] = "1"
 
 
 def pytest_collection_finish() -> None:

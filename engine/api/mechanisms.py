@@ -165,21 +165,23 @@ class Avoidance(Settings):
         strengthens control by a quarter and lengthens it by a tenth, moves the initial noise a quarter further, widens
         the balls of repulsion by a quarter and restates the prompt for another tenth.
         """
+        if not attempt:
+            return self
         changes: dict[str, Any] = {}
-        if attempt and self.delayed_guidance:
+        if self.delayed_guidance:
             stop = min(0.4, self.delayed_guidance.stop + 0.1 * attempt)
             changes["delayed_guidance"] = self.delayed_guidance.model_copy(update={"stop": stop, "detect": False})
-        if attempt and self.moved_control:
+        if self.moved_control:
             scale = min(4.0, self.moved_control.scale * (1 + 0.25 * attempt))
             stop = min(1.0, self.moved_control.stop + 0.1 * attempt)
             changes["moved_control"] = self.moved_control.model_copy(update={"scale": scale, "stop": stop})
-        if attempt and self.initial_noise:
+        if self.initial_noise:
             gamma = min(100.0, self.initial_noise.gamma * (1 + 0.25 * attempt))
             changes["initial_noise"] = self.initial_noise.model_copy(update={"gamma": gamma})
-        if attempt and self.repulsion:
+        if self.repulsion:
             radius = min(10.0, self.repulsion.radius * (1 + 0.25 * attempt))
             changes["repulsion"] = self.repulsion.model_copy(update={"radius": radius})
-        if attempt and self.restated_prompt:
+        if self.restated_prompt:
             stop = min(1.0, self.restated_prompt.stop + 0.1 * attempt)
             changes["restated_prompt"] = self.restated_prompt.model_copy(update={"stop": stop})
         return self.model_copy(update=changes)

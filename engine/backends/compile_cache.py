@@ -5,32 +5,30 @@ from pathlib import Path
 
 from ..api.errors import ForeignFileError
 from ..api.reading import MAX_TENSORS, open_regular, read_text
+from ..api.writing import write_whole
 
-PROGRAMS = "*.blob"
 _CHECKSUM = ".sha256"
 _LONGEST = 1024
 
 
-def drop_unverified(folder: Path) -> list[Path]:
-    """Remove the programs in `folder` that have no checksum or another one; return what went.
+def is_kept(program: Path) -> bool:
+    """Whether a program is there and is what was written; one that has no checksum, or another, is removed.
 
     A process killed while it wrote, a full disk or a foreign hand leave such files, and a runtime that reads programs
     does not look.
     """
-    gone = [path for path in folder.glob(PROGRAMS) if not _is_verified(path)]
-    for path in gone:
-        path.unlink(missing_ok=True)
-    return gone
+    if not program.exists():
+        return False
+    if _is_verified(program):
+        return True
+    program.unlink(missing_ok=True)
+    return False
 
 
-def record(folder: Path) -> None:
-    """Write the checksum of each program that has none yet."""
-    for path in folder.glob(PROGRAMS):
-        noted = _noted(path)
-        if not noted.exists():
-            partial = noted.with_suffix(".partial")
-            partial.write_text(_digest(path))
-            partial.replace(noted)
+def keep(program: Path, contents: bytes) -> None:
+    """Write a program, its checksum first: who looks in between finds no program, and not one to remove."""
+    write_whole(_noted(program), hashlib.sha256(contents).hexdigest().encode())
+    write_whole(program, contents)
 
 
 def _noted(program: Path) -> Path:

@@ -144,8 +144,8 @@ class Networks:
         """Whether PyTorch runs everything, as CUDA graphs of the whole step need it."""
         return set(self.wanted.values()) == {Backend.TORCH}
 
-    def __call__(self, network: Network, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Run `network`; tensors in the table's order, outputs in the engine's dtype.
+    def __call__(self, network: Network, inputs: Sequence[Tensor], wanted: int | None = None) -> tuple[Tensor, ...]:
+        """Run `network`; tensors in the table's order, the first `wanted` outputs or all, in the engine's dtype.
 
         A graph halves and doubles by whole factors, so PyTorch takes the sizes that are no multiple of its step.
         """
@@ -157,7 +157,7 @@ class Networks:
             if network not in self._uneven:
                 self._uneven[network] = self._runnable(Backend.TORCH, network, self.programs)
             runnable = self._uneven[network]
-        return tuple(output.to(self.dtype) for output in runnable(inputs))
+        return tuple(output.to(self.dtype) for output in runnable(inputs, wanted))
 
     def text_states(
         self, network: Network, ids: Tensor, skip: int | None, adapters: AdapterRows | None = None
@@ -189,7 +189,7 @@ class Networks:
         """UNet; PyTorch takes the calls that record attention."""
         if self.wanted[Network.UNET] is Backend.TORCH or inputs.record is not None:
             return self._in_torch[1].predict(inputs)
-        return self._unet(inputs)[0]
+        return self._unet(inputs, 1)[0]
 
     def predict_keeping(self, inputs: DenoiserInputs) -> tuple[Tensor, Tensor]:
         """UNet, and what of its deep part a shallow step takes over; PyTorch takes the calls that record attention."""
@@ -198,10 +198,10 @@ class Networks:
         predicted, deep = self._unet(inputs)
         return predicted, deep
 
-    def _unet(self, inputs: DenoiserInputs) -> tuple[Tensor, ...]:
+    def _unet(self, inputs: DenoiserInputs, wanted: int | None = None) -> tuple[Tensor, ...]:
         if inputs.residuals is None and self.denoiser.controlnet is not None:
             inputs = inputs._replace(residuals=self._no_residuals(inputs.sample))
-        return self(Network.UNET, flatten(inputs))
+        return self(Network.UNET, flatten(inputs), wanted)
 
     def recall(self, inputs: ShallowInputs) -> Tensor:
         """The UNet's shallow part."""

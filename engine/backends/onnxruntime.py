@@ -45,14 +45,14 @@ class OnnxRuntimeNetwork:
         if provider not in self.session.get_providers():
             raise BackendError(f"onnxruntime offers {self.session.get_providers()} here, not {provider}")
 
-    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Run on `inputs` in place; outputs are new tensors on the same device."""
+    def __call__(self, inputs: Sequence[Tensor], wanted: int | None = None) -> tuple[Tensor, ...]:
+        """Run on `inputs` in place; outputs, the first `wanted` or all, are new tensors on the same device."""
         binding = self.session.io_binding()
         held = [
             self._bound(binding, spec.name, tensor, spec.dtype)
             for spec, tensor in zip(self.spec.inputs, inputs, strict=True)
         ]
-        for spec in self.spec.outputs:
+        for spec in self.spec.outputs[:wanted]:
             binding.bind_output(spec.name, self.device.type, self.device.index or 0)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()

@@ -14,10 +14,9 @@ from openvino.preprocess import PrePostProcessor
 from torch import Tensor
 
 from ..api.errors import BackendError
-from ..api.writing import write_whole
 from ..models.tensors import NetworkSpec, Sizes, TensorSpec
 from ..sampling.buckets import bucket_of
-from .compile_cache import drop_unverified, record
+from .compile_cache import is_kept, keep
 from .openvino_norms import keep_channels_last
 from .openvino_program import Program
 from .programs import Due, Programs
@@ -82,20 +81,19 @@ class OpenVinoNetwork:
             # A pinned thread waits for its core when another process has it.
             "ENABLE_CPU_PINNING": False,
         }
-        drop_unverified(self._cache)
         self._graph = artifact.path
 
-    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Run on `inputs`; outputs are new tensors."""
+    def __call__(self, inputs: Sequence[Tensor], wanted: int | None = None) -> tuple[Tensor, ...]:
+        """Run on `inputs`; outputs, the first `wanted` or all, are new tensors."""
         rows = len(inputs[0])
         padded = bucket_of(rows, self.buckets) if rows <= self.buckets[-1] else rows
         sizes = Sizes(padded, *(inputs[0].shape[2:] if inputs[0].ndim == 4 else (1, 1)))
         calls = self.programs.running(self.due(sizes), rows)
         if len(calls) == 1:
-            return calls[0][0](inputs)
+            return calls[0][0](inputs, wanted)
         ends = list(accumulate(count for _, count in calls))
         parts = (
-            program([each[end - count : end] for each in inputs])
+            program([each[end - count : end] for each in inputs], wanted)
             for (program, count), end in zip(calls, ends, strict=True)
         )
         return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
@@ -116,7 +114,7 @@ class OpenVinoNetwork:
         key = (sizes.rows, sizes.height, sizes.width)
         program = self._cache / f"{self._identity}-{'x'.join(map(str, key))}.blob"
         dtypes = [self._dtype(spec) for spec in self.spec.inputs]
-        found = program.exists()
+        found = is_kept(program)
         made = self._imported(program, dtypes) if found else Program(self._compiled(sizes, program), dtypes)
         return made, program.stat().st_size
 
@@ -140,12 +138,11 @@ class OpenVinoNetwork:
         model.reshape({spec.name: list(sizes.of(spec, self.spec)) for spec in self.spec.inputs})
         keep_channels_last(model)
         compiled = self._core.compile_model(self._with_bindings(model), "CPU", self._settings)
-        write_whole(program, compiled.export_model().getvalue())
-        record(self._cache)
+        keep(program, compiled.export_model().getvalue())
         return compiled
 
     def _imported(self, program: Path, dtypes: Sequence[torch.dtype]) -> Program:
-        """A program that was verified when this network was made."""
+        """A program that is what was written."""
         mapped = np.memmap(program, np.uint8, "c")  # no copy: weights that are used as they lie stay the file's pages
         compiled = self._core.import_model(openvino.Tensor(mapped, shared_memory=True), "CPU", self._settings)
         return Program(compiled, dtypes, mapped)

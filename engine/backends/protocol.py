@@ -17,8 +17,8 @@ from ..models.tensors import NetworkSpec, Sizes
 class Runnable(Protocol):
     """A network ready to run."""
 
-    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Run on `inputs`, in the table's order and dtypes; outputs in the table's order."""
+    def __call__(self, inputs: Sequence[Tensor], wanted: int | None = None) -> tuple[Tensor, ...]:
+        """Run on `inputs`, in the table's order and dtypes; outputs in the table's order, the first `wanted` or all."""
         ...
 
 

@@ -47,13 +47,13 @@ class TensorRtNetwork:
         self._contexts: dict[int, TrtContext] = {}
         self._outputs: dict[Sizes, tuple[Tensor, ...]] = {}
 
-    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Enqueue on PyTorch's current stream; inputs are read where they lie."""
+    def __call__(self, inputs: Sequence[Tensor], wanted: int | None = None) -> tuple[Tensor, ...]:
+        """Enqueue on PyTorch's current stream; inputs are read where they lie. Return the first `wanted` outputs."""
         if len(inputs[0]) > self.most_rows:
             pieces = zip(*(tensor.split(self.most_rows) for tensor in inputs), strict=True)
-            outputs = [tuple(output.clone() for output in self._enqueue(piece)) for piece in pieces]
+            outputs = [tuple(output.clone() for output in self._enqueue(piece)[:wanted]) for piece in pieces]
             return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
-        return self._enqueue(inputs)
+        return self._enqueue(inputs)[:wanted]
 
     def _enqueue(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         sizes = Sizes(len(inputs[0]), *(inputs[0].shape[2:] if inputs[0].ndim == 4 else ()))

@@ -179,7 +179,7 @@ class TorchNetwork:
     def __init__(self, flat: nn.Module) -> None:
         self.flat = flat
 
-    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def __call__(self, inputs: Sequence[Tensor], wanted: int | None = None) -> tuple[Tensor, ...]:
         """Run on `inputs`, in the table's order."""
         outputs = self.flat(*inputs)
-        return outputs if isinstance(outputs, tuple) else (outputs,)
+        return outputs[:wanted] if isinstance(outputs, tuple) else (outputs,)

@@ -7,7 +7,7 @@ on a GPU.
 
 from collections.abc import Hashable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from .columns import Columns
 from .controls import ControlBuffers, column_of
 from .planning import StepPlan, columns_with
 from .slots import Arena, nested_tensors
+from .zeros import zeros
 
 Told = tuple[object, ...] | None
 """What rows a buffer was filled for, and after how many writes to the arena; None where that is not told."""
@@ -53,6 +54,7 @@ class StepBuffers:
         device = arena.latents.device
         self._denoiser, self._rows, self._dtype = denoiser, rows, dtype
         self._filled: dict[Hashable, Told] = {}
+        self._whole: dict[Hashable, Told] = {}
         unet = unet_spec(denoiser, arena.num_tokens)
         sizes = Sizes(rows, *arena.shape)
         most = {"rows": rows, "control_rows": rows, "slots": len(arena.latents), "layers": len(denoiser.layers)}
@@ -64,10 +66,14 @@ class StepBuffers:
 
         def static(network: NetworkSpec, prefix: str, sizes: Sizes = sizes) -> tuple[Tensor, ...]:
             chosen = [t for t in (*network.inputs, *network.outputs) if t.name.startswith(prefix)]
-            made = (torch.zeros(sizes.of(t, network), dtype=t.dtype or dtype, device=device) for t in chosen)
-            return tuple(one.contiguous(memory_format=order) if one.ndim == 4 else one for one in made)
+            made = ((sizes.of(each, network), each.dtype or dtype) for each in chosen)
+            return tuple(
+                zeros(*shape, dtype=own, device=device, order=order if len(shape) == 4 else torch.contiguous_format)
+                for shape, own in made
+            )
 
         (self.sample,), (self.pyramid,) = static(unet, "sample"), static(unet, "mask_pyramid")
+        (self.time_proj,) = static(unet, "time_proj")
         self.added = static(unet, "added")
         self.texts = {arena.num_tokens: self._texts(arena.num_tokens, device)}
         if denoiser.controlnet is not None:
@@ -92,7 +98,7 @@ class StepBuffers:
         """Buffers of what rows read of texts."""
 
         def kv(layer: CrossLayer) -> Tensor:
-            return torch.zeros(self._rows, num_tokens, 2 * layer.inner, dtype=self._dtype, device=device)
+            return zeros(self._rows, num_tokens, 2 * layer.inner, dtype=self._dtype, device=device)
 
         tokens = torch.zeros(self._rows, len(TokenRow), num_tokens, device=device)
         layers, control = self._denoiser.layers, self._denoiser.control_layers
@@ -115,6 +121,19 @@ class StepBuffers:
     def has(self, name: Hashable, told: Told) -> None:
         """Say what the buffer called `name` was filled for."""
         self._filled[name] = told
+        self._whole.clear()
+
+    def lacks_any(self, names: Hashable, told: Told) -> bool:
+        """Whether any of the buffers that are called `names` together has to be filled for `told`."""
+        return told is None or self._whole.get(names) != told
+
+    def has_all(self, names: Hashable, told: Told) -> None:
+        """Say what all buffers that are called `names` together were filled for, until any of them is filled anew."""
+        self._whole[names] = told
+
+    def read(self, column: str, count: int) -> list[Any]:
+        """The first values of a column, where steps run on the host."""
+        return self._block.read(column, count)
 
     def tensors(self) -> list[Tensor]:
         """Every buffer."""
@@ -130,5 +149,6 @@ class StepBuffers:
         """Fill every buffer with values that cannot go unnoticed: what a step reads it must have written."""
         self._block.poison()
         self._filled.clear()
+        self._whole.clear()
         for tensor in self._own():
             tensor.fill_(float("nan"))

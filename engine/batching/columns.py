@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,19 +41,34 @@ class Columns:
             end += -(-size // _ALIGNMENT) * _ALIGNMENT
         self._block = torch.zeros(end, dtype=torch.uint8, device=device)
         self._staging: tuple[Staging, list[dict[str, np.ndarray]]] | None = None
+        self._written: list[dict[str, tuple[Sequence[object], int]]] = []
         self.views = self._split(self._block)
 
     def write(self, values: Mapping[str, Sequence[object]], counts: Mapping[str, int]) -> None:
-        """Write each column's values, padded up to the count of its first axis; what lies behind stays as it is."""
+        """Write each column's values, padded up to the count of its first axis; what lies behind stays as it is.
+
+        What a column holds already is not written again: from step to step little changes. Values must not be changed
+        afterwards.
+        """
         staging, hosts = self._ready()
-        host = hosts[staging.turn()]
+        turn = staging.turn()
+        host, written = hosts[turn], self._written[turn]
         for name, (axis, padding) in self._counted.items():
-            given, into = values[name], host[name]
-            if len(given) < counts[axis]:
-                into[len(given) : counts[axis]] = padding
+            given, count = values[name], counts[axis]
+            if written.get(name) == (given, count):
+                continue
+            into = host[name]
+            if len(given) < count:
+                into[len(given) : count] = padding
             if given:
                 into[: len(given)] = given
+            written[name] = given, count
         staging.send()
+
+    def read(self, name: str, count: int) -> list[Any]:
+        """The first values of a column of the block, which must be on the host."""
+        found: list[Any] = self._ready()[1][0][name][:count].tolist()
+        return found
 
     @torch.inference_mode()
     def poison(self) -> None:
@@ -60,6 +76,8 @@ class Columns:
         for block in (self._block, *self._ready()[0].pieces):
             for view in self._split(block).values():
                 view.fill_(float("nan") if view.is_floating_point() else 2**40)
+        for written in self._written:
+            written.clear()
 
     def _ready(self) -> tuple[Staging, list[dict[str, np.ndarray]]]:
         """Memory to send from, and its columns; made when first needed, for what is only measured has no use for it."""
@@ -69,7 +87,7 @@ class Columns:
                 for name, view in self._split(piece).items():
                     view.fill_(self._padding(self._columns[name]))
             columns = [{name: view.numpy() for name, view in self._split(piece).items()} for piece in staging.pieces]
-            self._staging = staging, columns
+            self._staging, self._written = (staging, columns), [{} for _ in columns]
         return self._staging
 
     def _split(self, block: Tensor) -> dict[str, Tensor]:

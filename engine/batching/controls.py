@@ -9,6 +9,7 @@ from torch import Tensor
 from ...kernels import TokenRow
 from ..models.networks import Controller
 from ..sampling.rows import Branch
+from .zeros import zeros
 
 KINDS = (
     "control_rows",
@@ -45,13 +46,11 @@ class ControlSlots:
     ) -> None:
         contexts = num_slots * len(Branch)
         self.text_kv = tuple(
-            torch.zeros(contexts, num_tokens, 2 * layer.inner, device=device, dtype=dtype)
-            for layer in controller.layers
+            zeros(contexts, num_tokens, 2 * layer.inner, device=device, dtype=dtype) for layer in controller.layers
         )
         self.more_kv: tuple[Tensor, ...] = ()
         width = controller.controlnet.config.block_out_channels[0]
-        hints = torch.zeros(num_slots, width, *shape, device=device, dtype=dtype)
-        self.hints = hints.contiguous(memory_format=order)
+        self.hints = zeros(num_slots, width, *shape, dtype=dtype, device=device, order=order)
 
     def lengthen(self, more: int) -> None:
         """Make room for so many tokens behind the first T."""
@@ -93,7 +92,8 @@ class ControlBuffers:
         rows = len(sample)
         self.sample = torch.zeros_like(sample)
         self.added = tuple(torch.zeros_like(each) for each in added)
-        self.hints = slots.hints.new_zeros(rows, *slots.hints.shape[1:]).contiguous(memory_format=order)
+        kept = slots.hints
+        self.hints = zeros(rows, *kept.shape[1:], dtype=kept.dtype, device=kept.device, order=order)
         self.texts: dict[int, tuple[tuple[Tensor, ...], Tensor]] = {}
         self.lengthen(slots, slots.text_kv[0].shape[1])
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...kernels import denoise_step, gather_rows
+from ...kernels import denoise_step, gather_rows, host_steps
 from ..avoidance.initial_noise import sharpness_move
 from ..avoidance.repulsion import carried_change, repulsion, step_change
 from ..backends.networks import Networks
@@ -21,6 +21,7 @@ from ..sampling.rows import Branch
 from .buffers import StepBuffers, Told
 from .controls import KINDS, ControlPlaces, column_of
 from .graphs import GraphPool
+from .host import HostArithmetic
 from .job import Job
 from .planning import empty_plan, is_compared, is_controlled, is_shallow, keeps, planned, repulsion_at
 from .slots import Arena
@@ -44,8 +45,16 @@ After = tuple[Callable[[Sequence[Job]], None], list[Job]]
 is written before everything is computed."""
 
 
-RowInputs = tuple[Tensor, Tensor, tuple[Tensor, ...], Added, Tensor, Tensor, Tensor]
-"""What `DenoiserInputs` and `ShallowInputs` begin with, up to the scalars."""
+class RowInputs(NamedTuple):
+    """What `DenoiserInputs` and `ShallowInputs` begin with, up to the scalars."""
+
+    sample: Tensor
+    time_proj: Tensor
+    text_kv: tuple[Tensor, ...]
+    added: Added
+    mask_pyramid: Tensor
+    tokens: Tensor
+    scalars: Tensor
 
 
 class Rows(NamedTuple):
@@ -78,6 +87,15 @@ class DenoisingLoop:
         self.latest: Mark = None
         self._marks: dict[int, Mark] = {}
         self._sinusoids = lru_cache(_SINUSOIDS)(partial(_sinusoids, denoiser))
+        self._control_sinusoids = lru_cache(_SINUSOIDS)(partial(_control_sinusoids, denoiser))
+        self._views: dict[Hashable, RowInputs] = {}
+
+    @cached_property
+    def _host(self) -> HostArithmetic | None:
+        """What is computed around the networks on a processor; None on a GPU, where operators do it."""
+        a = self.arena
+        steps = host_steps(a.latents, a.history, a.columns, a.masks, a.seeds, a.carried)
+        return None if steps is None else HostArithmetic(steps, a, self.buffers)
 
     @property
     def lengths(self) -> list[int]:
@@ -245,9 +263,13 @@ class DenoisingLoop:
             torch.index_select(source, 0, places, out=into)
             self.buffers.has(name, who.told)
 
-    def _told(self, *places: Tensor) -> Told:
-        """What buffers of texts and maps hold once they are filled from `places`; None where a graph fills them."""
-        return None if self.graphs.enabled else (self.arena.writes, *(tuple(each.tolist()) for each in places))
+    def _told(self, rows: int, contexts: str, *places: str) -> tuple[Tensor, Told]:
+        """The column of contexts; what buffers of texts and maps hold once they are filled from that and further ones,
+        None where a graph fills them."""
+        own = self.buffers.columns[contexts][:rows]
+        if self.graphs.enabled:
+            return own, None
+        return own, (self.arena.writes, *(tuple(self.buffers.read(name, rows)) for name in (contexts, *places)))
 
     def _control(self, rows: int, tokens: int, name: str | None = None) -> None:
         """ControlNet on its rows: its residuals are scattered into zeroed buffers, a further one's are added there."""
@@ -263,9 +285,11 @@ class DenoisingLoop:
     def _control_inputs(self, rows: int, tokens: int, name: str | None, columns: Mapping[str, Tensor]) -> ControlInputs:
         """Gather what the ControlNet `name` reads of its rows; `columns`, its own, by kind."""
         arena, places = self.arena, self._places(name, tokens)
-        sample, contexts, slots = places.sample[:rows], columns["control_contexts"], columns["control_slots"]
-        who = Rows(contexts, self._told(contexts, columns["control_hints"]))
-        gather_rows(arena.latents, arena.columns, slots, columns["control_steps"], sample)
+        own = partial(column_of, name=name)
+        sample, slots = places.sample[:rows], columns["control_slots"]
+        contexts, told = self._told(rows, own("control_contexts"), own("control_hints"))
+        who = Rows(contexts, told)
+        self._gather_latents(rows, own("control_slots"), own("control_steps"), sample)
         kv = [each[:rows] for each in places.text_kv]
         self._gather(places.kept_kv, places.more_kv, kv, [("control", name, tokens, i) for i in range(len(kv))], who)
         for number, (source, target) in enumerate(zip(arena.added, places.added, strict=True)):
@@ -278,13 +302,20 @@ class DenoisingLoop:
             self._fill(("control tokens", name, tokens), arena.tokens[..., :tokens], used, hidden, who)
         return ControlInputs(
             sample,
-            self.networks.denoiser.controller(name).time_proj(columns["control_timesteps"]),
+            self._control_time(rows, name),
             tuple(kv),
             tuple(condition[:rows] for condition in places.added),
             places.hints[:rows],
             columns["control_scales"],
             hidden,
         )
+
+    def _control_time(self, rows: int, name: str | None) -> Tensor:
+        """Sinusoids of a ControlNet's rows, as a UNet's."""
+        column = column_of("control_timesteps", name)
+        if self.graphs.enabled:
+            return self.networks.denoiser.controller(name).time_proj(self.buffers.columns[column][:rows])
+        return self._control_sinusoids(name, tuple(self.buffers.read(column, rows)))
 
     def _places(self, name: str | None, tokens: int) -> ControlPlaces:
         """Where a ControlNet's inputs come from, and go to, for texts of so many tokens."""
@@ -356,40 +387,68 @@ class DenoisingLoop:
 
     def _row_inputs(self, rows: int, length: int, layers: Sequence[int]) -> RowInputs:
         """Gather what every call of the UNet reads of its rows, up to scalars; of the cross-attention `layers`."""
-        arena, b, c = self.arena, self.buffers, self.buffers.columns
-        slots, contexts = c["row_slots"][:rows], c["row_contexts"][:rows]
-        gather_rows(arena.latents, arena.columns, slots, c["row_steps"][:rows], b.sample[:rows])
-        texts, who = b.texts[length], Rows(contexts, self._told(contexts))
-        kv, tokens = [texts.text_kv[layer][:rows] for layer in layers], texts.tokens[:rows]
-        more = [arena.more_text_kv[layer] for layer in layers] if arena.more_text_kv else ()
-        kept = [arena.text_kv[layer] for layer in layers]
-        self._gather(kept, more, kv, [("text", length, layer) for layer in layers], who)
-        for number, (source, target) in enumerate(zip(arena.added, b.added, strict=True)):
-            self._fill(("added", number), source, contexts, target[:rows], who)
-        used = slots.clamp(min=0)
-        self._fill("pyramid", arena.pyramid, used, b.pyramid[:rows], who)
-        self._fill(("tokens", length), arena.tokens[..., :length], used, tokens, who)
-        return (
+        names = length, tuple(layers)
+        if (rows, names) not in self._views:
+            self._views[rows, names] = self._viewed(rows, length, layers)
+        views, who = self._views[rows, names], Rows(*self._told(rows, "row_contexts"))
+        self._gather_latents(rows, "row_slots", "row_steps", views.sample)
+        if self.buffers.lacks_any(names, who.told):
+            self._fill_rows(rows, length, layers, who)
+            self.buffers.has_all(names, who.told)
+        return self._with_time(rows, views)
+
+    def _viewed(self, rows: int, length: int, layers: Sequence[int]) -> RowInputs:
+        """Where a call reads: the same tensors each time, by which a backend knows them."""
+        b = self.buffers
+        texts = b.texts[length]
+        return RowInputs(
             b.sample[:rows],
-            self._time_proj(c["timesteps"][:rows], c["guidances"][:rows]),
-            tuple(kv),
+            b.time_proj[:rows],
+            tuple(texts.text_kv[layer][:rows] for layer in layers),
             tuple(condition[:rows] for condition in b.added),
             b.pyramid[:rows],
-            tokens,
-            c["scalars"][:rows],
+            texts.tokens[:rows],
+            b.columns["scalars"][:rows],
         )
 
-    def _time_proj(self, timesteps: Tensor, guidances: Tensor) -> Tensor:
-        """Sinusoids of the rows; on a processor those of late calls are kept, for requests take the same steps."""
+    def _fill_rows(self, rows: int, length: int, layers: Sequence[int], who: Rows) -> None:
+        """What of a call's rows stays from step to step: texts, what is added to them, and maps."""
+        arena, b = self.arena, self.buffers
+        texts, used = b.texts[length], b.columns["row_slots"][:rows].clamp(min=0)
+        kv = [texts.text_kv[layer][:rows] for layer in layers]
+        more = [arena.more_text_kv[layer] for layer in layers] if arena.more_text_kv else ()
+        self._gather([arena.text_kv[layer] for layer in layers], more, kv, [("text", length, n) for n in layers], who)
+        for number, (source, target) in enumerate(zip(arena.added, b.added, strict=True)):
+            self._fill(("added", number), source, who.contexts, target[:rows], who)
+        self._fill("pyramid", arena.pyramid, used, b.pyramid[:rows], who)
+        self._fill(("tokens", length), arena.tokens[..., :length], used, texts.tokens[:rows], who)
+
+    def _gather_latents(self, rows: int, slots: str, steps: str, into: Tensor) -> None:
+        """Latents of the slots in one column, scaled as their steps in another say."""
+        if self._host is None or not self._host.gather(rows, slots, steps, into):
+            c = self.buffers.columns
+            gather_rows(self.arena.latents, self.arena.columns, c[slots][:rows], c[steps][:rows], into)
+
+    def _with_time(self, rows: int, views: RowInputs) -> RowInputs:
+        """Inputs with the sinusoids of their rows; on a processor those of late calls are kept, for requests take the
+        same steps."""
+        b = self.buffers
         if self.graphs.enabled:
-            return self.networks.denoiser.time_proj(timesteps, guidances)
-        return self._sinusoids(tuple(timesteps.tolist()), tuple(guidances.tolist()))
+            c = b.columns
+            return views._replace(
+                time_proj=self.networks.denoiser.time_proj(c["timesteps"][:rows], c["guidances"][:rows])
+            )
+        views.time_proj.copy_(self._sinusoids(tuple(b.read("timesteps", rows)), tuple(b.read("guidances", rows))))
+        return views
 
     def _advance(self, rows: int, predicted: Tensor, compared: bool) -> None:
         """Guidance and solver, in place on the slots."""
         arena, c = self.arena, self.buffers.columns
         if compared:
             self._contrast(rows, predicted)
+        if self._host is not None:
+            self._host.advance(rows, predicted)
+            return
         denoise_step(
             arena.latents,
             arena.history,
@@ -409,6 +468,9 @@ class DenoisingLoop:
     def _contrast(self, rows: int, predicted: Tensor) -> None:
         """Keep conditional minus unconditional prediction (R, C, h, w), job by job, and its size."""
         arena, c = self.arena, self.buffers.columns
+        if self._host is not None:
+            self._host.contrast(rows, predicted)
+            return
         unconditional, conditional = (predicted.index_select(0, c["job_pairs"][:rows, i]).float() for i in (0, 1))
         contrasts = conditional - unconditional
         slots = c["pair_slots"][:rows]
@@ -452,6 +514,10 @@ class DenoisingLoop:
 
 def _sinusoids(denoiser: Denoiser, timesteps: Sequence[float], guidances: Sequence[float]) -> Tensor:
     return denoiser.time_proj(torch.tensor(timesteps), torch.tensor(guidances))
+
+
+def _control_sinusoids(denoiser: Denoiser, name: str | None, timesteps: Sequence[float]) -> Tensor:
+    return denoiser.controller(name).time_proj(torch.tensor(timesteps))
 
 
 def _places(among: Sequence[Job], jobs: Sequence[Job]) -> slice | list[int]:

@@ -34,6 +34,9 @@ for a draft of more steps first, and after an early verdict on in FINALISING; a 
 from SEGMENTED to JUDGING."""
 
 
+_PLAIN = Avoidance.off()
+
+
 class IllegalMoveError(RuntimeError):
     """A move that `MOVES` does not hold: a bug of the engine, never of a request."""
 
@@ -151,7 +154,7 @@ class Job:
     def avoidance(self) -> Avoidance:
         """The policy in force, stronger with each attempt; a gated job's first attempt runs plain."""
         if self.gated and not self.attempt:
-            return Avoidance.off()
+            return _PLAIN
         return self.request.avoidance.escalated(self.attempt - self.gated)
 
     def fork(self, id: int, index: int) -> "Job":

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 
 from ...kernels import NO_ADAPTER, ScalarColumn
@@ -78,6 +78,9 @@ Of a further ControlNet each is a column of its own, and a hint is a slot.
 push_...: slot, step, radius and strength of jobs that protected works repel.
 """
 
+_Scalars = tuple[tuple[float, ...], ...]
+"""Of a row, `ScalarColumn` by layer: numbers that compare, for a column that says the same is not written again."""
+
 StepPlan = dict[str, list[Any]]
 """One denoising step on the host: the values of each of `COLUMNS`."""
 
@@ -110,9 +113,8 @@ def _add(plan: StepPlan, job: Job, groups: Sequence[str], slots: int) -> None:
     trajectory, slot = job.trajectory, job.slot
     assert trajectory is not None
     assert slot is not None
-    acting = job.state is State.FINALISING and not trajectory.probes
-    rule = job.avoidance.masked_attention if acting else None
-    scalars = attention_scalars(rule, trajectory.step, len(trajectory.plan), groups)
+    off = _off(len(groups))
+    scalars = _scalars(job, groups) or off
     first = len(plan["row_slots"])
     adapters, weights = padded(trajectory.adapters)
     kept = keeps(job) and len(trajectory.rows) <= KEPT_ROWS
@@ -130,7 +132,7 @@ def _add(plan: StepPlan, job: Job, groups: Sequence[str], slots: int) -> None:
         plan["row_adapter_weights"].append(weights)
         plan["guidances"].append(row.embedded)
         # The rule speaks of the prompt's tokens, so the unconditional row never obeys it.
-        plan["scalars"].append(scalars if row.branch is Branch.CONDITIONAL else np.zeros_like(scalars))
+        plan["scalars"].append(scalars if row.branch is Branch.CONDITIONAL else off)
     padding = MAX_ROWS - len(trajectory.rows)
     plan["job_slots"].append(UNUSED if trajectory.probes else slot)
     plan["job_steps"].append(trajectory.step)
@@ -140,6 +142,22 @@ def _add(plan: StepPlan, job: Job, groups: Sequence[str], slots: int) -> None:
     plan["pair_slots"].append(slots if pair is None else slot)
     plan["job_pairs"].append((0, 0) if pair is None else (first + pair[0], first + pair[1]))
     plan["job_rescales"].append(0.0 if pair is None else trajectory.rescale)
+
+
+def _scalars(job: Job, groups: Sequence[str]) -> _Scalars | None:
+    """`attention_scalars` of the job's coming step, None where no rule acts."""
+    run = job.trajectory
+    if run is None or run.probes or job.state is not State.FINALISING:
+        return None
+    rule = job.avoidance.masked_attention
+    if rule is None or not rule.active(run.step, len(run.plan)):
+        return None
+    return tuple(map(tuple, attention_scalars(rule, run.step, len(run.plan), groups).tolist()))
+
+
+@lru_cache
+def _off(layers: int) -> _Scalars:
+    return ((0.0,) * len(ScalarColumn),) * layers
 
 
 def keeps(job: Job) -> bool:

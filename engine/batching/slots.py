@@ -14,6 +14,7 @@ from ..models.shallow import deep_channels, num_skips
 from ..models.transfers import sent
 from ..sampling.rows import KEPT_ROWS, Branch, Hint
 from .controls import ControlSlots, behind, write_text
+from .zeros import zeros
 
 NUM_BRANCHES = len(Branch)
 NUM_HINTS = len(Hint)
@@ -96,7 +97,7 @@ class Arena:
         self.lengths = [num_tokens] * num_slots
 
         def kv(layer: CrossLayer) -> Tensor:
-            return torch.zeros(contexts, num_tokens, 2 * layer.inner, device=device, dtype=dtype)
+            return zeros(contexts, num_tokens, 2 * layer.inner, device=device, dtype=dtype)
 
         self.text_kv = tuple(map(kv, denoiser.layers))
         self.control_kv = tuple(map(kv, denoiser.control_layers))
@@ -106,8 +107,7 @@ class Arena:
         self.hints = None
         if denoiser.controlnet is not None:
             width = denoiser.controlnet.config.block_out_channels[0]
-            hints = torch.zeros(num_slots * NUM_HINTS, width, *shape, device=device, dtype=dtype)
-            self.hints = hints.contiguous(memory_format=order)
+            self.hints = zeros(num_slots * NUM_HINTS, width, *shape, dtype=dtype, device=device, order=order)
         self.deep: Tensor | None = None
         self.kept_residuals: tuple[Tensor, ...] = ()
         self.controls = {
@@ -136,8 +136,8 @@ class Arena:
             return
 
         def kept(shape: tuple[int, ...]) -> Tensor:
-            zeros = self.text_kv[0].new_zeros(len(self.latents) * KEPT_ROWS + 1, *shape)
-            return zeros.contiguous(memory_format=self._order)
+            like, places = self.text_kv[0], len(self.latents) * KEPT_ROWS + 1
+            return zeros(places, *shape, dtype=like.dtype, device=like.device, order=self._order)
 
         unet = self._denoiser.unet
         self.deep = kept((deep_channels(unet), *self.shape))

@@ -101,13 +101,16 @@ class Streams:
 class Staging:
     """Host memory that goes to a `block` (bytes,) of the device in one copy, while the next piece is being written.
 
-    As many pieces as steps may be on their way, and one more; each is written again only when its copy is done.
+    As many pieces as steps may be on their way, and one more; each is written again only when its copy is done. A block
+    on the host is its own only piece.
     """
 
     def __init__(self, block: Tensor) -> None:
         self._block = block
         self._gpu = block.device.type == "cuda"
-        self.pieces = [torch.empty(len(block), dtype=torch.uint8, pin_memory=self._gpu) for _ in range(AHEAD + 1)]
+        self.pieces = [block]
+        if self._gpu:
+            self.pieces = [torch.empty(len(block), dtype=torch.uint8, pin_memory=True) for _ in range(AHEAD + 1)]
         self._turns = cycle(range(len(self.pieces)))
         self._number = 0
         self._copied: dict[int, torch.cuda.Event] = {}
@@ -122,6 +125,6 @@ class Staging:
 
     def send(self) -> None:
         """Copy the piece to the device, in the current stream."""
-        self._block.copy_(self.pieces[self._number], non_blocking=True)
         if self._gpu:
+            self._block.copy_(self.pieces[self._number], non_blocking=True)
             self._copied.setdefault(self._number, torch.cuda.Event()).record()

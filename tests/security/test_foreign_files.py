@@ -13,7 +13,7 @@ from twig.engine.api.calibration import Calibration
 from twig.engine.api.errors import ForeignFileError, TwigError
 from twig.engine.api.pixels import load_picture
 from twig.engine.api.reading import MAX_TENSORS, read_bytes, read_lines
-from twig.engine.backends.compile_cache import drop_unverified
+from twig.engine.backends.compile_cache import is_kept
 from twig.engine.backends.measuring import remembered
 from twig.engine.cli.main import USER_ERROR, run
 from twig.engine.judging.registry import Registry, index_works, pictures_in
@@ -259,4 +259,5 @@ def test_measurements_that_cannot_be_read_are_made_again(tmp_path, rubbish):
 def test_a_program_whose_checksum_is_rubbish_goes(tmp_path, rubbish):
     (tmp_path / "a.blob").write_bytes(b"program")
     (tmp_path / "a.blob.sha256").write_bytes(rubbish)
-    assert drop_unverified(tmp_path) == [tmp_path / "a.blob"]
+    assert not is_kept(tmp_path / "a.blob")
+    assert not list(tmp_path.iterdir())

@@ -69,11 +69,14 @@ def test_a_damaged_program_is_compiled_again(decoder, tmp_path):
 
 
 def test_a_program_without_its_checksum_is_not_trusted(decoder, tmp_path):
-    decoder()
-    foreign = tmp_path / "fp32" / "123.blob"
-    foreign.write_bytes(b"half a program")
-    decoder()
-    assert not foreign.exists()
+    latents = torch.randn(1, 4, 16, 16)
+    (expected,) = decoder()([latents])
+    (program,) = tmp_path.rglob("*.blob")
+    program.with_name(f"{program.name}.sha256").unlink()
+    program.chmod(0o600)
+    program.write_bytes(b"half a program")
+    (compiled,) = decoder()([latents])
+    assert torch.equal(compiled, expected)
 
 
 def test_what_lies_where_it_lay_is_read_anew_and_what_lies_elsewhere_too(decoder):
@@ -88,6 +91,12 @@ def test_what_lies_where_it_lay_is_read_anew_and_what_lies_elsewhere_too(decoder
     assert not torch.equal(moved_on, first)
     (planar,) = decode([before.contiguous()])
     assert torch.equal(planar, first)
+    (again,) = decode([before])
+    assert torch.equal(again, first)
+
+
+def test_outputs_that_nobody_wants_are_left_out(decoder):
+    assert decoder()([torch.randn(1, 4, 16, 16)], 0) == ()
 
 
 def test_results_stay_when_the_program_runs_again(decoder):

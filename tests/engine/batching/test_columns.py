@@ -30,6 +30,16 @@ def test_values_are_padded_up_to_the_count_of_what_they_are_of(columns):
     }
 
 
+def test_what_changed_is_written_and_what_did_not_stays(columns):
+    columns.write(GIVEN, {"rows": 3, "chosen": 2})
+    columns.write({**GIVEN, "slots": [5, 4]}, {"rows": 2, "chosen": 2})
+    assert columns.views["slots"][:3].tolist() == [5, 4, -1]
+    columns.write({**GIVEN, "slots": [5], "weights": []}, {"rows": 4, "chosen": 2})
+    assert columns.views["slots"][:4].tolist() == columns.read("slots", 4) == [5, -1, -1, -1]
+    assert columns.views["weights"][:4].tolist() == [[0.0] * 3] * 4
+    assert columns.views["rows"][:4].tolist() == [[0, 1], [2, 3], [0, 0], [0, 0]]
+
+
 def test_what_nobody_wrote_goes_unnoticed_nowhere(columns):
     columns.poison()
     for _ in range(4):  # more than there are pieces to send from
