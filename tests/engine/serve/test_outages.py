@@ -20,6 +20,7 @@ from twig.engine.records.audit import LOG_NAME, AuditLog
 from twig.engine.serve import breaker
 
 LOST = (503, "true", "5")
+HTTP = httpx2.Client(timeout=60)  # made once, for it takes longer to make than a picture
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def another(served_engine, plain_config, tmp_path):
 def ask(served, key=None, prompt="a red star", **twig):
     headers = {} if key is None else {"idempotency-key": key}
     body = {"prompt": prompt, "twig": twig}
-    return httpx2.post(f"{served.url}/v1/images/generations", json=body, headers=headers, timeout=60)
+    return HTTP.post(f"{served.url}/v1/images/generations", json=body, headers=headers)
 
 
 def refusal(answer):
@@ -51,12 +52,12 @@ def refusal(answer):
 
 
 def standing(served):
-    answer = httpx2.get(f"{served.url}/readyz")
+    answer = HTTP.get(f"{served.url}/readyz")
     return answer.status_code, answer.json()
 
 
 def status(served, id):
-    return httpx2.get(f"{served.url}/v1/twig/jobs/{id}").json().get("status")
+    return HTTP.get(f"{served.url}/v1/twig/jobs/{id}").json().get("status")
 
 
 @contextmanager
@@ -96,9 +97,9 @@ def test_on_a_full_disk_nothing_is_shown_or_lost_and_it_goes_on_when_there_is_ro
             assert (refusal(answer), answer.json()["error"]["code"]) == (LOST, "records_unavailable")
             assert served_engine.stats().rows == drawn, "nothing is drawn that could not be kept"
             assert refusal(ask(served, background=True)) == refusal(ask(served, "key")) == LOST
-            assert "twig_records_unavailable 1.0" in httpx2.get(f"{served.url}/metrics").text
+            assert "twig_records_unavailable 1.0" in HTTP.get(f"{served.url}/metrics").text
         wait_for(lambda: standing(served) == (200, {"status": "ready"}))
-        assert "twig_records_unavailable 0.0" in httpx2.get(f"{served.url}/metrics").text
+        assert "twig_records_unavailable 0.0" in HTTP.get(f"{served.url}/metrics").text
         wait_for(lambda: status(served, job) == "done")
         assert ask(served, "key").status_code == 200
     kept = AuditLog(tmp_path / "kept" / LOG_NAME).verify()
@@ -109,11 +110,11 @@ def test_on_a_full_disk_nothing_is_shown_or_lost_and_it_goes_on_when_there_is_ro
 
 def test_a_database_that_another_process_holds_is_told_and_pictures_are_drawn_meanwhile(another, tmp_path):
     with another() as served:
-        job = ask(served, background=True, steps=20).json()["id"]
+        job = ask(served, background=True, steps=10).json()["id"]
         wait_for(lambda: status(served, job) != "queued")
         with locked(tmp_path / "kept" / "jobs.db"):
             assert refusal(ask(served, background=True)) == refusal(ask(served, "key")) == LOST
-            assert httpx2.get(f"{served.url}/v1/twig/jobs/{job}").json()["error"]["code"] == "jobs_unavailable"
+            assert HTTP.get(f"{served.url}/v1/twig/jobs/{job}").json()["error"]["code"] == "jobs_unavailable"
             assert standing(served) == (200, {"status": "ready", "jobs": "cannot be kept: the server's log says why"})
             assert ask(served).status_code == 200
             wait_for(lambda: not served.service.first.engine.engine.pending, seconds=60)
@@ -193,13 +194,13 @@ def test_a_clock_that_is_put_back_or_ahead_loses_no_job_and_draws_none_twice(ano
     with another(lease=0.5) as served:
         for jump in (-3600.0, 7200.0):
             drawn = served_engine.stats().verdicts.get("accepted", 0)
-            job, answers = ask(served, background=True, steps=12).json()["id"], []
-            asking = threading.Thread(target=lambda a=answers, j=jump: a.append(ask(served, str(j), steps=12)))
+            job, answers = ask(served, background=True, steps=8).json()["id"], []
+            asking = threading.Thread(target=lambda a=answers, j=jump: a.append(ask(served, str(j), steps=8)))
             asking.start()
             wait_for(lambda: status(served, job) == "running")  # noqa: B023
             wait_for(lambda: served.service.desk.keys)
             shift[0] += jump
-            assert ask(served, str(jump), steps=12).status_code == 409
+            assert ask(served, str(jump), steps=8).status_code == 409
             asking.join()
             assert answers[0].status_code == 200
             wait_for(lambda: status(served, job) == "done")  # noqa: B023
@@ -208,10 +209,10 @@ def test_a_clock_that_is_put_back_or_ahead_loses_no_job_and_draws_none_twice(ano
 
 def test_two_servers_on_one_folder_write_one_chain_and_draw_each_job_once(another, tmp_path):
     with another() as first, another() as second:
-        jobs = [ask(served, background=True, seed=seed).json()["id"] for seed in range(4) for served in (first, second)]
-        plain = [ask(served, seed=100 + seed).status_code for seed in range(2) for served in (first, second)]
-        assert plain == [200] * 4
+        jobs = [ask(served, background=True, seed=seed).json()["id"] for seed in range(2) for served in (first, second)]
+        plain = [ask(served, seed=100).status_code for served in (first, second)]
+        assert plain == [200, 200]
         wait_for(lambda: all(status(second, job) == "done" for job in jobs))
         assert ask(first, "k").json() == ask(second, "k").json()
     kept = AuditLog(tmp_path / "kept" / LOG_NAME).verify()
-    assert (kept.findings, kept.lines) == ((), 13)
+    assert (kept.findings, kept.lines) == ((), 7)
