@@ -12,8 +12,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from ..engine.api.choices import Precision
+from ..engine.api.choices import Precision, Rhythm
 from ..engine.api.request import GenerationRequest
+from ..engine.api.settings import Stage
 from ..engine.batching.scheduler import Limits
 from ..engine.engine import Engine
 from .clocks import stopwatch
@@ -23,8 +24,15 @@ from .printing import Row, line
 from .rows import write_rows
 from .workloads import closed
 
-WAYS = {"whole": (1, 1), "final 2": (1, 2), "final 3": (1, 3), "both 2": (2, 2)}
-"""`cache_interval` of the draft and of the final, by name."""
+WAYS = {
+    "whole": (1, 1, Rhythm.EVEN),
+    "final 2": (1, 2, Rhythm.EVEN),
+    "final 2 early": (1, 2, Rhythm.EARLY),
+    "final 3": (1, 3, Rhythm.EVEN),
+    "final 3 early": (1, 3, Rhythm.EARLY),
+    "both 2": (2, 2, Rhythm.EVEN),
+}
+"""`cache_interval` of the draft and of the final, and the rhythm of both, by name."""
 
 
 def main(
@@ -73,10 +81,11 @@ def measure(setup: Setup, jobs: int, steps: int, rounds: int, backend: str = "to
         }  # fmt: skip
 
 
-def _cached(request: GenerationRequest, draft: int, final: int) -> GenerationRequest:
-    stages = {"draft": draft, "final": final}
-    changes = {name: getattr(request, name).model_copy(update={"cache_interval": n}) for name, n in stages.items()}
-    return request.model_copy(update=changes)
+def _cached(request: GenerationRequest, draft: int, final: int, rhythm: Rhythm) -> GenerationRequest:
+    def changed(stage: Stage, interval: int) -> Stage:
+        return stage.model_copy(update={"cache_interval": interval, "cache_rhythm": rhythm})
+
+    return request.model_copy(update={"draft": changed(request.draft, draft), "final": changed(request.final, final)})
 
 
 def _drawn(engine: Engine, requests: Sequence[GenerationRequest]) -> list[np.ndarray]:

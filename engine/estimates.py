@@ -5,6 +5,7 @@ import math
 from .api.event import State
 from .api.mechanisms import Avoidance
 from .api.request import GenerationRequest
+from .api.settings import Stage
 from .avoidance.initial_noise import sharpness_probes
 from .batching.job import Job, Trajectory
 from .judging.gate import witness_rows
@@ -49,17 +50,17 @@ def rows_due(job: Job, witnesses: int = 0, shallow: float = 1.0) -> int:
 
 def draft_run(request: GenerationRequest, embedded: bool = False) -> Trajectory:
     """Rows of the draft, step by step."""
-    return _run(plan_rows(request.draft, embedded=embedded), request.draft.cache_interval)
+    return _run(plan_rows(request.draft, embedded=embedded), request.draft)
 
 
 def final_run(request: GenerationRequest, policy: Avoidance, embedded: bool = False) -> Trajectory:
     """Rows of an attempt at the final under `policy`, the probes that move its initial noise included."""
     plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control, embedded=embedded)
-    return _run(plan, request.final.cache_interval, sharpness_probes(policy.initial_noise))
+    return _run(plan, request.final, sharpness_probes(policy.initial_noise))
 
 
-def _run(plan: tuple[tuple[Row, ...], ...], interval: int, probes: int = 0) -> Trajectory:
-    return Trajectory(plan, (0.0,) * len(plan), probes, shallow=shallow_steps(plan, interval))
+def _run(plan: tuple[tuple[Row, ...], ...], stage: Stage, probes: int = 0) -> Trajectory:
+    return Trajectory(plan, (0.0,) * len(plan), probes, shallow=shallow_steps(plan, stage))
 
 
 def _cost(run: Trajectory, shallow: float) -> int:

@@ -1,5 +1,6 @@
 """Steps that take the network's deep part over from one before (Ma et al., DeepCache, CVPR 2024), written out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,19 +9,22 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from ...engine.api.choices import Rhythm
+from ...engine.api.settings import Stage
+
 Residuals = Sequence[Tensor]
 
 
 @dataclass
 class Caching:
-    """One run's predictions: every `interval`-th evaluation is whole, and each that asks otherwise than the last whole
-    one did; those between run the first block and the last, with what entered the last one then.
+    """One run's predictions: those evaluations are whole that `stage` says, and each that asks otherwise than the last
+    whole one did; those between run the first block and the last, with what entered the last one then.
 
     asked: what the last whole evaluation was of; kept: by call within an evaluation, the feature and the residuals.
     """
 
     unet: UNet2DConditionModel
-    interval: int
+    stage: Stage
     asked: Any = None
     whole: int = 0
     calls: int = 0
@@ -29,10 +33,18 @@ class Caching:
 
     def at(self, evaluation: int, asked: Any) -> None:
         """Begin an evaluation of rows that differ from others in what `asked` says."""
-        self.recalls = evaluation > 0 and evaluation - self.whole < self.interval and asked == self.asked
+        self.recalls = evaluation > 0 and not self._is_due(evaluation) and asked == self.asked
         self.calls = 0
         if not self.recalls:
             self.asked, self.whole, self.kept = asked, evaluation, []
+
+    def _is_due(self, evaluation: int) -> bool:
+        """Whether the stage has this evaluation whole: so far from the last, or closer together at the start."""
+        interval, count = self.stage.cache_interval, self.stage.evaluations
+        if self.stage.cache_rhythm is Rhythm.EVEN:
+            return evaluation - self.whole >= interval
+        whole = math.ceil(count / interval)
+        return evaluation in [max(i, math.floor(count * (i / whole) ** 1.3)) for i in range(whole)]
 
     def __call__(
         self, z: Tensor, t: Tensor, text: dict[str, Any], down: Residuals | None, mid: Tensor | None

@@ -170,7 +170,7 @@ def denoise(
     scheduler = stage_scheduler(stage, components.scheduler, components.sampler, unet.device)
     x = starting_noise(components, request, seed, steering) * scheduler.init_noise_sigma
     x = sharpened_noise(components, scheduler, x, said(0), policy.initial_noise)
-    rule, caching = attention_rule(components, request, stage, steering), Caching(unet, stage.cache_interval)
+    rule, caching = attention_rule(components, request, stage, steering), Caching(unet, stage)
     with rule.installed(unet, x.shape[2:]) if rule else nullcontext():
         for i, t in enumerate(scheduler.timesteps):
 
@@ -188,7 +188,7 @@ def denoise(
             # With more than two rows a step is computed in full.
             more = negative_at(i, stage, policy)
             controlled = policy.moved_control is not None and policy.moved_control.active(i, stage.evaluations)
-            caching.at(i, i if more else (branches, controlled))
+            caching.at(i, i if more else (branches, controlled, restating(i)))
             outputs = predict(branches, steering.hint)
             if notes is not None and len(branches) == 2:
                 noises = [predicted_noise(scheduler, i, output, x) for output in outputs]

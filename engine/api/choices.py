@@ -30,6 +30,18 @@ class Spacing(StrEnum):
     TRAILING = "trailing"
 
 
+class Rhythm(StrEnum):
+    """Where evaluations that compute the network in full lie among those that take its deep part over.
+
+    even: at equal distances. early: as many, closer together at the start, where the deep part changes most: the i-th
+    of N, from 0, at the fraction (i / N) ** 1.3 of the run, none in the place of another (after the non-uniform
+    inference of Ma et al., DeepCache, CVPR 2024).
+    """
+
+    EVEN = "even"
+    EARLY = "early"
+
+
 class Sigmas(StrEnum):
     """Noise levels other than those of evenly spaced timesteps.
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from .choices import Sigmas, Solver, Spacing
+from .choices import Rhythm, Sigmas, Solver, Spacing
 from .reading import shown
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -125,7 +125,7 @@ class Stage(Settings):
     model's. eta: how much of the noise that a step takes away is drawn anew, where the solver leaves the choice: ddim
     (0 unless said) and tcd (0.3). lora: adapters that the engine keeps, by name, each with its weight. cache_interval:
     every so many evaluations compute the network in full, and those between take its deep part over from the last that
-    did (Ma et al., DeepCache, CVPR 2024); 1 computes all in full.
+    did (Ma et al., DeepCache, CVPR 2024); 1 computes all in full. cache_rhythm: where those in full lie.
     """
 
     steps: int = Field(default=20, ge=1, le=1000)
@@ -139,6 +139,7 @@ class Stage(Settings):
     guidance_rescale: Fraction = Field(default=0.0, exclude_if=lambda value: value == 0)
     lora: dict[str, AdapterWeight] = Field(default={}, max_length=MAX_ADAPTERS, exclude_if=operator.not_)
     cache_interval: int = Field(default=1, ge=1, le=10, exclude_if=lambda value: value == 1)
+    cache_rhythm: Rhythm = Field(default=Rhythm.EVEN, exclude_if=lambda value: value is Rhythm.EVEN)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..api.choices import PURPOSES, Preset, PromptSyntax, Sigmas, Solver, Spacing, Warp
+from ..api.choices import PURPOSES, Preset, PromptSyntax, Rhythm, Sigmas, Solver, Spacing, Warp
 from . import actions
 from .asking import check_number, gathered_prompts, interval_of, seeds_of
 from .options import (
@@ -92,6 +92,10 @@ def generate(
     cache_interval: Annotated[
         int | None,
         typer.Option(help="Compute the whole network at every so many steps of both.", rich_help_panel=DRAWING),
+    ] = None,
+    cache_rhythm: Annotated[
+        Rhythm | None,
+        typer.Option(help="Where whole steps lie, at even distances or more of them early.", rich_help_panel=DRAWING),
     ] = None,
     solver: Annotated[
         Solver | None, typer.Option(help="Solver of both; else the model's own.", rich_help_panel=DRAWING)
@@ -276,6 +280,7 @@ def generate(
             eta=eta,
             lora=weighted(use),
             cache_interval=cache_interval,
+            cache_rhythm=cache_rhythm,
             **interval_of(guidance_interval),
         ),
         draft=given(solver=draft_solver, guidance_scale=draft_guidance, lora=weighted(draft_use)),

@@ -4,10 +4,11 @@ Guidance is a linear combination of branch predictions, `eps_hat = sum_r w_r eps
 of rows. A network that was distilled with guidance is told it instead, and asked once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
+from ..api.choices import Rhythm
 from ..api.mechanisms import DelayedGuidance, MovedControl
 from ..api.request import Control
 from ..api.settings import Stage
@@ -18,6 +19,10 @@ MAX_ROWS = 4
 
 KEPT_ROWS = 2
 """Most rows of a job whose deep part is kept; a step of more computes in full."""
+
+
+_EARLY = 1.3
+"""Exponent of `Rhythm.EARLY`: near what a table of how the deep part changes says of the embedded model."""
 
 
 class Branch(IntEnum):
@@ -86,19 +91,27 @@ def plan_rows(
     )
 
 
-def shallow_steps(plan: Sequence[tuple[Row, ...]], interval: int) -> frozenset[int]:
+def shallow_steps(plan: Sequence[tuple[Row, ...]], stage: Stage, turns: Collection[int] = ()) -> frozenset[int]:
     """Evaluations of `plan` that take the network's deep part over from the last one that was computed in full.
 
-    Every `interval`-th is computed in full, and each whose rows are not those of the last one that was: what a row is
-    conditioned on is in what is kept of it.
+    Those that `stage` says are computed in full, and each whose rows are not those of the last one that was, or whose
+    texts are others, as at `turns`: what a row is conditioned on is in what is kept of it.
     """
-    shallow, full = set(), 0
+    shallow, full, interval = set(), 0, stage.cache_interval
+    early = early_steps(len(plan), interval) if stage.cache_rhythm is Rhythm.EARLY else None
     for step, rows in enumerate(plan):
-        if 0 < step - full < interval and rows == plan[full] and len(rows) <= KEPT_ROWS:
+        rests = 0 < step - full < interval if early is None else step not in early
+        if rests and rows == plan[full] and step not in turns and len(rows) <= KEPT_ROWS:
             shallow.add(step)
         else:
             full = step
     return frozenset(shallow)
+
+
+def early_steps(count: int, interval: int) -> frozenset[int]:
+    """Of so many evaluations one in `interval`, by `Rhythm.EARLY`."""
+    whole = -(-count // interval)
+    return frozenset(max(number, int(count * (number / whole) ** _EARLY)) for number in range(whole))
 
 
 def _following(rows: tuple[Row, ...], step: int, steps: int, further: Sequence[Control]) -> tuple[Row, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from ..api.choices import Rhythm
 from ..api.presets import BUNDLES
 from ..api.reading import shown
 from ..api.request import Control, GenerationRequest
@@ -84,6 +85,7 @@ class Asking:
             sigmas=options.sigmas or drawing.sigmas,
             eta=options.eta,
             cache_interval=options.cache_interval or 1,
+            cache_rhythm=options.cache_rhythm or Rhythm.EVEN,
         )
 
     def _tightened(self, options: TwigOptions, stage: Stage) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..api.choices import Preset, PromptSyntax, Sigmas, Solver, Spacing
+from ..api.choices import Preset, PromptSyntax, Rhythm, Sigmas, Solver, Spacing
 from ..api.errors import ForeignFileError
 from ..api.prompts import MAX_PROMPT
 from ..api.reading import parse_json, shown
@@ -54,12 +54,12 @@ class TwigOptions(Settings):
     """What a client may ask of Twig beyond the API, `extra_body={"twig": {...}}`.
 
     seed: drawn by lot unless given, and told in the answer. guidance_interval: fractions of the steps that guidance
-    acts from and to. spacing, sigmas, eta, cache_interval and the rest of how is drawn: as of a `Stage`; prompt_syntax,
-    clip_skip: as of a request. lora: weights of the operator's adapters that both stages are drawn with; draft_lora,
-    draft_solver, draft_guidance: what the draft has instead. preset, rule, retries: only tighter than the operator's.
-    controls: where the operator allows them. always: avoid also where the gate would stay shut. draft, mask, explain,
-    sheet, manifest: have them in the answer. priority: up to the key's. deadline: seconds after which the answer is
-    504. background: a job that outlives the connection, answered by 202.
+    acts from and to. spacing, sigmas, eta, cache_interval, cache_rhythm and the rest of how is drawn: as of a `Stage`;
+    prompt_syntax, clip_skip: as of a request. lora: weights of the operator's adapters that both stages are drawn with;
+    draft_lora, draft_solver, draft_guidance: what the draft has instead. preset, rule, retries: only tighter than the
+    operator's. controls: where the operator allows them. always: avoid also where the gate would stay shut. draft,
+    mask, explain, sheet, manifest: have them in the answer. priority: up to the key's. deadline: seconds after which
+    the answer is 504. background: a job that outlives the connection, answered by 202.
     """
 
     seed: int | None = Field(default=None, ge=0, lt=2**63)
@@ -77,6 +77,7 @@ class TwigOptions(Settings):
     sigmas: Sigmas | None = None
     eta: Fraction | None = None
     cache_interval: int | None = Field(default=None, ge=1, le=10)
+    cache_rhythm: Rhythm | None = None
     negative_prompt: str = ""
     prompt_syntax: PromptSyntax = PromptSyntax.WEIGHTED
     clip_skip: int | None = Field(default=None, ge=0, le=64)

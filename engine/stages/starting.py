@@ -1,6 +1,6 @@
 """The start of a run: a draft, a witness of the gate or a final is written into its job's slot."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -92,7 +92,8 @@ class Starting:
         )
         plan = plan_rows(request.final, policy.delayed_guidance, policy.moved_control, request.controls, job.embedded)
         probes = sharpness_probes(policy.initial_noise)
-        self._start(job, state, request.final, Trajectory(plan, tuple(table.timesteps.tolist()), probes))
+        trajectory = Trajectory(plan, tuple(table.timesteps.tolist()), probes)
+        self._start(job, state, request.final, trajectory, own.turns)
 
     def _said(self, job: Job, prompt: EncodedText) -> tuple[Said, dict[int, Said]]:
         """What an attempt's conditional text is at first, and what it becomes at which steps."""
@@ -117,10 +118,12 @@ class Starting:
             latent, job.trajectory = job.shared.drafted
             self.arenas.arena(job).latents[job.slot] = latent
 
-    def _start(self, job: Job, state: SlotState, stage: Stage, trajectory: Trajectory) -> None:
+    def _start(
+        self, job: Job, state: SlotState, stage: Stage, trajectory: Trajectory, turns: Collection[int] = ()
+    ) -> None:
         assert job.slot is not None
         trajectory.adapters, trajectory.rescale = self.components.chosen(stage), stage.guidance_rescale
-        trajectory.shallow = shallow_steps(trajectory.plan, stage.cache_interval)
+        trajectory.shallow = shallow_steps(trajectory.plan, stage, turns)
         self.arenas.arena(job).write(job.slot, state)
         job.trajectory = trajectory
 

@@ -7,7 +7,7 @@ from small_requests import NEVER, Padded, request, same
 
 from twig.benchmarks.reference import pipeline as reference
 from twig.engine.api.errors import InvalidRequestError
-from twig.engine.api.mechanisms import Avoidance, DelayedGuidance, MaskedAttention, MovedControl
+from twig.engine.api.mechanisms import Avoidance, DelayedGuidance, MaskedAttention, MovedControl, RestatedPrompt
 from twig.engine.api.settings import Stage
 from twig.engine.batching.carried import attempt_seed
 from twig.engine.batching.scheduler import Limits
@@ -21,18 +21,21 @@ POLICIES = {
     "control": OFF.model_copy(update={"moved_control": MovedControl(stop=0.6)}),
     "negative control": OFF.model_copy(update={"moved_control": MovedControl(negative=0.5, start=0.5)}),
     "masked attention": OFF.model_copy(update={"masked_attention": MaskedAttention(bias=-4, layers=("down", "up"))}),
-    "delayed guidance": OFF.model_copy(update={"delayed_guidance": DelayedGuidance(stop=0.4)}),
+    "delayed guidance, restated prompt": OFF.model_copy(
+        update={"delayed_guidance": DelayedGuidance(stop=0.4), "restated_prompt": RestatedPrompt(stop=0.6)}
+    ),
 }
 
 
 def cached(policy, number, **changes):
     """A request whose draft and final take steps over, each in its own rhythm."""
-    solver = ("ddim", "heun", "dpmpp_2m")[number % 3]
+    solver, rhythm = ("ddim", "heun", "dpmpp_2m")[number % 3], ("even", "early")[number // 2 % 2]
     draft, final = (
         Stage(steps=3, solver=solver, cache_interval=2),
-        Stage(steps=6, solver=solver, guidance_stop=0.8, cache_interval=2 + number % 2),
+        Stage(steps=6, solver=solver, guidance_stop=0.8, cache_interval=2 + number % 2, cache_rhythm=rhythm),
     )
-    return request(f"a red star {number}", seed=number, draft=draft, final=final, avoidance=policy, **changes)
+    prompt = f"a red star {number}" if policy.restated_prompt is None else "a red star and a square on a field untitled"
+    return request(prompt, seed=number, draft=draft, final=final, avoidance=policy, **changes)
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ class Shop:
     def start(self, job):
         stage = job.request.draft if job.state is State.ENCODED else job.request.final
         job.trajectory = Trajectory(plan_rows(stage), (0.0,) * stage.steps)
-        job.trajectory.shallow = shallow_steps(job.trajectory.plan, stage.cache_interval)
+        job.trajectory.shallow = shallow_steps(job.trajectory.plan, stage)
         job.move(State.DRAFTING if job.state is State.ENCODED else State.FINALISING)
 
     def place(self, job):

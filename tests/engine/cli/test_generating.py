@@ -72,8 +72,8 @@ def test_generate_on_a_photo_with_every_option(tiny_checkpoint, tmp_path, capsys
         f"--out {out} --model {tiny_checkpoint} --controlnet {tiny_checkpoint}/controlnet "
         f"--segmenter {tiny_checkpoint}/segmenter --source {tmp_path}/photo.png --mask {tmp_path}/mask.png "
         "--width 32 --height 64 --seed 5 --steps 2 --guidance 2 --solver euler --sigmas karras --spacing trailing "
-        "--guidance-interval 0:0.9 --guidance-rescale 0.5 --cache-interval 2 --negative moon --preset default "
-        "--retries 1 --device cpu --dtype float32 --explain"
+        "--guidance-interval 0:0.9 --guidance-rescale 0.5 --cache-interval 2 --cache-rhythm early --negative moon "
+        "--preset default --retries 1 --device cpu --dtype float32 --explain"
     )
     assert run(["generate", "a star", *command.split()]) == DONE
     assert Image.open(out / f"{manifests(out)[0].stem}.png").size == (32, 64)

@@ -2,7 +2,7 @@ import pytest
 
 from twig.engine.api.mechanisms import DelayedGuidance, MovedControl
 from twig.engine.api.settings import Stage
-from twig.engine.sampling.rows import Branch, guidance_pair, plan_rows
+from twig.engine.sampling.rows import Branch, guidance_pair, plan_rows, shallow_steps
 
 
 def weights(rows):
@@ -38,3 +38,30 @@ def test_a_network_that_is_told_its_guidance_is_asked_once():
     plan = plan_rows(stage, DelayedGuidance(stop=0.25), MovedControl(negative=1.0, start=0.75), embedded=True)
     assert [[row.embedded for row in rows] for rows in plan] == [[0], [0], [7], [7, 7]]
     assert not any(guidance_pair(rows) for rows in plan)
+
+
+def whole(**fields):
+    stage = Stage(**fields)
+    return sorted(set(range(stage.evaluations)) - shallow_steps(plan_rows(stage), stage))
+
+
+def test_whole_evaluations_lie_at_even_distances_or_closer_together_at_the_start():
+    assert whole(steps=20, cache_interval=2) == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert whole(steps=20, cache_interval=2, cache_rhythm="early") == [0, 1, 2, 4, 6, 8, 10, 12, 14, 17]
+    assert whole(steps=20, cache_interval=3, cache_rhythm="early") == [0, 1, 3, 6, 9, 12, 16]
+    assert whole(steps=4, cache_interval=1, cache_rhythm="early") == [0, 1, 2, 3]
+    assert whole(steps=1, cache_interval=3, cache_rhythm="early") == [0]
+
+
+@pytest.mark.parametrize("rhythm", ["even", "early"])
+def test_an_evaluation_of_other_rows_than_the_last_whole_one_is_whole(rhythm):
+    assert {0, 4, 14} <= set(
+        whole(steps=20, guidance_start=0.2, guidance_stop=0.7, cache_interval=10, cache_rhythm=rhythm)
+    )
+
+
+@pytest.mark.parametrize("rhythm", ["even", "early"])
+def test_an_evaluation_of_other_texts_is_whole(rhythm):
+    stage = Stage(steps=20, cache_interval=3, cache_rhythm=rhythm)
+    plan = plan_rows(stage)
+    assert 13 in shallow_steps(plan, stage) - shallow_steps(plan, stage, turns={13})
