@@ -29,7 +29,11 @@ class Process:
         self.url = f"http://127.0.0.1:{port}"
         with log.open("ab") as errors:
             self.started = _on_first_core([*command, "--port", str(port)], stderr=errors)
-        self._await_ready(log)
+        try:
+            self._await_ready(log)
+        except BaseException:  # also one that interrupts: nobody else would end it
+            self.started.kill()
+            raise
 
     @property
     def resident(self) -> int:
