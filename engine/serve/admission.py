@@ -1,6 +1,7 @@
 """Who may come in now: work is counted in rows of the UNet, for the queue as for each key."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,12 +28,17 @@ class Place:
 
 
 class Admission:
-    """Admits while what is queued takes at most `wait` seconds, and while the key's own limits are kept."""
+    """Admits while what is queued takes at most `wait` seconds, and while the key's own limits are kept.
+
+    Who is sent away is told when there is room for it behind those who were told before, so that a crowd does not come
+    back all at once.
+    """
 
     def __init__(self, engine: Engine, wait: float, tenants: Tenants) -> None:
         self.engine, self.wait, self.tenants = engine, wait, tenants
         self._arriving: set[Place] = set()
         self._turn = asyncio.Lock()
+        self._told = 0.0  # until when, by the monotonic clock, room is taken by those who were told to come then
 
     @asynccontextmanager
     async def place(self, key: Key, request: GenerationRequest) -> AsyncIterator[Place]:
@@ -42,7 +48,7 @@ class Admission:
         """
         admitted, rows = await asyncio.to_thread(self._at_the_door, request)
         async with self._turn:
-            await self._check_queue()
+            await self._check_queue(rows)
             await self.tenants.begin(key, rows, self.engine.rows_per_second)
             place = Place(admitted, rows, self._arriving)
             self._arriving.add(place)
@@ -77,8 +83,19 @@ class Admission:
         admitted = self.engine.admit(request)
         return admitted, self.engine.estimate(admitted)
 
-    async def _check_queue(self) -> None:
+    async def _check_queue(self, rows: int) -> None:
         expected = await self.expected_wait()
         if expected > self.wait:
             message = f"what is queued takes {expected:.0f} s, more than the {self.wait:g} s that anybody waits here"
-            raise ApiError(429, "queue_full", message, type=LIMIT, retry_after=expected - self.wait)
+            raise ApiError(429, "queue_full", message, type=LIMIT, retry_after=self._room(expected, rows))
+
+    def _room(self, expected: float, rows: int) -> float:
+        """Seconds until there is room for so many rows; never more than all that is queued takes and a wait beside.
+
+        Those who do not come back, or ask again and again, would else put others off for ever.
+        """
+        now, rate = time.monotonic(), self.engine.rows_per_second
+        assert rate, "nothing waits before anything was measured"
+        room = min(max(now + expected - self.wait, self._told), now + expected + self.wait)
+        self._told = room + rows / rate
+        return room - now

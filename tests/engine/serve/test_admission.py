@@ -1,6 +1,8 @@
 """Who is let in: by what the queue takes, by the key's own limits, and by what it opens."""
 
+import asyncio
 import threading
+from functools import partial
 
 import httpx2
 import openai
@@ -9,7 +11,10 @@ import pytest
 from servers import running
 from twig.engine.api.choices import Role
 from twig.engine.door import Door
+from twig.engine.serve.admission import Admission
+from twig.engine.serve.errors import ApiError
 from twig.engine.serve.keys import Keys
+from twig.engine.serve.tenants import TenantCounts
 
 PROMPT = "a red star"
 
@@ -109,6 +114,22 @@ def test_a_full_queue_sends_away_with_the_time_it_takes(of, served_engine):
     assert error.response.headers["x-should-retry"] == "true"
     assert int(error.response.headers["retry-after"]) >= 1
     draw(of["ann"])
+
+
+def test_each_of_a_crowd_is_told_a_later_time(of, served_engine, monkeypatch):
+    draw(of["ann"])
+    admission = Admission(served_engine, 2.0, TenantCounts())
+    monkeypatch.setattr(admission, "expected_wait", partial(asyncio.sleep, 0, 3.0))
+    second = round(served_engine.rows_per_second)
+    told = [asyncio.run(sent_away(admission, second)) for _ in range(6)]
+    assert told[:4] == pytest.approx([1, 2, 3, 4], rel=0.1)
+    assert told[4:] == pytest.approx([5, 5], rel=0.1), "no later than all that is queued, and a wait"
+
+
+async def sent_away(admission, rows):
+    with pytest.raises(ApiError) as caught:
+        await admission._check_queue(rows)
+    return caught.value.retry_after
 
 
 def test_requests_at_a_time_are_counted_by_key(keyed, of, served_engine):
