@@ -96,7 +96,7 @@ def test_replicas_stream_let_go_and_lose_no_job(cluster, config):
                 ended[id] = told.json()["response"]
         return len(ended) == len(jobs)
 
-    wait_for(all_ended, seconds=180)
+    wait_for(all_ended, seconds=400)
     told = [answer["body"]["data"][0]["twig"] for answer in ended.values()]
     assert [answer["status_code"] for answer in ended.values()] == [200] * len(jobs)
     assert sorted(each["seed"] for each in told) == list(range(8))
