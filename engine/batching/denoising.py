@@ -1,27 +1,25 @@
 """One denoising step of a mixed batch: plan on the host, static buffers, ControlNet, UNet, solver."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import partial
 from itertools import product
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...kernels import denoise_step, gather_rows, host_steps
+from ...kernels import denoise_step
 from ..avoidance.initial_noise import sharpness_move
 from ..avoidance.repulsion import carried_change, repulsion, step_change
 from ..backends.networks import Networks
-from ..models.adapters import AdapterRows
-from ..models.networks import Added, ControlInputs, Denoiser, DenoiserInputs, MassRecord, Residuals
+from ..models.networks import DenoiserInputs, MassRecord, Residuals
 from ..models.shallow import ShallowInputs
 from ..sampling.buckets import bucket_of, most_useful_first
 from ..sampling.rows import Branch
-from .buffers import StepBuffers, Told
-from .controls import KINDS, ControlPlaces, column_of
+from .buffers import StepBuffers
+from .controls import KINDS, column_of
 from .graphs import GraphPool
-from .host import HostArithmetic
+from .inputs import StepInputs
 from .job import Job
 from .planning import empty_plan, is_compared, is_controlled, is_shallow, keeps, planned, repulsion_at
 from .slots import Arena
@@ -37,31 +35,9 @@ class Bucket:
     tokens: int
 
 
-_SINUSOIDS = 256
-"""Calls of which the sinusoids of timesteps are kept on a processor: a few kilobytes each."""
-
 After = tuple[Callable[[Sequence[Job]], None], list[Job]]
 """What is to be done with what a step left, for any of some jobs, and those jobs. It may fail and be repeated: nothing
 is written before everything is computed."""
-
-
-class RowInputs(NamedTuple):
-    """What `DenoiserInputs` and `ShallowInputs` begin with, up to the scalars."""
-
-    sample: Tensor
-    time_proj: Tensor
-    text_kv: tuple[Tensor, ...]
-    added: Added
-    mask_pyramid: Tensor
-    tokens: Tensor
-    scalars: Tensor
-
-
-class Rows(NamedTuple):
-    """Rows of a call by the contexts of their texts (R,), and what buffers have once they were filled for them."""
-
-    contexts: Tensor
-    told: Told
 
 
 class DenoisingLoop:
@@ -86,16 +62,7 @@ class DenoisingLoop:
         self._groups = [layer.group for layer in denoiser.layers]
         self.latest: Mark = None
         self._marks: dict[int, Mark] = {}
-        self._sinusoids = lru_cache(_SINUSOIDS)(partial(_sinusoids, denoiser))
-        self._control_sinusoids = lru_cache(_SINUSOIDS)(partial(_control_sinusoids, denoiser))
-        self._views: dict[Hashable, RowInputs] = {}
-
-    @cached_property
-    def _host(self) -> HostArithmetic | None:
-        """What is computed around the networks on a processor; None on a GPU, where operators do it."""
-        a = self.arena
-        steps = host_steps(a.latents, a.history, a.columns, a.masks, a.seeds, a.carried)
-        return None if steps is None else HostArithmetic(steps, a, self.buffers)
+        self.inputs = StepInputs(networks, arena, self.buffers, in_graphs=graphs.enabled)
 
     @property
     def lengths(self) -> list[int]:
@@ -245,90 +212,16 @@ class DenoisingLoop:
     def _control_key(self, rows: int, tokens: int, name: str | None) -> tuple[object, ...]:
         return "controlnet", self.arena.shape, rows, tokens, *([] if name is None else [name])
 
-    def _gather(
-        self, kv: Sequence[Tensor], more: Sequence[Tensor], into: Sequence[Tensor], names: Sequence[Hashable], who: Rows
-    ) -> None:
-        """Keys and values of `who`, with those behind the first tokens where `into`, called `names`, has room."""
-        first = self.arena.num_tokens
-        for layer, (name, target) in enumerate(zip(names, into, strict=True)):
-            if self.buffers.lacks(name, who.told):
-                torch.index_select(kv[layer], 0, who.contexts, out=target[:, :first])
-                if target.shape[1] > first:
-                    torch.index_select(more[layer], 0, who.contexts, out=target[:, first:])
-                self.buffers.has(name, who.told)
-
-    def _fill(self, name: Hashable, source: Tensor, places: Tensor, into: Tensor, who: Rows) -> None:
-        """The values of `who`, at `places` of what slots keep, into the buffer called `name`."""
-        if self.buffers.lacks(name, who.told):
-            torch.index_select(source, 0, places, out=into)
-            self.buffers.has(name, who.told)
-
-    def _told(self, rows: int, contexts: str, *places: str) -> tuple[Tensor, Told]:
-        """The column of contexts; what buffers of texts and maps hold once they are filled from that and further ones,
-        None where a graph fills them."""
-        own = self.buffers.columns[contexts][:rows]
-        if self.graphs.enabled:
-            return own, None
-        return own, (self.arena.writes, *(tuple(self.buffers.read(name, rows)) for name in (contexts, *places)))
-
     def _control(self, rows: int, tokens: int, name: str | None = None) -> None:
         """ControlNet on its rows: its residuals are scattered into zeroed buffers, a further one's are added there."""
         columns = {kind: self.buffers.columns[column_of(kind, name)][:rows] for kind in KINDS}
-        residuals = self.networks.control(self._control_inputs(rows, tokens, name, columns), name)
+        residuals = self.networks.control(self.inputs.control(rows, tokens, name, columns), name)
         for source, target in zip(residuals, self.buffers.residuals, strict=True):
             if name is None:
                 target.zero_()
                 target.index_copy_(0, columns["control_rows"], source)
             else:
                 target.index_add_(0, columns["control_rows"], source)
-
-    def _control_inputs(self, rows: int, tokens: int, name: str | None, columns: Mapping[str, Tensor]) -> ControlInputs:
-        """Gather what the ControlNet `name` reads of its rows; `columns`, its own, by kind."""
-        arena, places = self.arena, self._places(name, tokens)
-        own = partial(column_of, name=name)
-        sample, slots = places.sample[:rows], columns["control_slots"]
-        contexts, told = self._told(rows, own("control_contexts"), own("control_hints"))
-        who = Rows(contexts, told)
-        self._gather_latents(rows, own("control_slots"), own("control_steps"), sample)
-        kv = [each[:rows] for each in places.text_kv]
-        self._gather(places.kept_kv, places.more_kv, kv, [("control", name, tokens, i) for i in range(len(kv))], who)
-        for number, (source, target) in enumerate(zip(arena.added, places.added, strict=True)):
-            self._fill(("control added", name, number), source, contexts, target[:rows], who)
-        self._fill(("hints", name), places.kept_hints, columns["control_hints"], places.hints[:rows], who)
-        hidden = None
-        if self._hides(tokens):
-            hidden = places.tokens[:rows]
-            used = slots.clamp(min=0)
-            self._fill(("control tokens", name, tokens), arena.tokens[..., :tokens], used, hidden, who)
-        return ControlInputs(
-            sample,
-            self._control_time(rows, name),
-            tuple(kv),
-            tuple(condition[:rows] for condition in places.added),
-            places.hints[:rows],
-            columns["control_scales"],
-            hidden,
-        )
-
-    def _control_time(self, rows: int, name: str | None) -> Tensor:
-        """Sinusoids of a ControlNet's rows, as a UNet's."""
-        column = column_of("control_timesteps", name)
-        if self.graphs.enabled:
-            return self.networks.denoiser.controller(name).time_proj(self.buffers.columns[column][:rows])
-        return self._control_sinusoids(name, tuple(self.buffers.read(column, rows)))
-
-    def _places(self, name: str | None, tokens: int) -> ControlPlaces:
-        """Where a ControlNet's inputs come from, and go to, for texts of so many tokens."""
-        arena, b = self.arena, self.buffers
-        if name is not None:
-            return b.controls[name].places(arena.controls[name], tokens)
-        assert arena.hints is not None
-        kept, texts = (arena.control_kv, arena.more_control_kv, arena.hints), b.texts[tokens]
-        return ControlPlaces(*kept, b.control_sample, texts.control_kv, texts.control_tokens, b.control_added, b.hints)
-
-    def _hides(self, tokens: int) -> bool:
-        """Whether rows may hide tokens: where they have more than one chunk."""
-        return tokens > self.networks.components.max_tokens
 
     def _predict(
         self,
@@ -346,10 +239,10 @@ class DenoisingLoop:
         """
         b = self.buffers
         inputs = DenoiserInputs(
-            *self._row_inputs(rows, length, range(len(b.texts[length].text_kv))),
+            *self.inputs.rows(rows, length, range(len(b.texts[length].text_kv))),
             residuals=tuple(r[:rows] for r in b.residuals) if controlled else None,
             record=record,
-            adapters=self._adapters(rows) if adapted else None,
+            adapters=self.inputs.adapters(rows) if adapted else None,
         )
         if keeping:
             predicted, deep = self.networks.predict_keeping(inputs)
@@ -363,10 +256,10 @@ class DenoisingLoop:
         arena, places = self.arena, self.buffers.columns["row_kept"][:rows]
         assert arena.deep is not None
         inputs = ShallowInputs(
-            *self._row_inputs(rows, length, self.networks.denoiser.shallow_layers),
+            *self.inputs.rows(rows, length, self.networks.denoiser.shallow_layers),
             deep=arena.deep.index_select(0, places),
             residuals=tuple(r.index_select(0, places) for r in arena.kept_residuals) if controlled else None,
-            adapters=self._adapters(rows) if adapted else None,
+            adapters=self.inputs.adapters(rows) if adapted else None,
         )
         self._advance(rows, self.networks.recall(inputs), compared)
 
@@ -381,73 +274,13 @@ class DenoisingLoop:
             else:
                 kept.index_copy_(0, places, residuals[number])
 
-    def _adapters(self, rows: int) -> AdapterRows:
-        c = self.buffers.columns
-        return AdapterRows(c["row_adapters"][:rows], c["row_adapter_weights"][:rows])
-
-    def _row_inputs(self, rows: int, length: int, layers: Sequence[int]) -> RowInputs:
-        """Gather what every call of the UNet reads of its rows, up to scalars; of the cross-attention `layers`."""
-        names = length, tuple(layers)
-        if (rows, names) not in self._views:
-            self._views[rows, names] = self._viewed(rows, length, layers)
-        views, who = self._views[rows, names], Rows(*self._told(rows, "row_contexts"))
-        self._gather_latents(rows, "row_slots", "row_steps", views.sample)
-        if self.buffers.lacks_any(names, who.told):
-            self._fill_rows(rows, length, layers, who)
-            self.buffers.has_all(names, who.told)
-        return self._with_time(rows, views)
-
-    def _viewed(self, rows: int, length: int, layers: Sequence[int]) -> RowInputs:
-        """Where a call reads: the same tensors each time, by which a backend knows them."""
-        b = self.buffers
-        texts = b.texts[length]
-        return RowInputs(
-            b.sample[:rows],
-            b.time_proj[:rows],
-            tuple(texts.text_kv[layer][:rows] for layer in layers),
-            tuple(condition[:rows] for condition in b.added),
-            b.pyramid[:rows],
-            texts.tokens[:rows],
-            b.columns["scalars"][:rows],
-        )
-
-    def _fill_rows(self, rows: int, length: int, layers: Sequence[int], who: Rows) -> None:
-        """What of a call's rows stays from step to step: texts, what is added to them, and maps."""
-        arena, b = self.arena, self.buffers
-        texts, used = b.texts[length], b.columns["row_slots"][:rows].clamp(min=0)
-        kv = [texts.text_kv[layer][:rows] for layer in layers]
-        more = [arena.more_text_kv[layer] for layer in layers] if arena.more_text_kv else ()
-        self._gather([arena.text_kv[layer] for layer in layers], more, kv, [("text", length, n) for n in layers], who)
-        for number, (source, target) in enumerate(zip(arena.added, b.added, strict=True)):
-            self._fill(("added", number), source, who.contexts, target[:rows], who)
-        self._fill("pyramid", arena.pyramid, used, b.pyramid[:rows], who)
-        self._fill(("tokens", length), arena.tokens[..., :length], used, texts.tokens[:rows], who)
-
-    def _gather_latents(self, rows: int, slots: str, steps: str, into: Tensor) -> None:
-        """Latents of the slots in one column, scaled as their steps in another say."""
-        if self._host is None or not self._host.gather(rows, slots, steps, into):
-            c = self.buffers.columns
-            gather_rows(self.arena.latents, self.arena.columns, c[slots][:rows], c[steps][:rows], into)
-
-    def _with_time(self, rows: int, views: RowInputs) -> RowInputs:
-        """Inputs with the sinusoids of their rows; on a processor those of late calls are kept, for requests take the
-        same steps."""
-        b = self.buffers
-        if self.graphs.enabled:
-            c = b.columns
-            return views._replace(
-                time_proj=self.networks.denoiser.time_proj(c["timesteps"][:rows], c["guidances"][:rows])
-            )
-        views.time_proj.copy_(self._sinusoids(tuple(b.read("timesteps", rows)), tuple(b.read("guidances", rows))))
-        return views
-
     def _advance(self, rows: int, predicted: Tensor, compared: bool) -> None:
         """Guidance and solver, in place on the slots."""
         arena, c = self.arena, self.buffers.columns
         if compared:
             self._contrast(rows, predicted)
-        if self._host is not None:
-            self._host.advance(rows, predicted)
+        if self.inputs.host is not None:
+            self.inputs.host.advance(rows, predicted)
             return
         denoise_step(
             arena.latents,
@@ -468,8 +301,8 @@ class DenoisingLoop:
     def _contrast(self, rows: int, predicted: Tensor) -> None:
         """Keep conditional minus unconditional prediction (R, C, h, w), job by job, and its size."""
         arena, c = self.arena, self.buffers.columns
-        if self._host is not None:
-            self._host.contrast(rows, predicted)
+        if self.inputs.host is not None:
+            self.inputs.host.contrast(rows, predicted)
             return
         unconditional, conditional = (predicted.index_select(0, c["job_pairs"][:rows, i]).float() for i in (0, 1))
         contrasts = conditional - unconditional
@@ -510,14 +343,6 @@ class DenoisingLoop:
         arena.latents.index_copy_(0, slots, latents)
         arena.carried.index_copy_(0, slots, carried)
         arena.pushes.index_put_((slots, steps), sizes)
-
-
-def _sinusoids(denoiser: Denoiser, timesteps: Sequence[float], guidances: Sequence[float]) -> Tensor:
-    return denoiser.time_proj(torch.tensor(timesteps), torch.tensor(guidances))
-
-
-def _control_sinusoids(denoiser: Denoiser, name: str | None, timesteps: Sequence[float]) -> Tensor:
-    return denoiser.controller(name).time_proj(torch.tensor(timesteps))
 
 
 def _places(among: Sequence[Job], jobs: Sequence[Job]) -> slice | list[int]:

@@ -98,7 +98,7 @@ def test_many_sizes_stay_under_the_budget_and_draw_the_same(components, sizes):
 def test_a_loop_takes_its_graphs_along(components, sizes):
     engine = Engine(components, limits=LIMITS, arena_budget=sizes[TWO])
     loop = engine.arenas.loop(ONE)
-    keys = [key for _, key, _ in loop._bodies()]
+    keys = [key for _, key, _ in loop._bodies(loop.buckets)]
     graphs = engine.graphs._graphs
     graphs.update(dict.fromkeys([*keys, "another"]))
     engine.graphs.stats.captured = len(graphs)
