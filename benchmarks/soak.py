@@ -11,6 +11,7 @@ held cannot be given back. Resident memory as it was before is told beside it.
 
 import ctypes
 import gc
+import itertools
 import os
 import resource
 import time
@@ -113,6 +114,7 @@ def soak(engine: Engine, seconds: float, seed: int = 0) -> Tally:
     tally, rng = Tally(), np.random.default_rng(seed)
     requests = traffic(engine, rng)
     live: deque[int] = deque(maxlen=64)
+    _settle(engine, requests)
     before = live_tensors()
     began = time.monotonic()
     while (elapsed := time.monotonic() - began) < seconds:
@@ -130,6 +132,14 @@ def soak(engine: Engine, seconds: float, seed: int = 0) -> Tally:
     tally.sample(time.monotonic() - began)
     tally.new_tensors = live_tensors() - before
     return tally
+
+
+def _settle(engine: Engine, requests: Iterator[GenerationRequest], count: int = 12) -> None:
+    """Draw requests of all sizes of batches, so that views of buffers and sinusoids are there before tensors count."""
+    for request in itertools.islice(requests, count):
+        engine.submit(request)
+    while engine.pending:
+        engine.step()
 
 
 def traffic(engine: Engine, rng: np.random.Generator) -> Iterator[GenerationRequest]:

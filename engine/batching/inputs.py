@@ -16,7 +16,7 @@ from .controls import ControlPlaces, column_of
 from .host import HostArithmetic
 from .slots import Arena
 
-_SINUSOIDS = 256
+_SINUSOIDS = 40
 """Calls of which the sinusoids of timesteps are kept on a processor: a few kilobytes each."""
 
 

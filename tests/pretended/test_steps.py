@@ -90,7 +90,7 @@ def test_a_warm_up_keeps_free_what_the_largest_batch_that_fits_was_measured_to_n
         return decode(latents)
 
     monkeypatch.setattr(decoder, "decode", tried)
-    monkeypatch.setattr(DenoisingLoop, "capture", lambda loop: None)
+    monkeypatch.setattr(DenoisingLoop, "capture", lambda loop, least=False: None)
     engine.warmup()
     assert sizes == [8, 4, 2]
     pictures = 2 * 3 * 64 * 64 * 4

@@ -82,7 +82,7 @@ def test_a_queue_draws_what_is_alike_together_and_eight_at_most():
         time.sleep(0.01)
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     asked = [{"prompt": "", "twig": {"seed": seed, "steps": 2 if seed == 5 else 3}} for seed in range(12)]
-    threading.Timer(0.5, free.set).start()
+    threading.Timer(2, free.set).start()
     answers = drive(url, at_once(asked))
     server.should_exit = True
     thread.join()

@@ -43,11 +43,11 @@ def test_a_record_that_cannot_be_kept_is_a_picture_that_is_not_shown(served_engi
         (tmp_path / "audit.jsonl").write_text("altered\n")
         with pytest.raises(openai.InternalServerError) as caught:
             client.images.generate(prompt=PROMPT)
-        assert caught.value.code == "internal_error"
+        assert caught.value.code == "records_unavailable"
         assert "audit" not in caught.value.message
         with pytest.raises(openai.APIError) as caught:
             list(client.images.generate(prompt=PROMPT, stream=True))
-        assert caught.value.code == "internal_error"
+        assert caught.value.code == "records_unavailable"
 
 
 def test_an_engine_that_died_is_not_alive_and_says_so(served_engine, plain_config, tmp_path, monkeypatch):
