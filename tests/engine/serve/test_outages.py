@@ -154,14 +154,11 @@ def test_a_database_that_was_deleted_is_made_anew_and_no_answer_is_lost_in_the_o
 
 
 def test_a_postgresql_that_ends_every_connection_is_reached_again(another, postgresql):
-    other = sqlalchemy.create_engine(
-        postgresql.replace("postgresql:", "postgresql+psycopg:").replace("/postgres?", "/outages?")
-    )
-    with sqlalchemy.create_engine(
-        other.url.set(database="postgres"), isolation_level="AUTOCOMMIT"
-    ).connect() as connection:
+    driven = postgresql.replace("postgresql:", "postgresql+psycopg:")
+    with sqlalchemy.create_engine(driven, isolation_level="AUTOCOMMIT").connect() as connection:
         connection.exec_driver_sql("CREATE DATABASE outages")
     own = postgresql.replace("/postgres?", "/outages?")
+    other = sqlalchemy.create_engine(driven.replace("/postgres?", "/outages?"))
     with another({"log": own}, store=own) as served:
         assert ask(served, background=True).status_code == 202
         for _ in range(3):
