@@ -87,8 +87,7 @@ def test_who_does_not_read_holds_no_slot_and_is_cut_off(quick, served_engine):
         wait_for(lambda: quick.server.server_state.tasks)
         wait_for(lambda: served_engine.pending == 0)
         wait_for(lambda: any(each.flow.write_paused for each in list(quick.server.server_state.connections)))
-        wait_for(lambda: not quick.server.server_state.connections)
-        assert not quick.server.server_state.tasks
+        wait_for(lambda: not quick.server.server_state.connections and not quick.server.server_state.tasks)
     assert httpx2.get(f"{quick.url}/livez").status_code == 200
 
 
