@@ -172,6 +172,8 @@ class Networks:
         for call, rows in zip(calls, [None] * len(calls) if adapters is None else adapters.split(most), strict=True):
             with acting(rows):
                 outputs.append(self._text_states(network, call, skip))
+            if len(calls) > 1:  # a runtime may write its next call's into the same memory
+                outputs[-1] = tuple(each.clone() for each in outputs[-1])
         return tuple(torch.cat(each) for each in zip(*outputs, strict=True)) if len(outputs) > 1 else outputs[0]
 
     def _text_states(self, network: Network, ids: Tensor, skip: int | None) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -13,6 +14,7 @@ from twig.engine.api.result import Verdict
 from twig.engine.api.settings import Stage
 from twig.engine.backends import networks as backend_networks
 from twig.engine.engine import Engine
+from twig.engine.models.tensors import Network
 from twig.export.parity import image_ssim
 
 STAGE = Stage(steps=3, guidance_scale=3.0)
@@ -156,3 +158,17 @@ def test_a_size_that_no_graph_halves_evenly_is_drawn_as_pytorch_draws_it(make_en
     (even,) = engine.generate(REQUESTS[0])
     assert even.error is None
     assert engine.stats().backends["unet"]["backend"] == backend
+
+
+def test_texts_of_several_calls_are_kept_from_a_runtime_that_answers_in_the_same_memory(make_engine):
+    networks = make_engine().networks
+    ids = torch.arange(11).repeat(77, 1).T.contiguous()
+    answered = torch.empty(networks.buckets[-1], 77)
+
+    def run(inputs, wanted=None):
+        answered[: len(inputs[0])] = inputs[0]
+        return (answered[: len(inputs[0])],)
+
+    networks._ready[Network.TEXT_ENCODER] = run
+    (states,) = networks.text_states(Network.TEXT_ENCODER, ids, None)
+    assert torch.equal(states, ids.float())
