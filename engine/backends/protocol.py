@@ -18,7 +18,10 @@ class Runnable(Protocol):
     """A network ready to run."""
 
     def __call__(self, inputs: Sequence[Tensor], wanted: int | None = None) -> tuple[Tensor, ...]:
-        """Run on `inputs`, in the table's order and dtypes; outputs in the table's order, the first `wanted` or all."""
+        """Run on `inputs`, in the table's order and dtypes; outputs in the table's order, the first `wanted` or all.
+
+        They may be overwritten by the next call: what is kept longer is copied.
+        """
         ...
 
 
