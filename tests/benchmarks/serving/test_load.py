@@ -17,7 +17,7 @@ from twig.benchmarks.serving.__main__ import QUICK, measured_by
 from twig.benchmarks.serving.limits import HEAVY_KEYS, answers_again, fairness
 from twig.benchmarks.serving.load import Call, drive
 from twig.benchmarks.serving.pictures import decoded, encoded
-from twig.benchmarks.serving.queued import application
+from twig.benchmarks.serving.queued import Queue, application
 from twig.benchmarks.serving.traffic import PLAIN, TWIG, TWO_STEP, Bench, at_once, bodies, traffic
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
@@ -66,12 +66,19 @@ def test_a_broken_connection_is_no_answer():
     assert (answer.status, answer.done) == (0, False)
 
 
-def test_a_queue_draws_what_is_alike_together_and_eight_at_most():
-    batches = []
-    free = threading.Event()
+def test_a_queue_draws_what_is_alike_together_and_eight_at_most(monkeypatch):
+    batches, came = [], []
+    all_came = threading.Event()
+    drawn = Queue.drawn
+
+    async def counted(queue, request):
+        came.append(request)
+        if len(came) == 17:
+            all_came.set()
+        return await drawn(queue, request)
 
     def draw(requests):
-        free.wait(10)
+        all_came.wait(60)
         batches.append([request.final.steps for request in requests])
         return [np.full((8, 8, 3), request.seed, np.uint8) for request in requests]
 
@@ -81,13 +88,13 @@ def test_a_queue_draws_what_is_alike_together_and_eight_at_most():
     while not server.started:
         time.sleep(0.01)
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    asked = [{"prompt": "", "twig": {"seed": seed, "steps": 2 if seed == 5 else 3}} for seed in range(12)]
-    threading.Timer(2, free.set).start()
+    asked = [{"prompt": "", "twig": {"seed": seed, "steps": 2 if seed == 5 else 3}} for seed in range(17)]
+    monkeypatch.setattr(Queue, "drawn", counted)
     answers = drive(url, at_once(asked))
     server.should_exit = True
     thread.join()
     pictures = [decoded(answer.told["data"][0]["b64_json"])[0, 0, 0] for answer in answers]
-    assert pictures == list(range(12))
+    assert pictures == list(range(17))
     assert sorted(len(batch) for batch in batches)[-1] == 8
     assert all(len(set(batch)) == 1 for batch in batches)
 
