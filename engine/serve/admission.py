@@ -13,6 +13,10 @@ from .errors import LIMIT, ApiError
 from .keys import Key
 from .tenants import Tenants
 
+_FARTHEST = 60.0
+"""Seconds after which those who are sent away are told to come at most, unless there is no room before: many of
+OpenAI's clients wait no longer."""
+
 
 @dataclass(eq=False)
 class Place:
@@ -90,12 +94,13 @@ class Admission:
             raise ApiError(429, "queue_full", message, type=LIMIT, retry_after=self._room(expected, rows))
 
     def _room(self, expected: float, rows: int) -> float:
-        """Seconds until there is room for so many rows; never more than all that is queued takes and a wait beside.
+        """Seconds until there is room for so many rows behind those who were told before; at most `_FARTHEST`, or what
+        all that is queued takes and a wait.
 
         Those who do not come back, or ask again and again, would else put others off for ever.
         """
         now, rate = time.monotonic(), self.engine.rows_per_second
         assert rate, "nothing waits before anything was measured"
-        room = min(max(now + expected - self.wait, self._told), now + expected + self.wait)
+        room = min(max(now + expected - self.wait, self._told), now + max(expected + self.wait, _FARTHEST))
         self._told = room + rows / rate
         return room - now

@@ -124,9 +124,11 @@ def test_each_of_a_crowd_is_told_a_later_time(of, served_engine, monkeypatch):
     admission = Admission(served_engine, 2.0, TenantCounts())
     monkeypatch.setattr(admission, "expected_wait", partial(asyncio.sleep, 0, 3.0))
     second = round(served_engine.rows_per_second)
-    told = [asyncio.run(sent_away(admission, second)) for _ in range(6)]
-    assert told[:4] == pytest.approx([1, 2, 3, 4], rel=0.1)
-    assert told[4:] == pytest.approx([5, 5], rel=0.1), "no later than all that is queued, and a wait"
+    told = [asyncio.run(sent_away(admission, second)) for _ in range(70)]
+    assert told[:6] == pytest.approx([1, 2, 3, 4, 5, 6], rel=0.1)
+    assert told[-2:] == pytest.approx([60, 60]), "no later than many clients wait"
+    monkeypatch.setattr(admission, "expected_wait", partial(asyncio.sleep, 0, 80.0))
+    assert asyncio.run(sent_away(admission, second)) == pytest.approx(80 - 2, rel=0.1), "but when there is room"
 
 
 async def sent_away(admission, rows):
