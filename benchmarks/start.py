@@ -27,12 +27,12 @@ _CHILD = """
 import json, resource, sys, time
 backend, job, model = json.loads(sys.argv[1])
 spent = [time.process_time()]
-from twig import Avoidance, Engine, GenerationRequest
+from twig import Engine, GenerationRequest, Preset
 spent.append(time.process_time())
 engine = Engine.from_pretrained(model, backend=backend)
 spent.append(time.process_time())
-avoidance = Avoidance.off() if job == "plain" else Avoidance()
-engine.generate(GenerationRequest(prompt="a red star on a green field", seed=1, avoidance=avoidance))
+settings = Preset.PLAIN.settings if job == "plain" else {}
+engine.generate(GenerationRequest(prompt="a red star on a green field", seed=1, **settings))
 spent.append(time.process_time())
 loaded = [name for name in json.loads(sys.argv[2]) if name in sys.modules]
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -164,14 +164,14 @@ class Door:
         if control is not None and self.components.controlnet is None:
             raise InvalidRequestError(
                 "avoidance.moved_control needs a ControlNet and this model has none: load one with controlnet=..., or "
-                "draw plain pictures with Avoidance.off()"
+                "draw plain pictures with Preset.PLAIN"
             )
         if self.components.segmenter is not None:
             return
         if control is not None or (request.avoidance.heeds_shape and request.mask is None):
             raise InvalidRequestError(
                 "finding the shape to avoid needs a segmenter and this model has none: load one with segmenter=..., or "
-                "draw plain pictures with Avoidance.off()"
+                "draw plain pictures with Preset.PLAIN"
             )
         if request.avoidance.restated_prompt is not None:
             raise InvalidRequestError(

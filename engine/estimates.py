@@ -23,7 +23,7 @@ def rows_of(request: GenerationRequest, witnesses: int = 0, embedded: bool = Fal
     """
     called = witnesses * witness_rows(request.draft, embedded)
     draft, final = _draft_rows(request, embedded, shallow), _final_rows(request, embedded, shallow)
-    return draft + called + request.num_images * final
+    return draft + called + _finals(request) * final
 
 
 def rows_due(job: Job, witnesses: int = 0, shallow: float = 1.0) -> int:
@@ -44,7 +44,7 @@ def rows_due(job: Job, witnesses: int = 0, shallow: float = 1.0) -> int:
     if job.state in _DRAFTED:
         calls = max(0, witnesses - len(job.shared.agreements) - (job.state is State.WITNESSING))
         called = calls * witness_rows(request.draft, embedded)
-        return left + called + request.num_images * _final_rows(request, embedded, shallow)
+        return left + called + _finals(request) * _final_rows(request, embedded, shallow)
     return left if job.state is State.FINALISING else 0
 
 
@@ -70,6 +70,11 @@ def _cost(run: Trajectory, shallow: float) -> int:
 
 def _draft_rows(request: GenerationRequest, embedded: bool, shallow: float) -> int:
     return _cost(draft_run(request, embedded), shallow) if request.source is None else 0
+
+
+def _finals(request: GenerationRequest) -> int:
+    """How many images are drawn beside the draft."""
+    return request.num_images - (request.is_plain and request.draft_may_do)
 
 
 def _final_rows(request: GenerationRequest, embedded: bool, shallow: float) -> int:

@@ -206,8 +206,7 @@ class Loop:
 
 def _draft_is_final(job: Job) -> bool:
     """Whether the draft is what a plain final would be, and may stand for it."""
-    request = job.request
-    return job.gated and request.gate is not None and request.gate.deliver_draft and request.draft == request.final
+    return job.gated and job.request.draft_may_do
 
 
 def _wants_preview(job: Job) -> bool:

@@ -24,11 +24,11 @@ from .theirs import Asked, Drawer, answer
 
 PLAIN, TWO_STEP = "plain", "two-step"
 JOBS: dict[str, dict[str, Any]] = {
-    PLAIN: {"avoidance": Avoidance.off(), "gate": Gate(limits={"guidance": 1e9})},
+    PLAIN: {"avoidance": Avoidance.off(), "gate": Gate(shut=True)},
     TWO_STEP: {"avoidance": SAME_WORK},
 }
-"""What requests ask for: a picture as the plain model draws it, delivered by a gate that never opens, for without one
-a final would be drawn as well; or a draft, and a final under ControlNet on the draft's moved map."""
+"""What requests ask for: a picture as the plain model draws it; or a draft, and a final under ControlNet on the draft's
+moved map."""
 
 
 def requests(asked: Asked, job: str) -> list[GenerationRequest]:

@@ -119,6 +119,7 @@ class Role(StrEnum):
 class Preset(StrEnum):
     """Names of the bundles of avoidance, gate and judge, from the lightest to the heaviest."""
 
+    PLAIN = "plain"
     OFF = "off"
     GENTLE = "gentle"
     FAST = "fast"
@@ -134,6 +135,7 @@ class Preset(StrEnum):
 
 PURPOSES: Mapping[Preset, str] = MappingProxyType(
     {
+        Preset.PLAIN: "the plain model's picture in one run, held against registered works alone",
         Preset.OFF: "nothing is avoided; finals are measured and judged all the same",
         Preset.GENTLE: "avoids lightly where a draft looks recalled; elsewhere the plain picture, bit for bit",
         Preset.FAST: "as the default, in under half its time: fewer and cheaper steps, ControlNet for half of them",

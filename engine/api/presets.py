@@ -60,6 +60,7 @@ _COMPOSED = Avoidance(moved_control=MovedControl(warp=Warp.BANK), restated_promp
 
 BUNDLES: Mapping[Preset, Bundle] = MappingProxyType(
     {
+        Preset.PLAIN: Bundle(Avoidance.off(), Gate(shut=True), SimilarityPolicy()),
         Preset.OFF: Bundle(Avoidance.off(), None, SimilarityPolicy()),
         Preset.GENTLE: Bundle(
             Avoidance(

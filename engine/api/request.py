@@ -61,11 +61,19 @@ class Gate(Portable, Settings):
     stays off and the draft ran as the final would, the draft is the first image, at no further cost. A refused plain
     picture is drawn again with avoidance. `witnesses`: how many other seeds take the draft's first steps to see whether
     they are on their way to the same picture, where there is a limit on that and no other signal has opened the gate.
+    `shut`: it never opens, and pictures are the plain model's, held against registered works alone.
     """
 
     limits: dict[str, float] | None = None
     deliver_draft: bool = True
     witnesses: int = Field(default=3, ge=1, le=16)
+    shut: bool = Field(default=False, exclude_if=lambda value: value is False)
+
+    @model_validator(mode="after")
+    def _without_limits(self) -> Self:
+        if self.shut and self.limits is not None:
+            raise ValueError("shut: no limit opens a gate that is shut; leave limits out")
+        return self
 
 
 _LARGEST = 2**20
@@ -180,6 +188,23 @@ class GenerationRequest(Portable, Settings):
         for prompt in (self.prompt, self.negative_prompt):
             parsed(prompt, self.prompt_syntax)
         return self
+
+    @model_validator(mode="after")
+    def _drafted(self) -> Self:
+        for name in ("source", "mask"):
+            if self.is_plain and getattr(self, name) is not None:
+                raise ValueError(f"gate: one that is shut delivers plain pictures, of which no {name} says anything")
+        return self
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its pictures are the plain model's, compared with no draft."""
+        return self.gate is not None and self.gate.shut
+
+    @property
+    def draft_may_do(self) -> bool:
+        """Whether the draft is the first image where the gate stays shut: it ran as the final would."""
+        return self.gate is not None and self.gate.deliver_draft and self.draft == self.final
 
     @property
     def words(self) -> str:

@@ -27,6 +27,8 @@ from .options import (
     VariantOption,
 )
 
+_COMPARED = ",".join(preset for preset in Preset if preset is not Preset.PLAIN)  # which is held against no draft
+
 assess_app = typer.Typer(add_completion=False, invoke_without_command=True)
 
 
@@ -36,7 +38,7 @@ def assess(
     sources: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of the works to keep clear of.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("report"),
     seeds: Annotated[int, typer.Option(min=1, help="Pictures of each prompt under each preset.")] = 4,
-    presets: Annotated[str, typer.Option(help="Presets to compare, the plain one first.")] = ",".join(Preset),
+    presets: Annotated[str, typer.Option(help="Presets to compare, the one without avoidance first.")] = _COMPARED,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of drafts and finals.")] = None,
     hourly_price: Annotated[float | None, typer.Option(min=0, help="What an hour of this machine costs.")] = None,
     model: ModelOption = None,

@@ -41,7 +41,7 @@ _SPOKEN = tuple(
         (r"; give it max_prompt_chunks=\d+ or more, or it would be", "; it would be"),
         (r"^clip_skip\b", "--clip-skip"),
         (r"\bavoidance\.moved_control\b", "--preset asks for control, which"),
-        (r"\bAvoidance\.off\(\)", "--preset off"),
+        (r"\bPreset\.PLAIN\b", "--preset plain"),
         (r"\bbring a mask\b", "bring a --mask"),
         (r"^(draft|final) steps\b", "--steps"),
         (r"^(draft|final): (?=spacing|sigmas|eta)", "--"),

@@ -1,6 +1,7 @@
 """The judge of one model: what it measures of drafts and finals, and the rule and the gate that decide on them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -117,9 +118,15 @@ class Judge:
         """Whether the shape is known that a request's finals are to leave; else they are not held against the draft."""
         return self.components.segmenter is not None or request.mask is not None
 
+    def compares(self, request: GenerationRequest) -> bool:
+        """Whether a request's finals are held against its draft."""
+        return self.sees_shape(request) and not request.is_plain
+
     def holds(self, request: GenerationRequest) -> bool:
         """Whether the request, or else the model, says what finals are held against."""
         policy = request.similarity
+        if request.is_plain:
+            return any(each.metric.startswith(PREFIX) for each in self.rule(request).comparisons)
         return policy.rule is not None or policy.limits is not None or bool(self.rule(request).clauses)
 
     def _shapeless_rule(self, policy: SimilarityPolicy) -> Rule:
@@ -149,11 +156,11 @@ class Judge:
     # --- drafts ---
 
     def gate_limits(self, request: GenerationRequest) -> dict[str, float] | None:
-        """Limits of the request's gate; None, for a gate that stands open, without any, or with a source or mask.
+        """Limits of the request's gate; None for one that is shut, or open: without any, or with a source or mask.
 
         Raises InvalidRequestError for a signal that there is not.
         """
-        if request.gate is None or request.source is not None or request.mask is not None:
+        if request.gate is None or request.is_plain or request.source is not None or request.mask is not None:
             return None
         calibration = self.components.calibration
         calibrated = calibration.gate if calibration is not None else {}
@@ -173,7 +180,8 @@ class Judge:
             assert seen is not None
             found = self.registry.nearest_to(seen)
             nearest, similarity = self.registry.works[found.positions[0, 0]].id, float(found.similarity[0, 0])
-        return first_look(draft_signals(magnitudes, similarity), self.gate_limits(request), nearest)
+        decision = first_look(draft_signals(magnitudes, similarity), self.gate_limits(request), nearest)
+        return replace(decision, opened=False) if request.is_plain else decision
 
     def wants_witnesses(self, request: GenerationRequest, decision: GateDecision) -> bool:
         """Whether the gate, shut so far, has a limit on what other seeds make of the prompt."""

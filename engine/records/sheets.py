@@ -6,7 +6,7 @@ from itertools import groupby
 from PIL import Image
 
 from ..api.metrics import CONTROL_METRICS, MASK_METRICS
-from ..api.presets import BUNDLES
+from ..api.presets import BUNDLES, Preset
 from ..api.request import GenerationRequest
 from ..api.result import GenerationResult, Verdict
 from ..api.settings import Stage
@@ -61,8 +61,10 @@ def contact_sheet(results: Sequence[GenerationResult]) -> Image.Image:
 
 def preset_name(request: GenerationRequest) -> str:
     """Name of the preset whose avoidance a request has, and what became of its gate; "own avoidance" for another."""
+    if request.is_plain:
+        return Preset.PLAIN.value
     for preset, bundle in BUNDLES.items():
-        if bundle.avoidance == request.avoidance:
+        if bundle.avoidance == request.avoidance and preset is not Preset.PLAIN:
             if (bundle.gate is None) == (request.gate is None):
                 return preset.value
             return f"{preset}, {'always' if request.gate is None else 'gated'}"

@@ -16,6 +16,8 @@ REGISTERED = "registry_"
 UNCALIBRATED = "this model has no calibrated limits to hold it against"
 UNMEASURED = "not measured: nothing is known of the draft's shape, for this model has no segmenter"
 
+HELD_AGAINST_WORKS = "held against registered works alone, and no limit is of one"
+
 _OPPOSITE = {">": "<=", ">=": "<", "<": ">=", "<=": ">"}
 
 
@@ -89,6 +91,8 @@ def why_text(judged: Judged, brought: bool = False) -> str:
         return ""
     last = judged.attempts[-1]
     if judged.verdict is Verdict.NOT_JUDGED:
+        if judged.gate is not None and _is_shut(judged.gate):
+            return HELD_AGAINST_WORKS
         return UNMEASURED if last.steps and not last.scores else UNCALIBRATED
     crossed = [held for held in held_measures(last.scores, judged.rule) if held.crossed]
     meant = dict.fromkeys(_meaning(held.name, last.nearest, brought) for held in crossed)
@@ -110,7 +114,13 @@ def gate_text(gate: GateDecision) -> str:
     Signals that no limit was set for come last.
     """
     told = ", ".join(scores_in_words(gate.signals))
-    return f"{'open' if gate.opened else 'shut, the draft does not look recalled'}: {told}"
+    found = "shut, as was asked for" if _is_shut(gate) else "shut, the draft does not look recalled"
+    return f"{'open' if gate.opened else found}: {told}"
+
+
+def _is_shut(gate: GateDecision) -> bool:
+    """Whether the gate stayed shut whatever the draft looked like: no signal had a limit that could have opened it."""
+    return not gate.opened and all(score.limit is None for score in gate.signals.values())
 
 
 def scores_in_words(scores: Mapping[str, Score], rule: str = "") -> Iterator[str]:

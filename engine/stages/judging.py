@@ -63,7 +63,7 @@ class Judging:
 
     def _stands_alone(self, job: Job) -> bool:
         """Whether the job's picture is held against registered works at most: a draft, or one of unknown shape."""
-        return job.own.delivered or not self.judged_by.sees_shape(job.request)
+        return job.own.delivered or not self.judged_by.compares(job.request)
 
     def _pixels(self, jobs: Sequence[Job], latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W); drafts that are delivered were decoded when they were segmented."""
@@ -91,7 +91,7 @@ class Judging:
 
     def _is_held(self, job: Job) -> bool:
         """Whether anything is made of how like its draft the job's picture is."""
-        return not job.own.delivered and (self.judged_by.sees_shape(job.request) or job.request.explain)
+        return not job.own.delivered and (self.judged_by.compares(job.request) or job.request.explain)
 
     def ending(self, job: Job) -> State:
         """State that a job ends in after its last attempt."""

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..api.mechanisms import Avoidance
+from ..api.request import GenerationRequest
 from ..avoidance.conditioning import avoidance_mask
 from ..batching.arenas import Arenas
 from ..batching.job import Job, by_shape
@@ -39,7 +41,7 @@ class Segmenting:
 
     @torch.inference_mode()
     def segment(self, jobs: Sequence[Job]) -> None:
-        """Decode drafts (or take sources), find their labels and masks; neither without a segmenter.
+        """Decode drafts (or take sources), find their labels and masks; not of plain pictures, nor without a segmenter.
 
         Everything that is found comes to the host in one copy, so that a failure leaves no job half segmented.
         """
@@ -82,10 +84,12 @@ class Segmenting:
         for job in group:
             reference, table = next(drafts) if job.shared.source is None else (next(photos)[0], {})
             looks.append(_Look(job, reference[None], table))
-        labels = self.decoder.labels(torch.cat([look.reference for look in looks]))
-        for number, look in enumerate(looks):
-            if labels is not None:
-                look.table["labels"] = labels[number]
+        shaped = [look for look in looks if _heeds_shape(look.job.request)]
+        labels = self.decoder.labels(torch.cat([look.reference for look in shaped])) if shaped else None
+        if labels is not None:
+            for look, found in zip(shaped, labels, strict=True):
+                look.table["labels"] = found
+        for look in looks:
             if (views := self.judge.views(look.reference)) is not None:
                 look.table["views"] = views
         return looks
@@ -126,7 +130,7 @@ class Segmenting:
         shared.previewed = self.arenas.latent(job).clone() if previewed else None
         if job.request.mask is not None:
             shared.mask = job.request.mask
-        elif segmenter is not None:
+        elif segmenter is not None and shared.labels is not None:
             shared.mask = avoidance_mask(shared.labels, segmenter.background)
         if job.trajectory is not None:
             shared.draft_rows += job.trajectory.rows_spent
@@ -134,3 +138,8 @@ class Segmenting:
         shared.masses = [torch.from_numpy(mass) for mass in kept.get("masses", ())]
         if not job.redrafted:  # avoidance is on by now whatever the first draft looked like
             shared.gate = self.judge.gate(job.request, kept.get("views"), shared.magnitudes)
+
+
+def _heeds_shape(request: GenerationRequest) -> bool:
+    """Whether anything is made of what a draft shows: not of a plain picture, which nothing keeps away from."""
+    return not request.is_plain or request.explain or request.avoidance != Avoidance.off()

@@ -2,18 +2,25 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from small_requests import fresh, pixels, request
+from PIL import Image
+from small_requests import fresh, pixels, request, same
 
 from twig.engine.api.errors import InvalidRequestError, TwigWarning
 from twig.engine.api.mechanisms import Avoidance, DelayedGuidance, InitialNoise, MovedControl
-from twig.engine.api.request import GenerationRequest, SimilarityPolicy
+from twig.engine.api.presets import Preset
+from twig.engine.api.request import Gate, GenerationRequest, SimilarityPolicy
 from twig.engine.api.result import Verdict
+from twig.engine.api.settings import Stage
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
-from twig.engine.records.wording import ending_text
+from twig.engine.judging.registry import index_works, pictures_in
+from twig.engine.records.wording import ending_text, gate_text
+from twig.engine.stages.decoding import Decoder
 
 USUAL = SimilarityPolicy()
+PLAINLY = Preset.PLAIN.settings | {"draft": Stage(steps=2), "final": Stage(steps=2)}
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +96,67 @@ def test_a_step_that_no_call_has_room_for_is_refused(engine, rows):
 def test_marks_that_are_not_served_are_warned_about(engine):
     with pytest.warns(TwigWarning, match=r"\[from:to:when\], AND in a prompt is read as plain characters"):
         engine.admit(plain(prompt="a [red:blue:0.5] star AND a moon"))
+
+
+def test_a_plain_picture_is_the_draft_in_one_run_and_is_segmented_by_nobody(engine, monkeypatch):
+    (off,) = engine.generate(plain())
+    calls = []
+    monkeypatch.setattr(Decoder, "labels", lambda *given: calls.append(given))
+    asked = plain(**PLAINLY)
+    (result,) = engine.generate(asked)
+    assert (pixels(result) == np.asarray(off.draft)).all()
+    assert (result.rows, engine.estimate(asked)) == (off.draft_rows, off.draft_rows)
+    assert (calls, result.mask, result.scores) == ([], None, {})
+    assert result.verdict is Verdict.NOT_JUDGED
+    assert ending_text(result) == "not judged, the plain picture, held against registered works alone, and no limit is of one"
+    assert gate_text(result.gate).startswith("shut, as was asked for: guidance ")
+
+
+def test_plain_pictures_of_one_request_are_held_against_no_draft(engine):
+    asked = plain(**PLAINLY, num_images=3)
+    results = engine.generate(asked)
+    assert [result.verdict for result in results] == [Verdict.NOT_JUDGED] * 3
+    assert [result.scores for result in results] == [{}] * 3
+    assert len({pixels(result).tobytes() for result in results}) == 3
+    assert engine.estimate(asked) == results[0].draft_rows + sum(result.rows - result.draft_rows for result in results)
+
+
+def test_plain_and_other_drafts_are_segmented_in_one_batch(engine):
+    others = [plain(seed=1), plain(seed=2, **PLAINLY), plain(seed=3)]
+    alone = [engine.generate(each)[0] for each in others]
+    together = engine.generate(others)
+    assert [result.mask is None for result in together] == [False, True, False]
+    for one, other in zip(alone, together, strict=True):
+        assert same(one, other, 1)
+
+
+def test_a_plain_picture_without_guidance_takes_one_run(engine):
+    stage = Stage(steps=2, guidance_scale=1)
+    (result,) = engine.generate(plain(**PLAINLY | {"draft": stage, "final": stage}))
+    assert (result.rows, len(result.attempts)) == (2, 1)
+
+
+def test_a_plain_picture_is_held_against_registered_works(engine, tmp_path):
+    (drawn,) = engine.generate(plain(**PLAINLY))
+    drawn.image.save(tmp_path / "work.png")
+    works = index_works(engine.components, pictures_in(tmp_path))
+    guarded = fresh(engine, registry=works)
+    rule = SimilarityPolicy(rule="refuse if registry_descriptor > 0.95; retry 1")
+    (result,) = guarded.generate(plain(**PLAINLY | {"similarity": rule}))
+    assert [attempt.passed for attempt in result.attempts] == [False, True]
+    assert result.verdict is Verdict.ACCEPTED
+    assert all(name.startswith("registry_") for name in result.scores)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask": np.ones((64, 64), bool)}, "of which no mask says anything"),
+        ({"gate": Gate(shut=True), "source": Image.new("RGB", (64, 64))}, "of which no source says anything"),
+    ],
+)
+def test_a_shut_gate_takes_nothing_that_takes_the_drafts_place(changes, message):
+    with pytest.raises(ValueError, match=message):
+        GenerationRequest(prompt="a red star", **PLAINLY | changes)
+    with pytest.raises(ValueError, match="leave limits out"):
+        Gate(shut=True, limits={"guidance": 1.0})

@@ -45,11 +45,13 @@ export const en = {
   "go": "Draw",
   "stop": "Stop",
 
+  "preset.plain": "Plain",
   "preset.off": "Off",
   "preset.gentle": "Gentle",
   "preset.fast": "Fast",
   "preset.default": "Default",
   "preset.strict": "Strict",
+  "preset.plain.means": "The plain model’s picture, drawn once and held against registered works alone.",
   "preset.off.means": "Nothing is avoided: the plain model’s picture, measured all the same.",
   "preset.gentle.means": "Avoids lightly where the draft looks recalled from memory, and tries again once.",
   "preset.fast.means": "As the default, in less than half the time: fewer and cheaper steps, so that details may be coarser.",

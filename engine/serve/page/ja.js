@@ -45,11 +45,13 @@ export const ja = {
   "go": "生成する",
   "stop": "中止",
 
+  "preset.plain": "素のまま",
   "preset.off": "なし",
   "preset.gentle": "弱",
   "preset.fast": "高速",
   "preset.default": "標準",
   "preset.strict": "厳格",
+  "preset.plain.means": "モデルそのままの画像を一度だけ描き、登録作品とだけ照合します。",
   "preset.off.means": "何も回避しません。モデルそのままの画像を測定だけします。",
   "preset.gentle.means": "下描きが記憶の再現に見えるときだけ軽く回避し、一度だけ描き直します。",
   "preset.fast.means": "標準とほぼ同じように回避し、半分以下の時間で描きます。細部は粗くなることがあります。",

@@ -9,10 +9,12 @@ from twig.engine.api.settings import Stage
 from twig.engine.engine import Engine
 
 
-def test_presets_grow_heavier_from_off_to_strict():
+def test_presets_grow_heavier_from_plain_to_strict():
     assert list(BUNDLES) == list(PURPOSES) == list(Preset)
-    assert Preset.OFF.settings["avoidance"] == Avoidance.off()
-    gentle, fast, default, strict = (BUNDLES[preset].avoidance for preset in list(Preset)[1:])
+    plain, off, gentle, fast, default, strict = (BUNDLES[preset].avoidance for preset in Preset)
+    assert plain == off == Avoidance.off()
+    assert BUNDLES[Preset.PLAIN].gate.shut
+    assert BUNDLES[Preset.OFF].gate is None, "whose finals are measured"
     assert fast.moved_control.model_copy(update={"stop": 1.0}) == default.moved_control
     assert gentle.moved_control.scale < default.moved_control.scale < strict.moved_control.scale
     assert gentle.delayed_guidance.stop < default.delayed_guidance.stop

@@ -119,7 +119,7 @@ def test_the_numbers_of_the_report_are_beside_it_without_works_and_prompts(repor
 def test_what_cannot_be_studied_is_one_line(study_folder, tmp_path, capsys):
     asked = ["assess", "--prompts", str(study_folder / "prompts.txt"), "--sources", str(study_folder / "works")]
     assert run([*asked, "--presets", "off,severe", "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("twig: there is no preset 'severe'; there are off")
+    assert capsys.readouterr().err.startswith("twig: there is no preset 'severe'; there are plain, off")
     assert run([*asked[:4], str(tmp_path / "missing")]) == 2
 
 

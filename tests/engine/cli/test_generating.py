@@ -192,12 +192,16 @@ def test_a_folder_without_controlnet_and_segmenter_draws_plain_pictures(bare_che
     assert told.err.count("[from:to:when] in a prompt is read as plain characters") == 1
     assert run(["inspect", str(manifests(tmp_path / "out")[0]), "--replay"]) == DONE
     assert "not judged" in capsys.readouterr().out
+    assert run([*command, str(tmp_path / "plain"), "--preset", "plain", "--json"]) == DONE
+    (once,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (once["verdict"], once["why"]) == ("not judged", "held against registered works alone, and no limit is of one")
+    assert 2 * once["rows"] == one["rows"], "one run, and not two"
     assert run([*command, str(tmp_path / "out"), "--preset", "off", "--quiet"]) == DONE
     assert capsys.readouterr() == ("", "")
     assert run([*command, str(tmp_path / "none"), "--quiet"]) == USER_ERROR
     said = capsys.readouterr().err
     assert "--preset asks for control, which needs a ControlNet and this model has none" in said
-    assert said.endswith("load one with --controlnet, or draw plain pictures with --preset off\n")
+    assert said.endswith("load one with --controlnet, or draw plain pictures with --preset plain\n")
     assert not (tmp_path / "none").exists()
 
 

@@ -100,6 +100,8 @@ def test_a_grid_takes_results_that_lack_pictures_and_says_what_was_crossed(make_
 def test_a_request_is_known_by_its_preset(preset):
     request = GenerationRequest(prompt="a", **preset.settings)
     assert preset_name(request) == preset
+    if preset is Preset.PLAIN:
+        return
     turned = request.model_copy(update={"gate": Gate() if request.gate is None else None})
     assert preset_name(turned) in (f"{preset}, always", f"{preset}, gated")
 
