@@ -74,7 +74,7 @@ def _draft_rows(request: GenerationRequest, embedded: bool, shallow: float) -> i
 
 def _finals(request: GenerationRequest) -> int:
     """How many images are drawn beside the draft."""
-    return request.num_images - (request.is_plain and request.draft_may_do)
+    return request.num_images - (request.is_plain and request.delivers_draft)
 
 
 def _final_rows(request: GenerationRequest, embedded: bool, shallow: float) -> int:

@@ -206,7 +206,7 @@ class Loop:
 
 def _draft_is_final(job: Job) -> bool:
     """Whether the draft is what a plain final would be, and may stand for it."""
-    return job.gated and job.request.draft_may_do
+    return job.gated and job.request.delivers_draft
 
 
 def _wants_preview(job: Job) -> bool:

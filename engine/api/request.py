@@ -190,7 +190,7 @@ class GenerationRequest(Portable, Settings):
         return self
 
     @model_validator(mode="after")
-    def _drafted(self) -> Self:
+    def _nothing_brought(self) -> Self:
         for name in ("source", "mask"):
             if self.is_plain and getattr(self, name) is not None:
                 raise ValueError(f"gate: one that is shut delivers plain pictures, of which no {name} says anything")
@@ -202,8 +202,8 @@ class GenerationRequest(Portable, Settings):
         return self.gate is not None and self.gate.shut
 
     @property
-    def draft_may_do(self) -> bool:
-        """Whether the draft is the first image where the gate stays shut: it ran as the final would."""
+    def delivers_draft(self) -> bool:
+        """Whether the draft becomes the first image where the gate stays shut: it ran as the final would."""
         return self.gate is not None and self.gate.deliver_draft and self.draft == self.final
 
     @property

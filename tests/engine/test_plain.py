@@ -16,7 +16,7 @@ from twig.engine.api.settings import Stage
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
 from twig.engine.judging.registry import index_works, pictures_in
-from twig.engine.records.wording import ending_text, gate_text
+from twig.engine.records.wording import HELD_AGAINST_WORKS, ending_text, gate_text
 from twig.engine.stages.decoding import Decoder
 
 USUAL = SimilarityPolicy()
@@ -108,7 +108,7 @@ def test_a_plain_picture_is_the_draft_in_one_run_and_is_segmented_by_nobody(engi
     assert (result.rows, engine.estimate(asked)) == (off.draft_rows, off.draft_rows)
     assert (calls, result.mask, result.scores) == ([], None, {})
     assert result.verdict is Verdict.NOT_JUDGED
-    assert ending_text(result) == "not judged, the plain picture, held against registered works alone, and no limit is of one"
+    assert ending_text(result) == f"not judged, the plain picture, {HELD_AGAINST_WORKS}"
     assert gate_text(result.gate).startswith("shut, as was asked for: guidance ")
 
 

@@ -19,6 +19,7 @@ from twig.engine.cli.main import run
 from twig.engine.cli.progress import StageBars
 from twig.engine.cli.status import DONE, INTERRUPTED, USER_ERROR
 from twig.engine.engine import Engine
+from twig.engine.records.wording import HELD_AGAINST_WORKS
 
 
 def test_generate_writes_pictures_manifests_a_sheet_and_a_log(generated):
@@ -194,7 +195,7 @@ def test_a_folder_without_controlnet_and_segmenter_draws_plain_pictures(bare_che
     assert "not judged" in capsys.readouterr().out
     assert run([*command, str(tmp_path / "plain"), "--preset", "plain", "--json"]) == DONE
     (once,) = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (once["verdict"], once["why"]) == ("not judged", "held against registered works alone, and no limit is of one")
+    assert (once["verdict"], once["why"]) == ("not judged", HELD_AGAINST_WORKS)
     assert 2 * once["rows"] == one["rows"], "one run, and not two"
     assert run([*command, str(tmp_path / "out"), "--preset", "off", "--quiet"]) == DONE
     assert capsys.readouterr() == ("", "")

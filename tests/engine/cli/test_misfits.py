@@ -37,8 +37,8 @@ def models(tiny_checkpoint, tiny_xl_checkpoint, tmp_path_factory):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--model plain", "this model has none: load one with --controlnet, or draw plain pictures with --preset plain"),
-        ("--model blind", "this model has none: load one with --segmenter, or draw plain pictures with --preset plain"),
+        ("--model plain", "model has none: load one with --controlnet, or draw plain pictures with --preset plain"),
+        ("--model blind", "model has none: load one with --segmenter, or draw plain pictures with --preset plain"),
         ("--model sd --controlnet xl-controlnet", "is 80, but must be the UNet's 32; name one that was trained for"),
         ("--model xl --controlnet controlnet", "is 32, but must be the UNet's 80; name one that was trained for"),
         ("--model sd --controlnet unet", "holds a UNet2DConditionModel, which is not served as a ControlNetModel"),
