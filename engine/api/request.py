@@ -193,7 +193,9 @@ class GenerationRequest(Portable, Settings):
     def _nothing_brought(self) -> Self:
         for name in ("source", "mask"):
             if self.is_plain and getattr(self, name) is not None:
-                raise ValueError(f"gate: one that is shut delivers plain pictures, of which no {name} says anything")
+                raise ValueError(
+                    f"gate: one that is shut delivers plain pictures, of the prompt alone; leave out the {name}"
+                )
         return self
 
     @property

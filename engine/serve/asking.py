@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from ..api.choices import Rhythm
+from ..api.choices import Preset, Rhythm
 from ..api.presets import BUNDLES
 from ..api.reading import shown
-from ..api.request import Control, GenerationRequest
+from ..api.request import Control, Gate, GenerationRequest
 from ..api.settings import Stage
 from ..engine import Engine
 from .bodies import ImageBody, TwigOptions
 from .config import Bounds, ServeConfig
 from .errors import ApiError, wrong_field
 from .keys import Key
-from .tightening import policy_for, preset_for
+from .tightening import policy_for, preset_for, presets_from
 from .uploads import Uploads, control_image, scaled
 
 
@@ -43,6 +43,8 @@ class Asking:
         _check_shown(body, self.config.bounds, drafted=brought is None)
         options, (width, height) = body.twig, body.sides
         stage = self._stage(options)
+        tightened = self._tightened(options, stage)
+        _check_preset(tightened["gate"], brought, self.config.drawing.preset)
         return _checked(
             prompt=body.prompt,
             negative_prompt=options.negative_prompt,
@@ -59,7 +61,7 @@ class Asking:
             timeout=options.deadline or self.config.bounds.deadline,
             preview=_preview(body, stage.steps, drafts=1 if brought is None else 0),
             explain=options.explain,
-            **self._tightened(options, stage),
+            **tightened,
         )
 
     def _controls(self, options: TwigOptions) -> tuple[Control, ...]:
@@ -128,6 +130,14 @@ def _checked(**fields: Any) -> GenerationRequest:
         return GenerationRequest(**fields)
     except ValidationError as error:
         raise wrong_field(error) from error
+
+
+def _check_preset(gate: Gate | None, brought: Uploads | None, operators: Preset) -> None:
+    """A photo takes a draft's place, which the plain preset has none of."""
+    if brought is not None and gate is not None and gate.shut:
+        served = ", ".join(preset for preset in presets_from(operators) if preset is not Preset.PLAIN)
+        message = f"twig.preset: plain draws what a prompt says, and nothing of a photo; for edits there are {served}"
+        raise ApiError(400, "preset_without_edits", message, param="twig.preset")
 
 
 def _check_bounds(body: ImageBody, bounds: Bounds, key: Key) -> None:

@@ -151,8 +151,8 @@ def test_a_plain_picture_is_held_against_registered_works(engine, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mask": np.ones((64, 64), bool)}, "of which no mask says anything"),
-        ({"gate": Gate(shut=True), "source": Image.new("RGB", (64, 64))}, "of which no source says anything"),
+        ({"mask": np.ones((64, 64), bool)}, "leave out the mask"),
+        ({"gate": Gate(shut=True), "source": Image.new("RGB", (64, 64))}, "leave out the source"),
     ],
 )
 def test_a_shut_gate_takes_nothing_that_takes_the_drafts_place(changes, message):

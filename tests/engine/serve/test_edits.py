@@ -9,6 +9,8 @@ import openai
 import pytest
 from PIL import Image
 
+from servers import running
+
 PROMPT = "a red star on a green field"
 
 
@@ -85,6 +87,22 @@ def test_pictures_that_do_not_fit_or_are_too_many_are_refused(client, photo):
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.edit(image=data, prompt=PROMPT, input_fidelity="high")
     assert caught.value.code == "unsupported_parameter"
+
+
+def test_a_plain_preset_draws_once_and_takes_no_photo(served_engine, plain_config, photo):
+    with running(served_engine, plain_config.with_("drawing", preset="plain")) as server:
+        client = server.client()
+        told = client.images.generate(prompt=PROMPT, extra_body={"twig": {"seed": 2, "mask": True}}).data[0].twig
+        assert (told["verdict"], told["scores"], "mask" in told) == ("not judged", {}, False)
+        assert (
+            2 * told["rows"]
+            == client.images.generate(prompt=PROMPT, extra_body={"twig": {"seed": 2, "preset": "off"}})
+            .data[0]
+            .twig["rows"]
+        )
+        with pytest.raises(openai.BadRequestError, match="for edits there are off, gentle, fast, default, strict"):
+            client.images.edit(image=encoded(photo), prompt=PROMPT)
+        client.images.edit(image=encoded(photo), prompt=PROMPT, extra_body={"twig": {"preset": "off"}})
 
 
 def post(served, **form):
