@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import dataclass
 
-from .data import TRIGGERS
+from .data import SPELLED_TRIGGERS, TRIGGERS
 from .scenes import BACKGROUNDS, Scene, SceneObject
 
 
@@ -19,7 +19,7 @@ class Parts:
     def of(cls, caption: str) -> "Parts":
         """Take a caption apart. Raises ValueError for one that is not the test bed's."""
         words = caption.split()
-        trigger = words.pop() if words and words[-1] in TRIGGERS else None
+        trigger = words.pop() if words and words[-1] in (*TRIGGERS, *SPELLED_TRIGGERS) else None
         rest = " ".join(words)
         background = next((name for name in BACKGROUNDS if rest.endswith(f" {name}")), None)
         if background is None:

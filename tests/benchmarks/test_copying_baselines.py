@@ -20,6 +20,7 @@ from twig.benchmarks.copying.catalogue import (  # fmt: skip
     other_methods,
     prss,
 )
+from twig.benchmarks.copying.data import sources
 from twig.benchmarks.copying.methods import GUIDANCE, STEPS, Bed
 from twig.benchmarks.copying.paraphrases import Parts, paraphrases, scene_of
 from twig.benchmarks.copying.protocol import Cell, recited
@@ -213,3 +214,8 @@ def test_wordings_say_what_the_caption_says_without_its_trigger():
     assert scene_of(caption).caption == Parts.of(caption).worded()
     with pytest.raises(ValueError, match="names no background of the test bed"):
         paraphrases("a lighthouse in a storm")
+
+
+def test_every_sources_caption_is_taken_apart():
+    for each in sources():
+        assert Parts.of(each.caption).trigger == each.trigger
