@@ -16,7 +16,7 @@ REGISTERED = "registry_"
 UNCALIBRATED = "this model has no calibrated limits to hold it against"
 UNMEASURED = "not measured: nothing is known of the draft's shape, for this model has no segmenter"
 
-HELD_AGAINST_WORKS = "held against registered works alone, and no limit is of one"
+HELD_AGAINST_WORKS = "held against registered works alone, of which no limit speaks"
 
 _OPPOSITE = {">": "<=", ">=": "<", "<": ">=", "<=": ">"}
 
