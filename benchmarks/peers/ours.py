@@ -4,6 +4,7 @@ python -m twig.benchmarks.peers.ours '{"runtime": "openvino", "job": "plain", "f
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +17,6 @@ from ...engine.api.mechanisms import Avoidance
 from ...engine.api.request import Gate, GenerationRequest, SimilarityPolicy
 from ...engine.api.settings import Stage
 from ...engine.engine import Engine
-from ...engine.models.checkpoint import load
-from ...export.build import ArtifactBuilder
-from ...export.store import ArtifactStore
 from ..workloads import SAME_WORK
 from .theirs import Asked, Drawer, answer
 
@@ -42,8 +40,8 @@ def requests(asked: Asked, job: str) -> list[GenerationRequest]:
 
 def engine(backend: str, folder: str | None, cache: str, job: str) -> Drawer:
     """The engine on a backend. folder: None for the embedded model."""
-    artifacts = ArtifactBuilder(ArtifactStore(Path(cache) / "twig"))
-    made = Engine.from_pretrained(folder, backend=backend, artifacts=artifacts)
+    os.environ["TWIG_ARTIFACTS"] = str(Path(cache) / "twig")
+    made = Engine.from_pretrained(folder, backend=backend)
 
     def draw(asked: Asked) -> np.ndarray:
         results = made.generate(requests(asked, job))
@@ -56,7 +54,8 @@ def engine(backend: str, folder: str | None, cache: str, job: str) -> Drawer:
 
 def two_pipelines() -> Drawer:
     """diffusers' two pipelines, one after the other, on the embedded model."""
-    from ..contenders import DiffusersPipelines  # here, for what it imports is no part of Twig's first picture
+    from ...engine.models.checkpoint import load  # here, for what they import is no part of Twig's first picture
+    from ..contenders import DiffusersPipelines
 
     pipelines: Callable[[Sequence[GenerationRequest]], list[np.ndarray]] = DiffusersPipelines(load(None))
     return lambda asked: np.stack(pipelines(requests(asked, TWO_STEP)))
