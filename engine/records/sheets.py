@@ -6,7 +6,7 @@ from itertools import groupby
 from PIL import Image
 
 from ..api.metrics import CONTROL_METRICS, MASK_METRICS
-from ..api.presets import BUNDLES, Preset
+from ..api.presets import BUNDLES
 from ..api.request import GenerationRequest
 from ..api.result import GenerationResult, Verdict
 from ..api.settings import Stage
@@ -61,10 +61,9 @@ def contact_sheet(results: Sequence[GenerationResult]) -> Image.Image:
 
 def preset_name(request: GenerationRequest) -> str:
     """Name of the preset whose avoidance a request has, and what became of its gate; "own avoidance" for another."""
-    if request.is_plain:
-        return Preset.PLAIN.value
     for preset, bundle in BUNDLES.items():
-        if bundle.avoidance == request.avoidance and preset is not Preset.PLAIN:
+        shut = bundle.gate is not None and bundle.gate.shut
+        if bundle.avoidance == request.avoidance and shut == request.is_plain:
             if (bundle.gate is None) == (request.gate is None):
                 return preset.value
             return f"{preset}, {'always' if request.gate is None else 'gated'}"
