@@ -42,6 +42,8 @@ _SPOKEN = tuple(
         (r"^clip_skip\b", "--clip-skip"),
         (r"\bavoidance\.moved_control\b", "--preset asks for control, which"),
         (r"\bPreset\.PLAIN\b", "--preset plain"),
+        (r"^gate: one that is shut delivers plain pictures, of (?=the prompt alone)", "--preset plain draws by "),
+        (r"; leave out the (mask|source)$", r"; leave out --\1"),
         (r"\bbring a mask\b", "bring a --mask"),
         (r"^(draft|final) steps\b", "--steps"),
         (r"^(draft|final): (?=spacing|sigmas|eta)", "--"),

@@ -55,6 +55,8 @@ _PYTHONS = re.compile(r"=\.\.\.|Value error|Input should|\w+_\w+:|avoidance\.")
         ("--device cuda:99", "there is no device 'cuda:99' here; there is cpu"),
         ("--dtype int8", "'float32', 'float16', 'bfloat16'"),
         ("--colour red", "No such option: --colour"),
+        ("--preset plain --mask {tmp}/small.png", "--preset plain draws by the prompt alone; leave out --mask"),
+        ("--preset plain --source {tmp}/small.png", "--preset plain draws by the prompt alone; leave out --source"),
         ("--out {tmp}/text.png", "text.png"),
     ],
 )
