@@ -1,7 +1,7 @@
 # make demo    install into $(VENV) and draw the first pictures
 # make test    install with the development tools and run the tests, a worker for each core
 # make test-slow    the tests that are long by their nature
-# make test-full-size  models at their published sizes: 14 GB on the disk, 16 GB of memory
+# make test-full-size  models at their published sizes: 17 GB on the disk, 16 GB of memory
 # make test-serving    servers as processes of their own: signals, restarts, kills; the page in a real browser
 # make lint    ruff (lint and format) and mypy
 # make dist    wheel and source distribution into dist/

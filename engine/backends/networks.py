@@ -46,6 +46,8 @@ SERVED = (
 _OF_PICTURES = (Network.VAE_DECODER, Network.PREVIEW_DECODER, Network.SEGMENTER)
 """Networks that are called with as many rows as there are pictures."""
 
+_DENOISING = (Network.UNET, Network.UNET_SHALLOW, Network.CONTROLNET)
+
 USUAL_CHUNKS = 3
 """Chunks of a prompt that are taken unless an engine is told otherwise, and PyTorch denoises."""
 
@@ -251,7 +253,16 @@ class Networks:
             for rows in most_useful_first(self.buckets, first)
             for network, runnable in self._ready.items()
             for name, height, width in sorted(sizes)
-            if name == network.value and isinstance(runnable, BySize) and (rows <= most or network not in _OF_PICTURES)
+            if name == network.value and isinstance(runnable, BySize)
+            if rows in runnable.row_counts(Sizes(rows, height, width))
+            if rows <= most or network not in _OF_PICTURES
+        )
+
+    def by_row(self, shape: tuple[int, int]) -> bool:
+        """Whether denoising calls for latents of a shape (height, width) are run row by row, as far as any have run."""
+        ready = [self._ready[network] for network in _DENOISING if network in self._ready]
+        return bool(ready) and all(
+            isinstance(each, BySize) and each.row_counts(Sizes(1, *shape)) == (1,) for each in ready
         )
 
     def forget(self, shape: tuple[int, int]) -> None:

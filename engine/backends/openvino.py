@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -24,6 +25,11 @@ from .protocol import Artifact, Precision
 
 _HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
 _CHANNELS_LAST, _CHANNELS_FIRST = openvino.Layout("NHWC"), openvino.Layout("NCHW")
+_HEAVY = 1 << 37
+"""Bytes of weights times places of a row, from which on a row keeps the CPU busy by itself: some 0.15 s and more on one
+thread. Further programs would hold the same weights again and save nothing."""
+_FEW_PLACES = 1 << 10
+"""What a row has at least when it is weighed: weights of 128 MiB are heavy whatever is computed with them."""
 
 
 @functools.cache
@@ -52,6 +58,7 @@ def check_precision(precision: Precision) -> None:
 
 class OpenVinoNetwork:
     """A network with static shapes. Rows are padded up to one of `buckets`; beyond the largest each size is its own.
+    Where a row is work enough by itself there is one program, for one row, and calls are run row by row.
 
     The graph is fp32, and `precision` is what the CPU computes in. Compiled programs are kept in the artifact's
     cache folder, with checksums; those that are loaded, in `programs`. Raises BackendError for a precision this CPU
@@ -68,7 +75,7 @@ class OpenVinoNetwork:
     ) -> None:
         self.spec = spec
         self.programs = Programs[Program]() if programs is None else programs
-        self.buckets = tuple(buckets)
+        self._buckets = tuple(buckets)
         self._core = process_core()
         check_precision(precision)
         self._precision = precision
@@ -82,13 +89,11 @@ class OpenVinoNetwork:
             "ENABLE_CPU_PINNING": False,
         }
         self._graph = artifact.path
+        self._weight = sum(file.stat().st_size for file in artifact.path.parent.glob(f"{artifact.path.name}*"))
 
     def __call__(self, inputs: Sequence[Tensor], wanted: int | None = None) -> tuple[Tensor, ...]:
         """Run on `inputs`; outputs, the first `wanted` or all, are new tensors."""
-        rows = len(inputs[0])
-        padded = bucket_of(rows, self.buckets) if rows <= self.buckets[-1] else rows
-        sizes = Sizes(padded, *(inputs[0].shape[2:] if inputs[0].ndim == 4 else (1, 1)))
-        calls = self.programs.running(self.due(sizes), rows)
+        calls = self._calls(Sizes(len(inputs[0]), *(inputs[0].shape[2:] if inputs[0].ndim == 4 else (1, 1))))
         if len(calls) == 1:
             return calls[0][0](inputs, wanted)
         ends = list(accumulate(count for _, count in calls))
@@ -97,6 +102,19 @@ class OpenVinoNetwork:
             for (program, count), end in zip(calls, ends, strict=True)
         )
         return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+
+    def row_counts(self, sizes: Sizes) -> tuple[int, ...]:
+        """Row counts that calls for pictures of those sizes are run in."""
+        heavy = self._weight * max(sizes.height * sizes.width, _FEW_PLACES) >= _HEAVY
+        return (1,) if heavy else self._buckets
+
+    def _calls(self, sizes: Sizes) -> list[tuple[Program, int]]:
+        """Programs to run a call in, one after the other, each with its row count."""
+        counts = self.row_counts(sizes)
+        if counts == (1,):
+            return self.programs.running(self.due(replace(sizes, rows=1)), 1) * sizes.rows
+        padded = bucket_of(sizes.rows, counts) if sizes.rows <= counts[-1] else sizes.rows
+        return self.programs.running(self.due(replace(sizes, rows=padded)), sizes.rows)
 
     def _dtype(self, spec: TensorSpec) -> torch.dtype:
         """What the program reads an input in: keys and values in its own precision, which the plugin converts slowly.

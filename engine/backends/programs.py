@@ -44,6 +44,10 @@ class Due(Generic[P]):
 class BySize(Protocol):
     """A network that runs in programs for sizes of calls."""
 
+    def row_counts(self, sizes: Sizes) -> tuple[int, ...]:
+        """Row counts that calls for pictures of those sizes are run in."""
+        ...
+
     def due(self, sizes: Sizes) -> Due[Any]:
         """The program for `sizes`."""
         ...

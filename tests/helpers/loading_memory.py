@@ -4,20 +4,13 @@ usage: loading_memory.py MODEL DTYPE
 """
 
 import json
-import re
 import sys
 import time
-from pathlib import Path
 
 import torch
+from process_memory import memory
 
 from twig.engine.models.checkpoint import load
-
-
-def memory(field: str) -> float:
-    """What the kernel says of this process's memory, in GiB: VmHWM is the most that it had, mapped files included."""
-    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20
-
 
 before, began = memory("VmHWM"), time.process_time()
 components = load(sys.argv[1], dtype=getattr(torch, sys.argv[2]))

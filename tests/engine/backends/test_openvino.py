@@ -14,11 +14,12 @@ pytest.importorskip("openvino", reason="openvino is not installed")
 from compiling import finish
 from twig.engine.api.request import GenerationRequest
 from twig.engine.api.settings import Stage
+from twig.engine.backends import openvino
 from twig.engine.backends.openvino import OpenVinoNetwork
 from twig.engine.backends.protocol import Backend, Precision
 from twig.engine.batching.scheduler import Limits
 from twig.engine.engine import Engine
-from twig.engine.models.tensors import Network
+from twig.engine.models.tensors import Network, Sizes
 
 
 class SignalStack(ctypes.Structure):
@@ -132,6 +133,37 @@ def test_rows_in_the_programs_of_other_counts_are_those_of_their_own(decoder):
     (apart,) = few([latents])
     assert len(few.programs.held) == 1
     torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_of_much_work_a_row_is_run_row_by_row_in_one_program(decoder, monkeypatch):
+    latents = torch.randn(3, 4, 16, 16)
+    (together,) = decoder()([latents])
+    heavy = decoder()
+    monkeypatch.setattr(openvino, "_HEAVY", heavy._weight * 1024)
+    (apart,) = heavy([latents])
+    assert [sizes.rows for _, sizes in heavy.programs.held] == [1]
+    torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("side", "counts"), [(16, (1, 4)), (32, (1, 4)), (64, (1,))])
+def test_how_much_work_a_row_is_grows_with_the_picture(decoder, monkeypatch, side, counts):
+    decode = decoder()
+    monkeypatch.setattr(openvino, "_HEAVY", decode._weight * 64**2)
+    assert decode.row_counts(Sizes(4, side, side)) == counts
+
+
+def test_warming_up_makes_one_program_of_what_is_run_row_by_row(components, builder, monkeypatch):
+    monkeypatch.setattr(openvino, "_HEAVY", 0)
+    compiled, calls = {"unet": "openvino", "controlnet": "openvino"}, []
+    run = openvino.OpenVinoNetwork.__call__
+    monkeypatch.setattr(openvino.OpenVinoNetwork, "__call__", lambda *args: calls.append(len(args[1][0])) or run(*args))
+    with Engine(components, limits=Limits(slots=8, rows=8), backend=compiled, artifacts=builder) as engine:
+        engine.warmup()
+        assert set(calls) == {2}
+        engine.warmup(background=True)
+        finish(engine.networks.programs)
+        held = engine.stats().programs["held"]
+        assert held == {"unet": ["1x16x16"], "controlnet": ["1x16x16"]}
 
 
 def test_an_engine_serves_what_one_request_needs_before_the_rest_is_compiled(components, builder):
