@@ -18,7 +18,8 @@ from .batching.arenas import Arenas, Room
 from .batching.capacity import usual_budget, usual_limits
 from .batching.faults import device_failed, memory_ran_out
 from .batching.graphs import GraphPool
-from .batching.scheduler import Limits, Policy, Scheduler
+from .batching.pacing import Pace
+from .batching.scheduler import ContinuousPolicy, Limits, Policy, Scheduler
 from .batching.streams import Streams
 from .door import MAX_PIXELS, MAX_STEPS, Admission, Door
 from .estimates import rows_due, rows_of
@@ -95,7 +96,6 @@ class Core:
         self.components = components
         self.registry = registry
         self.limits = limits or usual_limits(device)
-        self.scheduler = Scheduler(self.limits, policy) if policy is not None else Scheduler(self.limits)
         self.torch_options = (torch_options or TorchOptions()).on(device)
         self.graphs = GraphPool(device, reserve=graph_reserve or 0, rehearse=self.torch_options.compile is not None)
         self._measure_reserve = graph_reserve is None
@@ -110,6 +110,8 @@ class Core:
             max_chunks=max_prompt_chunks,
             program_budget=program_budget,
         )
+        pace = Pace(self.networks.buckets, clock)
+        self.scheduler = Scheduler(self.limits, policy or ContinuousPolicy(), pace)
         self._shallow = self.networks.denoiser.shallow_share  # of the work of a whole step
         self.streams = Streams(device)
         self.arenas = Arenas(
@@ -132,7 +134,7 @@ class Core:
         self._turns, self._outbox = Turns(), Outbox()
         results = Results(self.networks, registry, self.judge, self.stages.judging)
         self._lifecycle = Lifecycle(self.scheduler, self.arenas, results, self._outbox, self._recorder, clock)
-        self._loop = Loop(self.stages, self._lifecycle, self._recorder, self.streams)
+        self._loop = Loop(self.stages, self._lifecycle, self._recorder, self.streams, pace)
         self._broken = False
         self.streams.settle()  # what was loaded and made is there, on whatever stream that was
 

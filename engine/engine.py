@@ -137,10 +137,11 @@ class Engine(Core):
         heard: deque[Event] = deque()
         results: dict[tuple[int, int], GenerationResult] = {}
         ids: list[int] = []
+        images = sum(request.num_images for request in batch)
         try:
-            while len(results) < sum(request.num_images for request in batch):
+            while len(results) < images:
                 while waiting and self._lifecycle.has_room:
-                    ids.append(self._lifecycle.enter(waiting.popleft(), heard.append))
+                    ids.append(self._lifecycle.enter(waiting.popleft(), heard.append, together=images > 1))
                 self._await(lambda: bool(heard) or (bool(waiting) and self._lifecycle.has_room))
                 while heard:
                     event = heard.popleft()
@@ -156,14 +157,15 @@ class Engine(Core):
             raise
         return [results[id, i] for id, request in zip(ids, batch, strict=True) for i in range(request.num_images)]
 
-    def submit(self, request: GenerationRequest, listener: Listener | None = None) -> int:
+    def submit(self, request: GenerationRequest, listener: Listener | None = None, *, together: bool = False) -> int:
         """Queue a request and return its id.
 
         Its events go to `listener`, in the thread that steps and before the step returns, or, without one, come from
-        `step`. A listener that raises has its request cancelled.
+        `step`. A listener that raises has its request cancelled. together: it is one of many that are waited for as a
+        whole, so that all rows that fit share a step; else as many do as let each be done soonest on average.
         Raises InvalidRequestError, EngineBusyError when the queue is full, EngineClosedError after `close`.
         """
-        return self.enter(self.admit(request), listener)
+        return self._lifecycle.enter(self.admit(request), listener, together=together)
 
     def admit(self, request: GenerationRequest) -> Admission:
         """Check a request, decode and measure what it brings: the part of `submit` that takes its time.

@@ -72,8 +72,8 @@ class Lifecycle:
         with self._lock:
             return [job for job in self.scheduler.jobs.values() if job.request_id not in self._cancelled]
 
-    def enter(self, admission: Admission, listener: Listener | None = None) -> int:
-        """Queue an admitted request and return its id; its events go to `listener` if there is one.
+    def enter(self, admission: Admission, listener: Listener | None = None, *, together: bool = False) -> int:
+        """Queue an admitted request and return its id; its events go to `listener` if there is one. together: `Job`.
 
         Raises EngineBusyError when the queue is full, EngineClosedError after the end.
         """
@@ -84,7 +84,10 @@ class Lifecycle:
                 raise EngineBusyError(f"{self.scheduler.limits.waiting} requests are waiting already; try again later")
             id = next(self._ids)
             shared = Shared(source=admission.source, pictures=admission.controls)
-            job = Job(id, id, admission.request, admission.shape, self._clock(), shared, embedded=admission.embedded)
+            job = Job(
+                id, id, admission.request, admission.shape, self._clock(), shared, embedded=admission.embedded,
+                together=together,
+            )  # fmt: skip
             if listener is not None:
                 self.outbox.listen(id, listener)
             self.scheduler.submit(job)

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from PIL import Image
 
@@ -10,7 +10,8 @@ from .api.event import State
 from .batching.denoising import Bucket
 from .batching.faults import device_failed
 from .batching.job import DENOISING, IllegalMoveError, Job
-from .batching.scheduler import Batch, BatchKind
+from .batching.pacing import Pace
+from .batching.scheduler import Batch, BatchKind, kind_of
 from .batching.streams import Streams
 from .lifecycle import Lifecycle, reason_of
 from .stages.assembly import Stages
@@ -26,12 +27,15 @@ class Loop:
     A failure in a batch ends the job that causes it, and nobody else feels it.
     """
 
-    def __init__(self, stages: Stages, lifecycle: Lifecycle, recorder: StatsRecorder, streams: Streams) -> None:
+    def __init__(
+        self, stages: Stages, lifecycle: Lifecycle, recorder: StatsRecorder, streams: Streams, pace: Pace
+    ) -> None:
         self.stages = stages
         self.lifecycle = lifecycle
         self.recorder = recorder
         self.streams = streams
-        self._taken: deque[tuple[int, Bucket]] = deque()
+        self.pace = pace
+        self._taken: deque[tuple[Hashable, int, Bucket]] = deque()
 
     def step(self) -> None:
         """Stop what is due, let jobs in, and run the batch that comes next, if there is one."""
@@ -55,8 +59,9 @@ class Loop:
     def _count_steps(self) -> None:
         """Count the steps that the device has done, with the time that it took."""
         for seconds in self.streams.finished():
-            rows, bucket = self._taken.popleft()
+            kind, rows, bucket = self._taken.popleft()
             self.recorder.step(rows, bucket.rows, bucket.control_rows, seconds)
+            self.pace.stepped(kind, rows, bucket.rows, bucket.control_rows, seconds)
 
     def _run(self, batch: Batch) -> None:
         match batch.kind:
@@ -146,8 +151,8 @@ class Loop:
             self._alone(self._stepped, job)
 
     def _step(self, jobs: Sequence[Job]) -> None:
-        rows = sum(len(job.trajectory.rows) for job in jobs if job.trajectory is not None)
-        self._taken.append((rows, self.stages.denoising.denoise(jobs, self._survivors)))
+        rows, kind = sum(len(job.trajectory.rows) for job in jobs if job.trajectory is not None), kind_of(jobs)
+        self._taken.append((kind, rows, self.stages.denoising.denoise(jobs, self._survivors)))
 
     def _stepped(self, job: Job) -> None:
         run = job.trajectory

@@ -107,8 +107,8 @@ class Job:
     common and `own` what only this one has; both belong to the stages and the scheduler never looks inside. `gated`:
     the draft did not look recalled, so avoidance is off until a picture is refused. `redrafted`: its draft is its own
     second one. `chunks`: of its prompts, as they are encoded. `embedded`: the network is told the guidance instead of
-    being asked twice. `waiting_since`: the scheduler's iteration at which the request came in; `last_served`: that of
-    its last step.
+    being asked twice. `together`: it is waited for with others, so that its own time counts for nothing.
+    `waiting_since`: the scheduler's iteration at which the request came in; `last_served`: that of its last step.
     """
 
     id: int
@@ -119,6 +119,7 @@ class Job:
     shared: Any = None
     own: Any = None
     embedded: bool = False
+    together: bool = False
     index: int = 0
     gated: bool = False
     redrafted: bool = False
@@ -162,7 +163,7 @@ class Job:
         assert self.state is State.SEGMENTED
         return Job(
             id, self.request_id, self.request, self.shape, self.arrival, self.shared, embedded=self.embedded,
-            index=index, gated=self.gated, chunks=self.chunks, state=State.SEGMENTED,
+            together=self.together, index=index, gated=self.gated, chunks=self.chunks, state=State.SEGMENTED,
             waiting_since=self.waiting_since, timings=dict(self.timings),
         )  # fmt: skip
 

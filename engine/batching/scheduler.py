@@ -5,13 +5,14 @@ batch as soon as a slot is free and leaves it when its last step is done. Encodi
 between steps, in batches that may wait a few steps to grow but never hold denoising up for longer than one batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 from ..api.event import State
 from .job import DENOISING, TERMINAL, Job
+from .pacing import Pace
 
 
 class BatchKind(StrEnum):
@@ -36,7 +37,7 @@ class Batch:
 class Limits:
     """Capacity of the engine.
 
-    slots: jobs that can denoise at a time. rows: rows of one UNet call. waiting: requests that may wait.
+    slots: jobs that can denoise at a time. rows: rows of one UNet call at most. waiting: requests that may wait.
     boundary: jobs in one encode, segment or judge batch. patience: denoise steps such a batch may wait to grow.
     aging: denoise steps of waiting that outweigh one level of priority, for a slot as for a place in a batch. company:
     rows that jobs of lower priority may take beside one of higher, as many as there are if None.
@@ -52,15 +53,20 @@ class Limits:
 
 
 class Policy(Protocol):
-    """When waiting jobs get a slot."""
+    """When waiting jobs get a slot. paced: whether a step's rows are as many as its pace chooses, or all that fit."""
+
+    paced: bool
 
     def admits(self, resident: Sequence[Job]) -> bool:
         """Whether a waiting job may join the `resident` ones."""
         ...
 
 
+@dataclass
 class ContinuousPolicy:
     """A job joins as soon as a slot is free."""
+
+    paced: bool = True
 
     def admits(self, resident: Sequence[Job]) -> bool:
         """Return True: whoever is there never keeps others out."""
@@ -69,6 +75,8 @@ class ContinuousPolicy:
 
 class StaticPolicy:
     """A gang of jobs runs to its end before the next one starts: what engines without step-level batching do."""
+
+    paced = False
 
     def admits(self, resident: Sequence[Job]) -> bool:
         """Return True until the gang has begun to denoise, and again when it is done."""
@@ -83,10 +91,14 @@ def _has_begun(job: Job) -> bool:
 
 @dataclass
 class Scheduler:
-    """Holds every job that is not finished. `iteration` counts denoise batches."""
+    """Holds every job that is not finished. `iteration` counts denoise batches.
+
+    pace: what rows of a step a policy that is `paced` goes by; without it they are as many as fit.
+    """
 
     limits: Limits = field(default_factory=Limits)
     policy: Policy = field(default_factory=ContinuousPolicy)
+    pace: Pace | None = None
     iteration: int = 0
 
     def __post_init__(self) -> None:
@@ -170,18 +182,17 @@ class Scheduler:
         return ripe
 
     def _denoise_batch(self, denoising: Sequence[Job]) -> Batch:
-        """Fill the row budget with jobs of one shape, those that waited longest (weighed by priority) first.
+        """Fill the rows of a step with jobs of one shape, whose turn it is.
 
         Of those that take the network's deep part over and those that compute it, the more rows go: the others wait for
         one batch at most, by when more of them have come together.
         """
         self.iteration += 1
-        ordered = sorted(denoising, key=self._neglect)
-        first = ordered[0]
-        alike = [job for job in ordered if job.shape == first.shape]
+        alike, rows = self._next(denoising)
+        first = alike[0]
         own = [job for job in alike if _is_shallow(job) == _is_shallow(first)]
         others = [job for job in alike if _is_shallow(job) != _is_shallow(first)]
-        chosen, rivals = self._fitting(own), self._fitting(others)
+        chosen, rivals = self._fitting(own, rows), self._fitting(others, rows)
         waited = self.iteration - first.last_served > _TURNS
         if not waited and _rows(rivals) > _rows(chosen) and rivals[0].request.priority >= first.request.priority:
             chosen = rivals
@@ -189,9 +200,26 @@ class Scheduler:
             job.last_served = self.iteration
         return Batch(BatchKind.DENOISE, tuple(chosen))
 
-    def _fitting(self, ordered: Sequence[Job]) -> list[Job]:
-        """Those of `ordered` whose rows fit into one call, the first first; few of lower priority beside a higher."""
-        left, chosen = self.limits.rows, []
+    def _next(self, denoising: Sequence[Job]) -> tuple[list[Job], int]:
+        """Jobs of the shape that goes next, in their order, and how many rows they may have together.
+
+        Where all that fit take part those that were not served longest are first (weighed by priority); where a pace
+        chooses how many, those that came early and have little left. Shapes take turns. Beside a batch that is waited
+        for as a whole all take part that fit.
+        """
+        if self.pace is None or not self.policy.paced or any(job.together for job in denoising):
+            ordered = sorted(denoising, key=self._neglect)
+            return [job for job in ordered if job.shape == ordered[0].shape], self.limits.rows
+        by_shape: dict[tuple[int, int], list[Job]] = {}
+        for job in sorted(denoising, key=self._due):
+            by_shape.setdefault(job.shape, []).append(job)
+        alike = min(by_shape.values(), key=lambda jobs: self._neglect(jobs[0]))
+        waiting = len(self.jobs) * _rows(alike) / len(alike)
+        return alike, self.pace.rows(kind_of(alike[:1]), waiting, _rows(alike[:1]))
+
+    def _fitting(self, ordered: Sequence[Job], rows: int) -> list[Job]:
+        """Those of `ordered` that fit into so many rows, the first first; few of lower priority beside a higher."""
+        left, chosen = rows, []
         outranked = False
         for job in ordered:
             if not outranked and self.limits.company is not None and self._outranks(ordered[0], job):
@@ -214,6 +242,13 @@ class Scheduler:
         """Order among jobs that denoise: by priority and how long they have not been served."""
         return self._order(job, job.last_served)
 
+    def _due(self, job: Job) -> tuple[float, float, int]:
+        """Order among jobs of which some are put aside: by the step at which each would be done, had it been served
+        since it came; for each level of priority `aging` steps sooner."""
+        assert job.waiting_since is not None
+        since = job.waiting_since - self.limits.aging * job.request.priority
+        return since + _steps_left(job), job.arrival, job.id
+
     def _order(self, job: Job, since: int) -> tuple[float, float, int]:
         """The first goes first; `aging` steps since `since` weigh as much as a level of priority."""
         return -(job.request.priority * self.limits.aging + self.iteration - since), job.arrival, job.id
@@ -221,6 +256,11 @@ class Scheduler:
 
 _TURNS = 1
 """Batches after which a job's turn has come: it was in the last one, or has waited for one already."""
+
+
+def kind_of(jobs: Sequence[Job]) -> Hashable:
+    """What a denoise batch is paced by: its latent shape, and whether it takes the network's deep part over."""
+    return jobs[0].shape, _is_shallow(jobs[0])
 
 
 def _is_shallow(job: Job) -> bool:
@@ -231,6 +271,13 @@ def _is_shallow(job: Job) -> bool:
 def _rows(jobs: Sequence[Job]) -> int:
     """Rows of the next step of `jobs`."""
     return sum(len(job.trajectory.rows) for job in jobs if job.trajectory is not None)
+
+
+def _steps_left(job: Job) -> int:
+    """Steps of a job that denoises up to its next verdict, as far as they are known."""
+    assert job.trajectory is not None
+    left = len(job.trajectory.plan) - job.trajectory.step
+    return left if job.state is State.FINALISING else left + job.request.final.evaluations
 
 
 _BOUNDARIES = (

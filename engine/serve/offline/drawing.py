@@ -157,7 +157,7 @@ class _Running:
 
     def begin(self) -> None:
         """Queue its request. Raises InvalidRequestError."""
-        self.id = self.drawing.engine.submit(self.request, self.hear)
+        self.id = self.drawing.engine.submit(self.request, self.hear, together=True)
 
     def hear(self, event: Event) -> None:
         """Keep a result."""

@@ -12,7 +12,8 @@ from twig.engine.api.event import State
 from twig.engine.api.request import GenerationRequest, SimilarityPolicy
 from twig.engine.api.settings import Stage
 from twig.engine.batching.job import DENOISING, TERMINAL, Job, Trajectory
-from twig.engine.batching.scheduler import BatchKind, ContinuousPolicy, Limits, Scheduler, StaticPolicy
+from twig.engine.batching.pacing import Pace
+from twig.engine.batching.scheduler import BatchKind, ContinuousPolicy, Limits, Scheduler, StaticPolicy, kind_of
 from twig.engine.sampling.rows import plan_rows, shallow_steps
 
 
@@ -22,8 +23,12 @@ class Shop:
     Some finals are in search of places first, for a number of steps.
     """
 
-    def __init__(self, limits=None, policy=None, seed=0):
-        self.scheduler = Scheduler(limits or Limits(), policy or ContinuousPolicy())
+    def __init__(self, limits=None, policy=None, seed=0, each=None):
+        """each: what a row of a step costs where a pace chooses how many there are, of a step that costs 1."""
+        limits = limits or Limits()
+        self.pace = None if each is None else Pace(range(1, limits.rows + 1), lambda: self.now)
+        self.scheduler = Scheduler(limits, policy or ContinuousPolicy(), self.pace)
+        self.each = each
         self.random = random.Random(seed)
         self.now = 0.0
         self.next_id = 0
@@ -79,6 +84,9 @@ class Shop:
         if batch is not None:
             self.batches.append(batch)
             self.check(batch)
+            if batch.kind is BatchKind.DENOISE and self.pace is not None:
+                rows = sum(len(job.trajectory.rows) for job in batch.jobs)
+                self.pace.stepped(kind_of(batch.jobs), rows, rows, 0, 1 + self.each * rows)
             for job in batch.jobs:
                 self.advance(batch.kind, job)
         return batch
@@ -139,13 +147,18 @@ requests = st.fixed_dictionaries(
 )
 
 
+EACH = st.sampled_from([None, 0.01, 10.0])
+
+
 class Traffic(RuleBasedStateMachine):
     """Random arrivals, steps and cancellations on a small engine."""
 
-    @initialize(slots=st.integers(1, 5), rows=st.integers(2, 7), boundary=st.integers(1, 3), static=st.booleans())
-    def begin(self, slots, rows, boundary, static):
+    @initialize(
+        slots=st.integers(1, 5), rows=st.integers(2, 7), boundary=st.integers(1, 3), static=st.booleans(), each=EACH
+    )
+    def begin(self, slots, rows, boundary, static, each):
         policy = StaticPolicy() if static else ContinuousPolicy()
-        self.shop = Shop(Limits(slots=slots, rows=rows, boundary=boundary), policy)
+        self.shop = Shop(Limits(slots=slots, rows=rows, boundary=boundary), policy, each=each)
         self.jobs = []
 
     @rule(request=requests)
@@ -217,13 +230,15 @@ def test_a_higher_priority_gets_the_next_slot():
 
 @given(
     priority=st.integers(-3, 2), levels=st.integers(1, 4), aging=st.integers(1, 6), slots=st.integers(1, 3),
-    steps=st.integers(1, 4), static=st.booleans(), company=st.sampled_from([None, 0, 2]),
+    steps=st.integers(1, 4), static=st.booleans(), company=st.sampled_from([None, 0, 2]), each=EACH,
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
-def test_no_stream_of_higher_priorities_starves_a_waiting_job(priority, levels, aging, slots, steps, static, company):
+@settings(max_examples=90, deadline=None)
+def test_no_stream_of_higher_priorities_starves_a_waiting_job(
+    priority, levels, aging, slots, steps, static, company, each
+):
     """What came more than `levels * aging` steps later is behind it, and what came before is done in the end."""
     policy = StaticPolicy() if static else ContinuousPolicy()
-    shop = Shop(Limits(slots=slots, rows=2 * slots, aging=aging, company=company), policy)
+    shop = Shop(Limits(slots=slots, rows=2 * slots, aging=aging, company=company), policy, each=each)
     high = {"priority": priority + levels, "steps": steps, "draft_steps": steps, "retries": 0}
     for _ in range(2 * slots):
         shop.submit(**high)
@@ -290,6 +305,61 @@ def test_a_short_request_is_not_held_up_by_long_ones():
     short = shop.submit(draft_steps=8, steps=8, retries=0)
     shop.run()
     assert shop.finished[0] is short
+
+
+def taught(each, **limits):
+    """A shop whose pace has seen steps of every size."""
+    shop = Shop(Limits(slots=8, rows=8, **limits), each=each)
+    for rows in (*range(1, 9),) * 5:
+        shop.now += 1 + each * rows
+        shop.pace.stepped(((16, 16), False), rows, rows, 0, 1 + each * rows)
+    return shop
+
+
+def denoised(shop):
+    """Jobs of each denoise batch."""
+    return [[job.id for job in batch.jobs] for batch in shop.batches if batch.kind is BatchKind.DENOISE]
+
+
+def test_where_rows_cost_all_jobs_are_done_one_after_the_other_and_where_they_cost_nothing_together():
+    for each, at_once in ((100.0, 1), (0.001, 4)):
+        shop = taught(each)
+        for _ in range(4):
+            shop.submit(steps=6, draft_steps=6, retries=0)
+        shop.run()
+        assert {len(jobs) for jobs in denoised(shop)[:6]} == {at_once}
+        assert [job.id for job in shop.finished] == sorted(job.id for job in shop.finished)
+
+
+def test_a_batch_that_is_waited_for_as_a_whole_takes_all_rows_that_fit():
+    shop = taught(100.0)
+    jobs = [shop.submit(steps=6, draft_steps=6, retries=0) for _ in range(4)]
+    jobs[-1].together = True
+    shop.run()
+    assert {len(ids) for ids in denoised(shop)[:6]} == {4}
+
+
+def test_of_jobs_done_one_after_the_other_one_with_little_left_goes_before_long_ones():
+    shop = taught(100.0)
+    long = shop.submit(draft_steps=50, steps=50, retries=0)
+    for _ in range(10):
+        shop.step()
+    short = shop.submit(draft_steps=8, steps=8, retries=0)
+    late = shop.submit(draft_steps=8, steps=100, retries=0)
+    shop.run()
+    assert shop.finished == [short, long, late]
+
+
+def test_shapes_take_turns_where_jobs_are_done_one_after_the_other():
+    shop = taught(100.0)
+    for _ in range(3):
+        shop.submit(draft_steps=10, steps=10, retries=0)
+    other = shop.submit(draft_steps=10, steps=10, retries=0, shape=(24, 16))
+    while other.state not in TERMINAL:
+        shop.step()
+    served = [number for number, jobs in enumerate(denoised(shop)) if other.id in jobs]
+    gaps = [b - a for a, b in itertools.pairwise(served)]
+    assert max(gaps) <= 3
 
 
 def test_an_expired_job_spends_no_more_rows():
