@@ -64,9 +64,14 @@ class Costs:
     judge: Line
     buckets: tuple[int, ...]
 
+    def padded(self, rows: int, control_rows: int) -> tuple[int, int]:
+        """What a denoising step is padded to."""
+        padded, controlled = (bucket_of(n, self.buckets) if n else 0 for n in (rows, control_rows))
+        return padded, controlled
+
     def step(self, rows: int, control_rows: int) -> float:
         """Seconds of a denoising step."""
-        padded, controlled = (bucket_of(n, self.buckets) if n else 0 for n in (rows, control_rows))
+        padded, controlled = self.padded(rows, control_rows)
         return self.denoise(padded) + self.control(controlled)
 
     def as_rows(self) -> list[Point]:

@@ -2,14 +2,16 @@
 
 The engine's own scheduler runs on a fake clock: every batch takes what `twig.benchmarks.throughput` measured for its
 kind and size, nothing is computed. With `--predicted` batches take what a roofline expects of an H100 that serves
-Stable Diffusion 1.5 in fp16: no device measured it, and rows and figure say so. Requests arrive at random at a
+Stable Diffusion 1.5 in fp16: no device measured it, and rows and figure say so; with `--steps` beside it, denoising
+steps take what `twig.benchmarks.gpu` measured. Requests arrive at random at a
 dispatcher that hands each to the device with the fewest unfinished ones. The answer is the arrival rate at which the
 95th percentile of latency meets a limit.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -19,10 +21,20 @@ import typer
 from ..engine.api.event import State
 from ..engine.api.request import GenerationRequest, SimilarityPolicy
 from ..engine.batching.job import Job
-from ..engine.batching.scheduler import Batch, BatchKind, ContinuousPolicy, Limits, Policy, Scheduler, StaticPolicy
+from ..engine.batching.pacing import Pace
+from ..engine.batching.scheduler import (
+    Batch,
+    BatchKind,
+    ContinuousPolicy,
+    Limits,
+    Policy,
+    Scheduler,
+    StaticPolicy,
+    kind_of,
+)  # fmt: skip
 from ..engine.estimates import draft_run, final_run
 from .costs import Costs
-from .gpu.prediction import predicted_costs
+from .gpu.prediction import predicted_costs, with_measured_steps
 from .gpu.roofline import Machine
 from .options import OutOption, RowsOption, SlotsOption
 from .plots import save_curves
@@ -37,6 +49,7 @@ class CallPolicy(StaticPolicy):
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "static-call": CallPolicy, "static": StaticPolicy, "continuous": ContinuousPolicy,
+    "continuous, all rows that fit": partial(ContinuousPolicy, paced=False),
 }  # fmt: skip
 _WARM = 0.2
 """Share of the first arrivals whose latency is not counted: the fleet starts empty."""
@@ -61,8 +74,9 @@ class Device:
 
     def __init__(self, costs: Costs, limits: Limits, policy: Policy, failing: float, seed: int) -> None:
         self.costs = costs
-        self.scheduler = Scheduler(limits, policy)
         self.now = 0.0
+        self.pace = Pace([count for count in costs.buckets if count <= limits.rows], lambda: self.now)
+        self.scheduler = Scheduler(limits, policy, self.pace)
         self.finished: dict[int, float] = {}
         self._held: list[int] = []
         self._failing = failing
@@ -86,15 +100,20 @@ class Device:
                 _start(job, State.DRAFTING)
             batch = self.scheduler.next_batch()
             assert batch is not None
-            self.now += self._seconds(batch)
+            self._pass(batch)
             for job in batch.jobs:
                 self._move_on(job, batch.kind)
 
-    def _seconds(self, batch: Batch) -> float:
+    def _pass(self, batch: Batch) -> None:
+        """Let the time go by that a batch takes."""
         if batch.kind is not BatchKind.DENOISE:
-            return getattr(self.costs, batch.kind.value)(len(batch.jobs))
+            self.now += getattr(self.costs, batch.kind.value)(len(batch.jobs))
+            return
         rows = [row for job in batch.jobs if job.trajectory is not None for row in job.trajectory.rows]
-        return self.costs.step(len(rows), sum(row.control > 0 for row in rows))
+        padded, controlled = self.costs.padded(len(rows), sum(row.control > 0 for row in rows))
+        seconds = self.costs.step(padded, controlled)
+        self.now += seconds
+        self.pace.stepped(kind_of(batch.jobs), len(rows), padded, controlled, seconds)
 
     def _move_on(self, job: Job, kind: BatchKind) -> None:
         match kind:
@@ -185,6 +204,9 @@ def main(
     predicted: Annotated[
         bool, typer.Option("--predicted", help="A GPU's costs, expected by a roofline, in the place of measured ones.")
     ] = False,
+    steps: Annotated[
+        Path | None, typer.Option(help="With --predicted: rows of twig.benchmarks.gpu, whose steps count.")
+    ] = None,
     limit: Annotated[float | None, typer.Option(help="Seconds at the 95th percentile; 3 times a lone one's.")] = None,
     devices: Annotated[list[int] | None, typer.Option(help="Sizes of the fleet; 1, 8 and 64.")] = None,
     requests: Annotated[int, typer.Option(min=10, help="Requests for each device.")] = 100,
@@ -200,6 +222,9 @@ def main(
     machine, name_of_rows = Machine(), "simulate_predicted" if predicted else "simulate"
     told: Row = {"predicted_for": machine.name, "assumed": vars(machine)} if predicted else {}
     taken = predicted_costs(machine, rows) if predicted else _measured(costs)
+    if predicted and steps is not None:
+        taken = with_measured_steps(taken, _read(steps))
+        told["steps"] = f"measured, {steps.name}"
     fleets = {
         (name, size): Fleet(taken, Limits(slots, rows, waiting=10**6), policy, size, failing)
         for size in devices or (1, 8, 64)
@@ -222,7 +247,11 @@ def main(
 
 def _measured(file: Path) -> Costs:
     """Costs out of a file of rows."""
-    return Costs.from_rows(json.loads(text) for text in file.read_text().splitlines())
+    return Costs.from_rows(_read(file))
+
+
+def _read(file: Path) -> Iterator[Row]:
+    return (json.loads(text) for text in file.read_text().splitlines())
 
 
 def held_row(name: str, fleet: Fleet, requests: int, limit: float, tried: Sequence[Outcome]) -> Row:

@@ -4,10 +4,13 @@ Only networks count: UNet and ControlNet by the operators of a step, and beside 
 outweighs text encoder and segmenter by far. Host work is not in it.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import torch
 from diffusers import AutoencoderKL
 
-from ..costs import Costs, Line
+from ..costs import Costs, Line, Point
 from .models import SD15, Architecture
 from .roofline import Machine, Operation, Tracer, noted
 
@@ -29,6 +32,23 @@ def predicted_costs(machine: Machine, most_rows: int, sizes: Architecture = SD15
         judge=decode,
         buckets=buckets,
     )
+
+
+def with_measured_steps(costs: Costs, rows: Iterable[Point]) -> Costs:
+    """`costs`, steps as `twig.benchmarks.gpu` measured them: lines through its rows of drafts and controlled finals.
+
+    Raises ValueError where there are none of a kind.
+    """
+    seconds = {
+        (int(str(row["rows"])), int(str(row["control_rows"]))): float(str(row["ms"])) / 1000
+        for row in rows
+        if row.get("measure") == "step"
+    }
+    drafts = {count: took for (count, control), took in seconds.items() if not control}
+    added = {control: took - drafts[n] for (n, control), took in seconds.items() if control == n and n in drafts}
+    if len(drafts) < 2 or len(added) < 2:
+        raise ValueError("no steps of drafts and of controlled finals in two sizes: rows must be twig.benchmarks.gpu's")
+    return replace(costs, denoise=Line.fit(drafts), control=Line.fit(added))
 
 
 def _total(machine: Machine, operations: tuple[Operation, ...]) -> float:

@@ -4,7 +4,7 @@ import pytest
 
 from twig.benchmarks.costs import Costs, Line
 from twig.benchmarks.gpu.models import SMALL
-from twig.benchmarks.gpu.prediction import predicted_costs
+from twig.benchmarks.gpu.prediction import predicted_costs, with_measured_steps
 from twig.benchmarks.gpu.roofline import Machine
 from twig.benchmarks.simulate import POLICIES, Device, Fleet, held_row
 from twig.benchmarks.workloads import Arrival, mixed
@@ -79,6 +79,18 @@ def test_continuous_holds_more_than_static_and_more_devices_more_than_one():
     assert held(devices=4) > 2.5 * continuous
 
 
+def test_where_rows_share_little_fewer_a_step_keep_requests_waiting_less():
+    costs = replace(COSTS, denoise=Line(0.001, 0.01), control=Line(0.0005, 0.003))
+
+    def waited(policy):
+        outcome = Fleet(costs, Limits(), POLICIES[policy], 1, 0.25).serve(REQUESTS, rate=1.0)
+        return sum(outcome.latencies) / len(outcome.latencies), outcome.p95
+
+    (mean, p95), (all_mean, all_p95) = waited("continuous"), waited("continuous, all rows that fit")
+    assert mean < 0.85 * all_mean
+    assert p95 < 0.9 * all_p95
+
+
 def test_costs_predicted_for_a_device_are_of_its_networks_and_its_speed():
     usual = predicted_costs(Machine(), 4, SMALL)
     slower = predicted_costs(replace(Machine(), launch=1e-3), 4, SMALL)
@@ -86,3 +98,22 @@ def test_costs_predicted_for_a_device_are_of_its_networks_and_its_speed():
     assert 0 < usual.step(4, 0) < usual.step(4, 4)
     assert usual.judge(4) > 0
     assert slower.step(4, 4) > 10 * usual.step(4, 4)
+
+
+def test_steps_that_a_device_measured_take_the_place_of_predicted_ones():
+    measured = [
+        {
+            "measure": "step",
+            "rows": rows,
+            "control_rows": control,
+            "ms": 2 + 3 * rows + (1 + 2 * control if control else 0),
+        }
+        for rows in (2, 4, 8)
+        for control in (0, rows // 2, rows)
+    ]
+    costs = with_measured_steps(COSTS, [{"measure": "part"}, *measured])
+    assert costs.step(4, 0) == pytest.approx(0.014)
+    assert costs.step(4, 4) == pytest.approx(0.023)
+    assert costs.judge == COSTS.judge
+    with pytest.raises(ValueError, match=r"twig\.benchmarks\.gpu"):
+        with_measured_steps(COSTS, measured[:3])
