@@ -82,7 +82,7 @@ def step_rows(backend: str, model: str | None, counts: Sequence[int], steps: int
                     asked = GenerationRequest(
                         prompt="a red star", seed=100 * turn + seed, draft=stage, final=stage, avoidance=Avoidance.off()
                     )
-                    engine.submit(asked)
+                    engine.submit(asked, together=True)
                 found = np.array(list(_steps(engine, within)))
         whole, inside = found[:, 0], found[:, 1]
         yield {

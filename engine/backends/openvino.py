@@ -89,6 +89,7 @@ class OpenVinoNetwork:
             "ENABLE_CPU_PINNING": False,
         }
         self._graph = artifact.path
+        self._run_in: dict[Sizes, Due[Program]] = {}
         self._weight = sum(file.stat().st_size for file in artifact.path.parent.glob(f"{artifact.path.name}*"))
 
     def __call__(self, inputs: Sequence[Tensor], wanted: int | None = None) -> tuple[Tensor, ...]:
@@ -110,11 +111,14 @@ class OpenVinoNetwork:
 
     def _calls(self, sizes: Sizes) -> list[tuple[Program, int]]:
         """Programs to run a call in, one after the other, each with its row count."""
-        counts = self.row_counts(sizes)
-        if counts == (1,):
-            return self.programs.running(self.due(replace(sizes, rows=1)), 1) * sizes.rows
-        padded = bucket_of(sizes.rows, counts) if sizes.rows <= counts[-1] else sizes.rows
-        return self.programs.running(self.due(replace(sizes, rows=padded)), sizes.rows)
+        if sizes not in self._run_in:
+            counts = self.row_counts(sizes)
+            padded = bucket_of(sizes.rows, counts) if sizes.rows <= counts[-1] else sizes.rows
+            self._run_in[sizes] = self.due(replace(sizes, rows=1 if counts == (1,) else padded))
+        due = self._run_in[sizes]
+        if sizes.rows > due.sizes.rows:
+            return self.programs.running(due, 1) * sizes.rows
+        return self.programs.running(due, sizes.rows)
 
     def _dtype(self, spec: TensorSpec) -> torch.dtype:
         """What the program reads an input in: keys and values in its own precision, which the plugin converts slowly.

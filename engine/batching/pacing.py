@@ -13,8 +13,8 @@ _KEPT = 1 - 1 / 512
 """What remains of a step's weight after the next one."""
 _RIDGE = np.diag((1e-9, 1e-3, 1e-3, 1e-3))
 """Until steps of several sizes have run rows are taken to cost nothing, and so are tried."""
-_EVERY = 8
-"""Steps of sizes that are known, after which costs are worked out again."""
+_YOUNG, _EVERY = 64, 8
+"""After so many steps one in so many is learned from, of sizes that are known."""
 _OUTLIER, _BELIEVED = 3.0, 3
 """Times what is expected of a size that ran before, beyond which a step tells of something else, of a program that was
 compiled, say, unless so many in a row do."""
@@ -83,9 +83,11 @@ class _Cost:
 
     def add(self, rows: int, controlled: int, seconds: float) -> None:
         """Learn from a step; the first of its sizes may have compiled or captured, and tells nothing."""
-        told = np.array((1.0, rows, controlled > 0, controlled))
         ran = self._ran[rows, controlled]
         self._ran[rows, controlled] += 1
+        if self.steps >= _YOUNG and ran > _BELIEVED and ran % _EVERY and not self._odd:
+            return
+        told = np.array((1.0, rows, controlled > 0, controlled))
         is_odd = ran >= _BELIEVED and self.steps >= _FEW and seconds > _OUTLIER * float(told @ self._solved)
         self._odd = self._odd + 1 if is_odd else 0
         if not ran or 0 < self._odd < _BELIEVED:
@@ -93,10 +95,6 @@ class _Cost:
         self.steps += 1
         self._products = _KEPT * self._products + np.outer(told, told)
         self._seconds = _KEPT * self._seconds + seconds * told
-        if ran <= _BELIEVED or self.steps % _EVERY == 0:
-            self._solve()
-
-    def _solve(self) -> None:
         self._solved = np.linalg.solve(self._products + _RIDGE, self._seconds).clip(0)
         base, row, control, control_row = self._solved
         total, rows, with_control, control_rows = self._products[0]
