@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx2
@@ -17,6 +18,8 @@ from .counting import Counter
 from .load import LOAD
 
 _log = logging.getLogger(__name__)
+
+_PROCESSOR, _THREADS = "cpu", "OMP_NUM_THREADS"
 
 _AWAY = "not ready"
 """How a worker stands that says nothing."""
@@ -32,11 +35,14 @@ class Worker:
     """One device's process. standing: how its server stands, as that says itself. rows: of the UNet, due there: what it
     last told, and what was sent to it since.
 
-    socket: where it listens. counter: the socket of the front's counts.
+    socket: where it listens. counter: the socket of the front's counts. environment: of the process.
     """
 
-    def __init__(self, name: str, config: ServeConfig, socket: Path, counter: Path) -> None:
+    def __init__(
+        self, name: str, config: ServeConfig, socket: Path, counter: Path, environment: Mapping[str, str]
+    ) -> None:
         self.name, self.config, self.socket, self.counter = name, config, socket, counter
+        self._environment = environment
         transport = httpx2.AsyncHTTPTransport(uds=str(socket), limits=httpx2.Limits(max_connections=None))
         self.client = httpx2.AsyncClient(transport=transport, base_url="http://localhost", timeout=None)
         self.standing, self.was_ready, self.restarts = _AWAY, False, 0
@@ -68,7 +74,9 @@ class Worker:
         self.socket.unlink(missing_ok=True)
         words = ["-P", "-m", __package__ + ".worker", str(self.socket), str(self.counter)]
         # A session of its own: Ctrl-C is for the front, which lets it finish.
-        self._process = await asyncio.create_subprocess_exec(sys.executable, *words, stdin=PIPE, start_new_session=True)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, *words, stdin=PIPE, start_new_session=True, env=self._environment
+        )
         assert self._process.stdin is not None
         self._process.stdin.write(self.config.model_dump_json().encode() + b"\n")
         await self._process.stdin.drain()
@@ -99,6 +107,16 @@ class Worker:
             self._process.send_signal(signal.SIGTERM)
 
 
+def environment_of(device: str, devices: Sequence[str]) -> dict[str, str]:
+    """What the process of one of `devices` finds in its environment: several on the processor share its cores evenly,
+    unless `OMP_NUM_THREADS` is set."""
+    sharing = devices.count(_PROCESSOR)
+    if device != _PROCESSOR or sharing == 1 or _THREADS in os.environ:
+        return dict(os.environ)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return os.environ | {_THREADS: str(max(1, cores // sharing))}
+
+
 class Fleet:
     """A worker for each of `devices`. failed: which did not start, and so the fleet does not either."""
 
@@ -113,6 +131,7 @@ class Fleet:
                 config.on(device).with_("drain", grace=0),
                 Path(self._folder.name) / f"{number}.sock",
                 self._counter.place,
+                environment_of(device, devices),
             )
             for number, device in enumerate(devices)
         ]

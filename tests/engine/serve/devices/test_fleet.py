@@ -69,6 +69,13 @@ def workers(fleet):
     return found
 
 
+def test_devices_on_the_processor_share_its_cores(fleet):
+    told = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in workers(fleet).values()]
+    threads = {each.partition(b"=")[2] for one in told for each in one if each.startswith(b"OMP_NUM_THREADS=")}
+    expected = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert (len(told), threads) == (2, {expected.encode()})
+
+
 def test_devices_share_requests_of_each_model_and_a_keys_limits(fleet):
     client = fleet.client(timeout=300)
     for model in ("star", "turbo"):

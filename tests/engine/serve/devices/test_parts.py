@@ -8,6 +8,7 @@ import pytest
 from twig.engine.api.errors import TwigError
 from twig.engine.serve.config import ServeConfig
 from twig.engine.serve.devices.choosing import asked, chosen
+from twig.engine.serve.devices.fleet import environment_of
 from twig.engine.serve.devices.front import Front
 from twig.engine.serve.devices.merging import merged
 from twig.engine.serve.devices.server import device_names
@@ -81,3 +82,14 @@ def test_devices_are_named_by_number_or_name():
     assert device_names("0, 1,cpu") == ["cuda:0", "cuda:1", "cpu"]
     with pytest.raises(TwigError, match="--devices takes names"):
         device_names("0,,1")
+
+
+def test_several_devices_on_the_processor_share_its_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(7)), raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    threads = [environment_of("cpu", devices).get("OMP_NUM_THREADS") for devices in (["cpu"], ["cpu"] * 3, ["cpu"] * 9)]
+    assert threads == [None, "2", "1"]
+    assert "OMP_NUM_THREADS" not in environment_of("0", ["0", "cpu", "cpu"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert environment_of("cpu", ["cpu"] * 3)["OMP_NUM_THREADS"] == "5"
