@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-_WINDOW = 3000
+_WINDOW = 1000
 """Steps that tell how much work comes."""
 _FEW = 20
 """Steps before which nothing is said of what comes or of what steps cost."""
@@ -28,23 +28,27 @@ class Pace:
     Where N rows wait and R share a step of c(R) seconds, jobs end after c(R) (N / R + 1) / 2 times their steps on
     average: those within a step wait for one another, the others for those before them. While they are worked off
     more come, so that N counts 1 / (1 - load) times, where load is the share of the time that what comes would keep
-    the device busy at R. counts: padded sizes of steps, ascending. Steps are told apart by kind: what can share one.
+    the device busy at R, and steps of other kinds do. counts: padded sizes of steps, ascending. Steps are told apart by
+    kind: what can share one.
     """
 
     def __init__(self, counts: Sequence[int], clock: Callable[[], float]) -> None:
         self._counts, self._clock = tuple(counts), clock
         self._costs: defaultdict[Hashable, _Cost] = defaultdict(_Cost)
-        self._done: deque[tuple[float, Hashable, int]] = deque()
+        self._done: deque[tuple[float, Hashable, int, float]] = deque()
         self._rows: defaultdict[Hashable, int] = defaultdict(int)
+        self._seconds: defaultdict[Hashable, float] = defaultdict(float)
 
     def stepped(self, kind: Hashable, rows: int, padded: int, controlled: int, seconds: float) -> None:
         """Count a step of `rows` rows, run as so many `padded` ones, and as so many `controlled` of the ControlNets."""
         self._costs[kind].add(padded, controlled, seconds)
-        self._done.append((self._clock(), kind, rows))
+        self._done.append((self._clock(), kind, rows, seconds))
         self._rows[kind] += rows
+        self._seconds[kind] += seconds
         if len(self._done) > _WINDOW:
-            _, gone, fewer = self._done.popleft()
+            _, gone, fewer, less = self._done.popleft()
             self._rows[gone] -= fewer
+            self._seconds[gone] -= less
 
     def rows(self, kind: Hashable, waiting: float, least: int) -> int:
         """Rows for the next step of a kind, `least` or more, where so many rows are `waiting` in all."""
@@ -52,20 +56,22 @@ class Pace:
         cost = self._costs[kind]
         if cost.steps < _FEW:
             return counts[-1]
-        coming = self._coming(kind)
+        coming, others = self._load(kind)
         best, shortest = counts[-1], float("inf")
         for count in counts:
             seconds = cost.base + cost.each * count
-            idle = max(_LEAST_IDLE, 1 - coming * seconds / count)
+            idle = max(_LEAST_IDLE, 1 - others - coming * seconds / count)
             average = seconds * (max(waiting, count) / count / idle + 1)
             if average <= shortest:
                 best, shortest = count, average
         return best
 
-    def _coming(self, kind: Hashable) -> float:
-        """Rows of a kind a second, of those that were run lately."""
+    def _load(self, kind: Hashable) -> tuple[float, float]:
+        """Rows of a kind a second, and the share of the time that steps of other kinds take, of late."""
         passed = self._clock() - self._done[0][0]
-        return self._rows[kind] / passed if passed > 0 else 0.0
+        if passed <= 0:
+            return 0.0, 0.0
+        return self._rows[kind] / passed, (sum(self._seconds.values()) - self._seconds[kind]) / passed
 
 
 class _Cost:

@@ -70,6 +70,18 @@ def test_the_more_comes_the_more_rows():
     assert rows[0] < rows[-1] == 16
 
 
+def test_steps_of_other_kinds_leave_less_time():
+    rows = []
+    for seconds in (0.0, 0.05):
+        device = Device(base=0.01, each=0.01)
+        for size in (2, 4, 8, 16) * 30:
+            device.step(size, idle=0.1 - seconds)
+            device.now += seconds
+            device.pace.stepped("another", 2, 2, 0, seconds)
+        rows.append(device.rows(8))
+    assert rows[0] < rows[1]
+
+
 def test_controlled_rows_count_with_their_share():
     """The same rows of the UNet, with ControlNets that cost ten times as much: fewer share a step."""
     cheap, dear = Device(base=0.02, each=0.002), Device(base=0.02, each=0.002, control=0.05)
