@@ -1,1 +1,1 @@
-"""Batches on the device: scheduler, jobs, slots, buffers, graphs, arenas, the denoising step."""
+"""Batches on the device: scheduler and pace, jobs, slots, buffers, graphs, arenas, the denoising step."""

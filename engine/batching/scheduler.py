@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from ..api.event import State
-from .job import DENOISING, TERMINAL, Job
+from .job import DENOISING, TERMINAL, Job, by_shape
 from .pacing import Pace
 
 
@@ -210,10 +210,7 @@ class Scheduler:
         if self.pace is None or not self.policy.paced or any(job.together for job in denoising):
             ordered = sorted(denoising, key=self._neglect)
             return [job for job in ordered if job.shape == ordered[0].shape], self.limits.rows
-        by_shape: dict[tuple[int, int], list[Job]] = {}
-        for job in sorted(denoising, key=self._due):
-            by_shape.setdefault(job.shape, []).append(job)
-        alike = min(by_shape.values(), key=lambda jobs: self._neglect(jobs[0]))
+        alike = min(by_shape(sorted(denoising, key=self._due)), key=lambda jobs: self._neglect(jobs[0]))
         waiting = len(self.jobs) * _rows(alike) / len(alike)
         return alike, self.pace.rows(kind_of(alike[:1]), waiting, _rows(alike[:1]))
 
