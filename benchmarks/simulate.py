@@ -31,7 +31,7 @@ from ..engine.batching.scheduler import (
     Scheduler,
     StaticPolicy,
     kind_of,
-)  # fmt: skip
+)
 from ..engine.estimates import draft_run, final_run
 from .costs import Costs
 from .gpu.prediction import predicted_costs, with_measured_steps
@@ -205,7 +205,10 @@ def main(
         bool, typer.Option("--predicted", help="A GPU's costs, expected by a roofline, in the place of measured ones.")
     ] = False,
     steps: Annotated[
-        Path | None, typer.Option(help="With --predicted: rows of twig.benchmarks.gpu, whose steps count.")
+        Path | None,
+        typer.Option(
+            help="With --predicted: rows of twig.benchmarks.gpu, whose steps count.", exists=True, dir_okay=False
+        ),
     ] = None,
     limit: Annotated[float | None, typer.Option(help="Seconds at the 95th percentile; 3 times a lone one's.")] = None,
     devices: Annotated[list[int] | None, typer.Option(help="Sizes of the fleet; 1, 8 and 64.")] = None,
@@ -219,10 +222,12 @@ def main(
 
     Predictions go to OUT/simulate_predicted.jsonl.
     """
+    if steps is not None and not predicted:
+        raise typer.BadParameter("--steps goes with --predicted, which says what lies between steps")
     machine, name_of_rows = Machine(), "simulate_predicted" if predicted else "simulate"
     told: Row = {"predicted_for": machine.name, "assumed": vars(machine)} if predicted else {}
     taken = predicted_costs(machine, rows) if predicted else _measured(costs)
-    if predicted and steps is not None:
+    if steps is not None:
         taken = with_measured_steps(taken, _read(steps))
         told["steps"] = f"measured, {steps.name}"
     fleets = {

@@ -204,13 +204,15 @@ class Scheduler:
         """Jobs of the shape that goes next, in their order, and how many rows they may have together.
 
         Where all that fit take part those that were not served longest are first (weighed by priority); where a pace
-        chooses how many, those that came early and have little left. Shapes take turns. Beside a batch that is waited
-        for as a whole all take part that fit.
+        chooses how many, those that came early and have little left (behind a higher priority, unless they were put
+        aside too long). Shapes take turns. Beside a batch that is waited for as a whole all take part that fit.
         """
         if self.pace is None or not self.policy.paced or any(job.together for job in denoising):
             ordered = sorted(denoising, key=self._neglect)
             return [job for job in ordered if job.shape == ordered[0].shape], self.limits.rows
-        alike = min(by_shape(sorted(denoising, key=self._due)), key=lambda jobs: self._neglect(jobs[0]))
+        highest = max(job.request.priority for job in denoising)
+        ordered = sorted(denoising, key=lambda job: self._due(job, highest))
+        alike = min(by_shape(ordered), key=lambda jobs: self._neglect(jobs[0]))
         waiting = len(self.jobs) * _rows(alike) / len(alike)
         return alike, self.pace.rows(kind_of(alike[:1]), waiting, _rows(alike[:1]))
 
@@ -239,12 +241,12 @@ class Scheduler:
         """Order among jobs that denoise: by priority and how long they have not been served."""
         return self._order(job, job.last_served)
 
-    def _due(self, job: Job) -> tuple[float, float, int]:
-        """Order among jobs of which some are put aside: by the step at which each would be done, had it been served
-        since it came; for each level of priority `aging` steps sooner."""
+    def _due(self, job: Job, highest: int) -> tuple[float, float, float, int]:
+        """Order among jobs of which some are put aside: by priority, which `aging` steps aside make up for a level of,
+        up to the `highest`; then by the step at which each would be done, had it been served since it came."""
         assert job.waiting_since is not None
-        since = job.waiting_since - self.limits.aging * job.request.priority
-        return since + _steps_left(job), job.arrival, job.id
+        weight = min(-self._neglect(job)[0], highest * self.limits.aging)
+        return -weight, job.waiting_since + _steps_left(job), job.arrival, job.id
 
     def _order(self, job: Job, since: int) -> tuple[float, float, int]:
         """The first goes first; `aging` steps since `since` weigh as much as a level of priority."""

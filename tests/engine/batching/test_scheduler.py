@@ -350,6 +350,19 @@ def test_of_jobs_done_one_after_the_other_one_with_little_left_goes_before_long_
     assert shop.finished == [short, long, late]
 
 
+def test_a_higher_priority_goes_first_where_jobs_are_done_one_after_the_other_and_a_lower_one_is_not_forgotten():
+    shop = taught(100.0, aging=20)
+    low = shop.submit(draft_steps=30, steps=30, retries=0)
+    for _ in range(40):
+        shop.step()
+    high = shop.submit(draft_steps=50, steps=50, retries=0, priority=1)
+    before = len(shop.served[low.id])
+    while high.state not in TERMINAL:
+        shop.step()
+    assert low.state not in TERMINAL
+    assert 2 <= len(shop.served[low.id]) - before <= 10, "a step in twenty, and what it had while the other was encoded"
+
+
 def test_shapes_take_turns_where_jobs_are_done_one_after_the_other():
     shop = taught(100.0)
     for _ in range(3):
