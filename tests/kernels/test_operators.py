@@ -127,6 +127,14 @@ def test_switched_off_is_plain_attention(dtype):
     assert_close(masked_attention(**inputs), plain, TOLERANCES[dtype])
 
 
+def test_switched_off_a_bias_of_tokens_still_counts():
+    inputs = attention_inputs(2, 2, (4, 6), 30, 16)
+    inputs["scalars"] = neutral_scalars(2)
+    assert bool(inputs["tokens"][:, TokenRow.PAD].any())
+    expected, *_ = masked_attention_reference(**inputs)
+    assert_close(masked_attention(**inputs), expected, TOLERANCES[torch.float32])
+
+
 def test_neutral_tokens_change_nothing_at_any_strength():
     inputs = attention_inputs(2, 2, (4, 4), 30, 16, active=False)
     plain = masked_attention(**inputs)

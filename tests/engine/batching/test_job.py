@@ -38,8 +38,9 @@ def test_deadline_counts_from_arrival():
 def test_fork_shares_the_draft_and_starts_at_its_own_final():
     job = make_job(num_images=3)
     job.state = State.SEGMENTED
-    job.shared = object()
+    job.shared, job.together = object(), True
     fork = job.fork(9, 2)
+    assert fork.together
     assert (fork.id, fork.index, fork.request_id, fork.state) == (9, 2, 0, State.SEGMENTED)
     assert fork.shared is job.shared
     assert fork.slot is None
